@@ -1,0 +1,211 @@
+"""The point of a mixed space that maximises an acquisition.
+
+    screen    many quasi-random points, and some around the best observations, in one batch without gradients
+    ascend    L-BFGS-B on the real columns, all restarts in one batch
+    move      integer steps and changes of choice, by the acquisition's own values; back to `ascend`
+
+Integer and categorical columns always hold coordinates that stand for values, so nothing is rounded behind
+the acquisition's back. A small finite space is enumerated instead. Nothing done or running is proposed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from botorch.optim.batched_lbfgs_b import fmin_l_bfgs_b_batched
+from numpy.typing import NDArray
+from torch import Tensor
+
+from llamatune_torch.errors import SpaceExhaustedError
+from llamatune_torch.space import SearchSpace
+
+Score = Callable[[Tensor], Tensor]  # b x 1 x d -> b
+
+# Points closer than this in every column of the unit cube count as the same: the runs would not differ.
+MIN_DISTANCE = 1e-4
+MAX_ENUMERATED = 4096
+MAX_ROUNDS = 5  # of ascend and move
+MAX_ASCENT = 100  # iterations of L-BFGS-B
+MAX_STEPS = 20  # of move in one round
+CHUNK = 2048  # points evaluated at once, to bound the memory
+
+
+def maximize(
+    acquisition: Score,
+    space: SearchSpace,
+    incumbents: Tensor,
+    avoid: Tensor,
+    num_restarts: int,
+    num_screened: int,
+    seed: int,
+) -> Tensor:
+    """The best new point for ``acquisition``; shape ``d``.
+
+    Args:
+        acquisition: larger is better; from ``b x 1 x d`` to ``b``, differentiable in the real columns.
+        space: says which columns are real, ordered or mere labels.
+        incumbents: the best observed points, ``k x d``; the search also starts around them.
+        avoid: points done or running, ``m x d``; gives device and dtype.
+        num_restarts: starting points of the ascent.
+        num_screened: quasi-random points to choose them from.
+        seed: of everything random in here.
+
+    Raises:
+        SpaceExhaustedError: no point of a finite space is left.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    if space.size is not None and space.size <= MAX_ENUMERATED:
+        candidates = space.grid().to(avoid)
+    else:
+        X = torch.cat(
+            [
+                sobol(space, num_screened, seed),
+                around(space, incumbents.cpu(), num_screened // 4, generator),
+            ]
+        ).to(avoid)
+        X = X[is_new(X, avoid)]
+        values = evaluate(acquisition, X)
+        starts = X[choose_starts(values, num_restarts, generator)]
+        candidates = torch.cat([climb(acquisition, space, starts), X])
+    candidates = candidates[is_new(candidates, avoid)]
+    if len(candidates) == 0:
+        raise SpaceExhaustedError(
+            f"all {space.size} points of the space are done or running; nothing new can be suggested"
+        )
+    return candidates[evaluate(acquisition, candidates).argmax()]
+
+
+def sobol(space: SearchSpace, n: int, seed: int, start: int = 0) -> Tensor:
+    """Points ``start .. start + n - 1`` of a scrambled Sobol sequence, snapped to the space; ``n x d``."""
+    engine = torch.quasirandom.SobolEngine(space.dim, scramble=True, seed=seed)
+    if start:
+        engine.fast_forward(start)
+    return space.snap(engine.draw(n, dtype=torch.float64))
+
+
+def around(space: SearchSpace, centres: Tensor, n: int, generator: torch.Generator) -> Tensor:
+    """About ``n`` points near the ``k`` centres: normal steps of many sizes in some columns; snapped, ``n x d``."""
+    if len(centres) == 0 or n < len(centres):
+        return centres[:0]
+    X = centres.repeat_interleave(n // len(centres), dim=0)
+    scale = 10 ** -(3 * torch.rand(len(X), 1, generator=generator, dtype=X.dtype))
+    steps = scale * torch.randn(X.shape, generator=generator, dtype=X.dtype)
+    changed = torch.rand(X.shape, generator=generator) < 0.5
+    moved = (X + steps * changed).clamp(0.0, 1.0)
+    for j in space.categorical_columns:
+        anew = torch.rand(len(X), generator=generator, dtype=X.dtype)
+        resampled = torch.rand(len(X), generator=generator) < 0.2
+        moved[:, j] = torch.where(resampled, anew, X[:, j])
+    return space.snap(moved)
+
+
+def is_new(X: Tensor, avoid: Tensor) -> Tensor:
+    """Which rows of ``X`` are further than MIN_DISTANCE from all of ``avoid``; boolean, shape ``n``."""
+    if len(avoid) == 0:
+        return torch.ones(len(X), dtype=torch.bool, device=X.device)
+    return torch.cdist(X, avoid, p=torch.inf).amin(dim=-1) > MIN_DISTANCE
+
+
+def evaluate(acquisition: Score, X: Tensor) -> Tensor:
+    """The acquisition at each row of ``X`` (``n x d``), without gradients; nan counts as worthless."""
+    with torch.no_grad():
+        values = torch.cat([acquisition(chunk.unsqueeze(-2)) for chunk in X.split(CHUNK)])
+    return values.nan_to_num(nan=-torch.inf)
+
+
+def choose_starts(values: Tensor, k: int, generator: torch.Generator) -> Tensor:
+    """Indices of ``k`` starting points: half the best, half drawn with probability growing with the value."""
+    k = min(k, len(values))
+    best = values.topk((k + 1) // 2).indices
+    finite = values[values.isfinite()]
+    spread = finite.std() if len(finite) > 1 else torch.zeros(())
+    scaled = (values - values.max()) / spread if spread > 0 else torch.zeros_like(values)
+    weights = scaled.nan_to_num(nan=0.0).exp().clamp_min(1e-12)
+    weights[best] = 0.0
+    if k == len(best):
+        return best
+    drawn = torch.multinomial(weights.cpu(), k - len(best), generator=generator)
+    return torch.cat([best, drawn.to(best)])
+
+
+def climb(acquisition: Score, space: SearchSpace, X: Tensor) -> Tensor:
+    """Local maxima reached from the rows of ``X`` (``b x d``), real and discrete columns in turn; ``b x d``."""
+    discrete = [j for j, parameter in enumerate(space) if parameter.size is not None]
+    for _ in range(MAX_ROUNDS):
+        if space.real_columns:
+            X = ascend(acquisition, X, discrete)
+        if not discrete:
+            return X
+        X, moved = move(acquisition, space, X)
+        if not moved:
+            return X
+    return X
+
+
+def ascend(acquisition: Score, X: Tensor, fixed: list[int]) -> Tensor:
+    """L-BFGS-B from each row of ``X`` within the unit cube, the ``fixed`` columns held; ``b x d``.
+
+    ``b`` independent problems with one batched evaluation a step (BoTorch's port of scipy's solver). A line
+    search that ends early at machine precision is no failure: what it reached is kept.
+    """
+    free = [j for j in range(X.shape[-1]) if j not in fixed]
+
+    def negated(x: NDArray[np.float64], batch_indices: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        points = X[batch_indices]
+        points[:, free] = torch.from_numpy(x).to(X)
+        points.requires_grad_(True)
+        values = -acquisition(points.unsqueeze(-2))
+        (gradient,) = torch.autograd.grad(values.sum(), points)
+        return values.detach().cpu().numpy(), gradient[:, free].nan_to_num().cpu().numpy()
+
+    reached, _, _ = fmin_l_bfgs_b_batched(
+        negated,
+        X[:, free].cpu().numpy(),
+        bounds=[(0.0, 1.0)] * len(free),
+        maxiter=MAX_ASCENT,
+        pass_batch_indices=True,
+    )
+    climbed = X.clone()
+    climbed[:, free] = torch.from_numpy(reached).to(X)
+    return climbed
+
+
+def move(acquisition: Score, space: SearchSpace, X: Tensor) -> tuple[Tensor, bool]:
+    """Steepest ascent over neighbours that differ in one discrete column; the points, and whether any moved."""
+    values = evaluate(acquisition, X)
+    moved = False
+    for _ in range(MAX_STEPS):
+        options = neighbours(space, X)  # b x m x d
+        b, m, d = options.shape
+        best = evaluate(acquisition, options.reshape(b * m, d)).reshape(b, m).max(dim=-1)
+        better = best.values > values
+        if not better.any():
+            break
+        chosen = options[torch.arange(b, device=X.device), best.indices]
+        X = torch.where(better.unsqueeze(-1), chosen, X)
+        values = torch.where(better, best.values, values)
+        moved = True
+    return X, moved
+
+
+def neighbours(space: SearchSpace, X: Tensor) -> Tensor:
+    """For each row of ``X``, the points that differ in one discrete column; ``b x m x d``.
+
+    Every other choice of an unordered column, steps of 1, 2, 4, ... values either way in an ordered one.
+    """
+    variants: list[Tensor] = []
+    for j, parameter in enumerate(space):
+        if parameter.size is None:
+            continue
+        if parameter.ordered:
+            steps = 2 ** torch.arange(max(parameter.size - 1, 1).bit_length())
+            index = parameter.index_of(X[:, j].cpu()).unsqueeze(-1) + torch.cat([-steps, steps])
+            index = index.clamp(0, parameter.size - 1)
+        else:
+            index = torch.arange(parameter.size).expand(len(X), -1)
+        changed = X.unsqueeze(-2).repeat(1, index.shape[-1], 1)
+        changed[..., j] = parameter.coordinate(index).to(X)
+        variants.append(changed)
+    return torch.cat(variants, dim=-2)

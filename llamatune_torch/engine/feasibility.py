@@ -1,0 +1,41 @@
+"""Will these parameters work at all? A failure teaches where not to go.
+
+Failed trials (out of memory, nan, an exception) have no value, so the surrogate cannot learn from them. A
+second GP does: it is fitted to labels, +1 for a trial that completed and -1 for one that failed, and the
+probability of success at ``x`` is that of a positive latent value,
+
+    P(works | x) = Phi(mu(x) / sqrt(var(x) + noise)).
+
+Least-squares classification is cruder than a Bernoulli likelihood, but exact, quick, and smooth where the
+acquisition needs a gradient (Rasmussen & Williams, 2006, section 6.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from botorch.models import SingleTaskGP
+from torch import Tensor
+
+from llamatune_torch.engine.surrogate import fit_gp
+
+
+class Feasibility:
+    """The probability that parameters work, from labelled points.
+
+    Args:
+        X: shape ``n x d``, in the unit cube.
+        works: shape ``n``, boolean; both kinds must occur.
+        categorical: columns whose coordinates are mere labels.
+    """
+
+    def __init__(self, X: Tensor, works: Tensor, categorical: Sequence[int] = ()) -> None:
+        labels = torch.where(works, 1.0, -1.0).to(X)
+        self.gp: SingleTaskGP = fit_gp(X, labels, categorical)
+
+    def log_probability(self, X: Tensor) -> Tensor:
+        """``log P(works | x)`` of each row; ``X`` has shape ``b x d``, the result ``b``."""
+        posterior = self.gp.posterior(X.unsqueeze(-2), observation_noise=True)
+        mean, variance = posterior.mean.reshape(-1), posterior.variance.reshape(-1)
+        return torch.special.log_ndtr(mean / variance.sqrt())

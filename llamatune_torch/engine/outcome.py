@@ -1,0 +1,97 @@
+"""Robust outcomes: what a diverged run does to a GP, and the cure.
+
+A GP sees outcomes through their spread. One run that diverged (a loss of 1e4, an accuracy at chance) makes
+the differences among the good runs vanish in it, and those are what the search is about. The cure, after
+the Vizier Gaussian process bandit (Song et al., 2024, arXiv:2408.11527, appendix B):
+
+1. *half-rank*: an outcome below the median keeps its rank and loses its size: it becomes the normal quantile
+   of that rank, on the scale of the better half;
+2. *log warp*: differences near the best are stretched, those far below it are squeezed.
+
+Both are increasing, so they never change which of two runs is better. Everything here is maximised.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# The log warp stretches differences at the best by this factor, relative to those at the worst.
+LOG_WARP_OFFSET = 1.5
+
+
+def robust(Y: Tensor) -> Tensor:
+    """Outcomes fit for a GP: half-ranked, log-warped, standardised.
+
+    Args:
+        Y: shape ``n``, larger is better; ``-inf`` is allowed, nan and ``+inf`` are not.
+
+    Returns:
+        Shape ``n``, finite, zero mean and unit variance (all zeros where all outcomes are equal).
+    """
+    return standardize(log_warp(half_rank(Y)))
+
+
+def half_rank(Y: Tensor) -> Tensor:
+    """The better half as it is, the worse half by ranks.
+
+    With ``u`` distinct values below the median ``m``, the one of rank ``r = 1 .. u`` becomes
+    ``m + s * Phi^-1((r - 1/2) / (2 u))``, or ``2 u + 1`` in the denominator where the median is itself a
+    value; ``s`` is the root mean square distance of the better half from the median.
+
+    Args:
+        Y: shape ``n``; ``-inf`` ranks last.
+
+    Returns:
+        Shape ``n``, finite.
+    """
+    finite = torch.isfinite(Y)
+    if not finite.any():
+        return torch.zeros_like(Y)
+    floored = torch.where(finite, Y, Y[finite].min())
+    median = torch.quantile(floored, 0.5)
+    below = Y < median
+    if not below.any():
+        return floored
+    spread = _root_mean_square(floored[~below] - median)
+    if spread == 0:
+        spread = _root_mean_square(floored - median)
+    if spread == 0:
+        spread = torch.ones_like(median)
+    values, rank = torch.unique(Y[below], return_inverse=True)
+    cells = 2 * len(values) + (1 if (Y == median).any() else 0)
+    quantile = torch.special.ndtri((rank.to(Y) + 0.5) / cells)
+    ranked = floored.clone()
+    ranked[below] = median + spread * quantile
+    return ranked
+
+
+def log_warp(Y: Tensor) -> Tensor:
+    """``1/2 - log(1 + (c - 1) z) / log(c)`` with ``z = (max - y) / (max - min)`` and ``c = LOG_WARP_OFFSET``.
+
+    Args:
+        Y: shape ``n``, finite.
+
+    Returns:
+        Shape ``n``, in [-1/2, 1/2]: the best becomes 1/2, the worst -1/2 (all 1/2 where all are equal).
+    """
+    width = Y.max() - Y.min()
+    if width == 0:
+        return torch.full_like(Y, 0.5)
+    distance = (Y.max() - Y) / width
+    return 0.5 - torch.log1p(distance * (LOG_WARP_OFFSET - 1)) / math.log(LOG_WARP_OFFSET)
+
+
+def standardize(Y: Tensor) -> Tensor:
+    """Zero mean and unit variance; all zeros where the spread is no more than rounding."""
+    centred = Y - Y.mean()
+    spread = _root_mean_square(centred)
+    if spread <= 1e-12 * Y.abs().max().clamp_min(1.0):
+        return torch.zeros_like(Y)
+    return centred / spread
+
+
+def _root_mean_square(Y: Tensor) -> Tensor:
+    return Y.square().mean().sqrt()

@@ -1,0 +1,87 @@
+"""Everything that can go wrong, on one page.
+
+::
+
+    LlamaTuneError
+    ├── SpaceError             (ValueError)   a search space that cannot be: reversed bounds, no choices
+    ├── ParamsError            (ValueError)   parameters that are not in the space: unknown, missing, outside
+    ├── SettingsError          (ValueError)   a knob out of its range
+    ├── OutcomeError           (TypeError)    a score that is not a number
+    ├── TrialStateError        (ValueError)   a trial told twice, or one this study never asked for
+    ├── SpaceExhaustedError                   every point of a finite space is done or running
+    ├── NoCompletedTrialError                 asked for the best of nothing
+    └── TrainerError                          what a Trainer factory returned cannot be tuned
+        └── MetricError        (KeyError)     the metric is not among those the Trainer reports
+
+    LlamaTuneWarning (UserWarning)
+    ├── SurrogateWarning                      a fit fell back to something simpler
+    ├── IgnoredParameterWarning               the factory never reads a parameter it is given
+    ├── CheckpointWarning                     the best model could not be kept, or is not the one that counts
+    └── CallbackWarning                       a user's callback raised; the study went on
+
+A mistake of the caller is raised before any training starts and leaves the study as it was. A failure of
+a *trial* is no exception at all: it is recorded in the study as ``TrialState.FAILED``.
+"""
+
+
+class LlamaTuneError(Exception):
+    """Root of every error that this package raises on purpose."""
+
+
+class SpaceError(LlamaTuneError, ValueError):
+    """The definition of a parameter or of a search space breaks a rule."""
+
+
+class ParamsError(LlamaTuneError, ValueError):
+    """A set of parameters does not belong to the search space."""
+
+
+class SettingsError(LlamaTuneError, ValueError):
+    """A setting is unknown or out of its range."""
+
+
+class OutcomeError(LlamaTuneError, TypeError):
+    """What an evaluation returned is not an outcome."""
+
+
+class TrialStateError(LlamaTuneError, ValueError):
+    """The trial is unknown to this study, or already finished."""
+
+
+class SpaceExhaustedError(LlamaTuneError):
+    """A finite space has no point left that is neither done nor running."""
+
+
+class NoCompletedTrialError(LlamaTuneError):
+    """There is no best trial, because no trial has completed."""
+
+
+class TrainerError(LlamaTuneError):
+    """The object that ``trainer_factory`` returned cannot be tuned."""
+
+
+class MetricError(TrainerError, KeyError):
+    """The metric to optimize is not among those that the Trainer reports."""
+
+    def __str__(self) -> str:  # KeyError would show the message quoted and escaped
+        return str(self.args[0])
+
+
+class LlamaTuneWarning(UserWarning):
+    """Root of every warning of this package, so that one filter catches them all."""
+
+
+class SurrogateWarning(LlamaTuneWarning):
+    """The surrogate's fit failed and something simpler took its place."""
+
+
+class IgnoredParameterWarning(LlamaTuneWarning):
+    """A parameter of the space has no effect, because the factory never reads it."""
+
+
+class CheckpointWarning(LlamaTuneWarning):
+    """The model on disk is not what the user asked to keep."""
+
+
+class CallbackWarning(LlamaTuneWarning):
+    """A callback of the user's raised an exception."""

@@ -1,0 +1,85 @@
+"""The knobs of the engine, in one frozen record."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+
+from llamatune_torch.errors import SettingsError
+
+AcquisitionName = Literal["logei", "ei", "logpi", "pi", "ucb", "qlogei", "qlognei"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``suggest`` may be told besides the study.
+
+    Args:
+        acquisition: "logei" (expected improvement in log space, the default), "ei", "logpi", "pi", "ucb", or
+            the Monte Carlo ones "qlogei" and "qlognei". An analytic one turns into its q-batch sibling as
+            soon as several points are asked for or other trials are running.
+        xi: how much a point must improve on the best, in standard deviations of the transformed outcomes (EI, PI).
+        kappa: how many posterior standard deviations UCB adds to the mean.
+        n_initial: trials before the surrogate takes over; ``None`` for the number of parameters plus one,
+            between 4 and 10.
+        seed: everything random follows from it.
+        device: "auto" (CUDA where there is a GPU), or any torch device string, such as "cpu" or "cuda:1".
+        num_restarts: starting points of the gradient ascent on the acquisition.
+        num_screened: quasi-random points among which those starting points are chosen.
+        mc_samples: posterior samples of the Monte Carlo acquisitions.
+
+    Raises:
+        SettingsError: a value out of its range.
+    """
+
+    acquisition: AcquisitionName = "logei"
+    xi: float = 0.0
+    kappa: float = 2.576
+    n_initial: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    num_restarts: int = 8
+    num_screened: int = 1024
+    mc_samples: int = 128
+
+    def __post_init__(self) -> None:
+        names = get_args(AcquisitionName)
+        if self.acquisition not in names:
+            raise SettingsError(f"acquisition must be one of {list(names)}, but got {self.acquisition!r}")
+        for name, low in (("xi", 0.0), ("kappa", 0.0)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= low):
+                raise SettingsError(f"{name} must be a finite number >= {low}, but got {value!r}")
+        for name, low in (
+            ("n_initial", 0), ("seed", 0), ("num_restarts", 1), ("num_screened", 1), ("mc_samples", 1)
+        ):  # fmt: skip
+            value = getattr(self, name)
+            if name == "n_initial" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < low:
+                raise SettingsError(f"{name} must be an integer >= {low}, but got {value!r}")
+        self.torch_device()
+
+    def torch_device(self) -> torch.device:
+        """The device the engine computes on.
+
+        Raises:
+            SettingsError: torch does not know it, or it asks for a GPU that is not there.
+        """
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            device = torch.device(self.device)
+        except (RuntimeError, TypeError) as error:
+            raise SettingsError(f"device must be 'auto' or a torch device, but got {self.device!r}") from error
+        count = torch.cuda.device_count()
+        if device.type == "cuda" and (device.index or 0) >= count:
+            raise SettingsError(f"device {self.device!r} is not there: torch sees {count} CUDA devices")
+        return device
+
+    def num_initial(self, dim: int) -> int:
+        """How many trials of a space with ``dim`` parameters come before the surrogate."""
+        return min(max(dim + 1, 4), 10) if self.n_initial is None else self.n_initial
