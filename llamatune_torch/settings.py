@@ -21,7 +21,7 @@ class Settings:
         acquisition: "logei" (expected improvement in log space, the default), "ei", "logpi", "pi", "ucb", or
             the Monte Carlo ones "qlogei" and "qlognei". An analytic one turns into its q-batch sibling as
             soon as several points are asked for or other trials are running.
-        xi: how much a point must improve on the best, in standard deviations of the transformed outcomes (EI, PI).
+        xi: how much a point must improve on the best, in standard deviations of the outcomes (EI, PI).
         kappa: how many posterior standard deviations UCB adds to the mean.
         n_initial: trials before the surrogate takes over; ``None`` for the number of parameters plus one,
             between 4 and 10.

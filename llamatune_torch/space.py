@@ -79,9 +79,9 @@ class Parameter(ABC):
 class Real(Parameter):
     """A real number in ``[low, high]``, both ends included.
 
-    ``prior="log-uniform"`` spreads the search evenly over orders of magnitude (learning rates). Values are kept
-    to 12 significant digits (of the width, for a uniform prior), so that they survive the way to the unit
-    cube and back.
+    ``prior="log-uniform"`` spreads the search evenly over orders of magnitude (learning rates). Values are
+    kept to 12 significant digits (of the width, for a uniform prior), so that they survive the way to the
+    unit cube and back.
 
     Raises:
         SpaceError: ``low < high`` does not hold, a bound is not finite, or a log prior meets ``low <= 0``.
@@ -101,8 +101,7 @@ class Real(Parameter):
                 raise SpaceError(f"bounds must be finite numbers, but got {self!r}")
         if not self.low < self.high:
             raise SpaceError(
-                f"low < high must hold, but got {self!r}; "
-                f"a constant is written Categorical([{self.low!r}])"
+                f"low < high must hold, but got {self!r}; a constant is written Categorical([{self.low!r}])"
             )
         if not math.isfinite(float(self.high) - float(self.low)):
             raise SpaceError(f"high - low must be finite, but got {self!r}")
@@ -122,7 +121,8 @@ class Real(Parameter):
     def encode(self, values: Sequence[float]) -> Tensor:
         low, high = self._ends()
         scaled = self._scale(torch.tensor(values, dtype=torch.float64))
-        return ((scaled - low) / (high - low)).clamp(0.0, 1.0)
+        coordinates: Tensor = (scaled - low) / (high - low)
+        return coordinates.clamp(0.0, 1.0)
 
     def decode(self, U: Tensor) -> list[float]:
         low, high = self._ends()
@@ -179,8 +179,7 @@ class Integer(Parameter):
                 raise SpaceError(f"bounds must not exceed {MAX_INTEGER} in size, but got {self!r}")
         if not self.low < self.high:
             raise SpaceError(
-                f"low < high must hold, but got {self!r}; "
-                f"a constant is written Categorical([{self.low!r}])"
+                f"low < high must hold, but got {self!r}; a constant is written Categorical([{self.low!r}])"
             )
         _check_prior(self, self.prior, self.low >= 1, "low >= 1")
 
@@ -260,9 +259,7 @@ class Categorical(Parameter):
         try:
             return self.choices[self._numbers()[_typed(value)]]
         except (KeyError, TypeError):  # TypeError: a list or another unhashable value
-            raise ParamsError(
-                f"must be one of {list(self.choices)!r}, but got {_show(value)}"
-            ) from None
+            raise ParamsError(f"must be one of {list(self.choices)!r}, but got {_show(value)}") from None
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         numbers = self._numbers()
@@ -370,10 +367,7 @@ class SearchSpace:
 
     def encode_all(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
         """The points of many canonical parameter sets (as in a study's trials); shape ``n x d``, float64."""
-        columns = [
-            parameter.encode([row[name] for row in rows])
-            for name, parameter in self.parameters.items()
-        ]
+        columns = [parameter.encode([row[name] for row in rows]) for name, parameter in self.parameters.items()]
         return torch.stack(columns, dim=-1)
 
     def decode(self, x: Tensor) -> Params:
@@ -388,9 +382,7 @@ class SearchSpace:
 
     def snap(self, X: Tensor) -> Tensor:
         """The nearest points that stand for parameters: whole integers, one choice; shape ``... x d``."""
-        return torch.stack(
-            [parameter.snap(X[..., j]) for j, parameter in enumerate(self)], dim=-1
-        )
+        return torch.stack([parameter.snap(X[..., j]) for j, parameter in enumerate(self)], dim=-1)
 
     def grid(self) -> Tensor:
         """All points of a finite space, in order; shape ``size x d``, float64."""
@@ -409,10 +401,7 @@ class SearchSpace:
         return self.parameters[name]
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, SearchSpace)
-            and list(self.parameters.items()) == list(other.parameters.items())
-        )
+        return isinstance(other, SearchSpace) and list(self.parameters.items()) == list(other.parameters.items())
 
     def __hash__(self) -> int:
         return hash(tuple(self.parameters.items()))

@@ -146,9 +146,7 @@ class Study:
         if trial.number == len(self.trials):
             return replace(self, trials=(*self.trials, trial))
         if not 0 <= trial.number < len(self.trials):
-            raise TrialStateError(
-                f"trial {trial.number} is unknown; this study has {len(self.trials)} trials"
-            )
+            raise TrialStateError(f"trial {trial.number} is unknown; this study has {len(self.trials)} trials")
         old = self.trials[trial.number]
         if old.state is not TrialState.RUNNING:
             raise TrialStateError(f"trial {trial.number} has finished ({old.state}) and cannot change")

@@ -20,8 +20,6 @@ vanish. "ei" and "pi" are the exponentials of "logei" and "logpi": the same maxi
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from botorch.acquisition import (
     AcquisitionFunction,
@@ -131,8 +129,7 @@ class qLogProbabilityOfImprovement(SampleReducingMCAcquisitionFunction):  # noqa
             model,
             sampler=sampler,
             X_pending=X_pending,
-            sample_reduction=functools.partial(logmeanexp, dim=0),
-            q_reduction=torch.amax,
+            sample_reduction=logmeanexp,  # type: ignore[arg-type]  # takes `dim` by name, as asked
         )
         self.best_f = best_f
         self.tau = tau

@@ -38,4 +38,5 @@ class Feasibility:
         """``log P(works | x)`` of each row; ``X`` has shape ``b x d``, the result ``b``."""
         posterior = self.gp.posterior(X.unsqueeze(-2), observation_noise=True)
         mean, variance = posterior.mean.reshape(-1), posterior.variance.reshape(-1)
-        return torch.special.log_ndtr(mean / variance.sqrt())
+        log_probability: Tensor = torch.special.log_ndtr(mean / variance.sqrt())
+        return log_probability

@@ -52,7 +52,7 @@ def half_rank(Y: Tensor) -> Tensor:
         return torch.zeros_like(Y)
     floored = torch.where(finite, Y, Y[finite].min())
     median = torch.quantile(floored, 0.5)
-    below = Y < median
+    below = median > Y
     if not below.any():
         return floored
     spread = _root_mean_square(floored[~below] - median)
@@ -61,7 +61,7 @@ def half_rank(Y: Tensor) -> Tensor:
     if spread == 0:
         spread = torch.ones_like(median)
     values, rank = torch.unique(Y[below], return_inverse=True)
-    cells = 2 * len(values) + (1 if (Y == median).any() else 0)
+    cells = 2 * len(values) + (1 if (median == Y).any() else 0)
     quantile = torch.special.ndtri((rank.to(Y) + 0.5) / cells)
     ranked = floored.clone()
     ranked[below] = median + spread * quantile

@@ -21,16 +21,14 @@ import math
 import warnings
 from collections.abc import Sequence
 
-import torch
-from botorch.exceptions.warnings import OptimizationWarning
 from botorch.models import SingleTaskGP
 from botorch.models.kernels import CategoricalKernel
 from botorch.models.utils.gpytorch_modules import (
     get_covar_module_with_dim_scaled_prior,
     get_gaussian_likelihood_with_lognormal_prior,
 )
-from botorch.optim.core import OptimizationStatus, scipy_minimize
 from botorch.optim.closures import get_loss_closure_with_grads
+from botorch.optim.core import OptimizationStatus, scipy_minimize
 from botorch.optim.utils import get_parameters_and_bounds
 from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import Kernel
@@ -101,9 +99,7 @@ def make_kernel(dim: int, categorical: Sequence[int] = ()) -> Kernel:
     factors: list[Kernel] = []
     if numeric:
         factors.append(
-            get_covar_module_with_dim_scaled_prior(
-                ard_num_dims=len(numeric), use_rbf_kernel=False, active_dims=numeric
-            )
+            get_covar_module_with_dim_scaled_prior(ard_num_dims=len(numeric), use_rbf_kernel=False, active_dims=numeric)
         )
     if categorical:
         # The kernel takes the mean over its columns, which already scales with their number.
@@ -142,4 +138,4 @@ def _maximize_posterior(gp: SingleTaskGP) -> bool:
 
 def _move_to_prior_medians(gp: SingleTaskGP) -> None:
     for _, module, prior, _, set_value in gp.named_priors():
-        set_value(module, torch.as_tensor(prior.loc.exp()))
+        set_value(module, prior.loc.exp())  # type: ignore[operator]  # gpytorch's modules are untyped

@@ -25,9 +25,7 @@ def live_display(total: int, done: int, progress: bool) -> Iterator[tqdm[Any]]:
     with ExitStack() as stack:
         if not logger.hasHandlers():
             stack.enter_context(_lines_on_stderr())
-        bar = stack.enter_context(
-            tqdm(total=total, initial=done, unit="trial", disable=None if progress else True)
-        )
+        bar = stack.enter_context(tqdm(total=total, initial=done, unit="trial", disable=None if progress else True))
         if not bar.disable:
             stack.enter_context(logging_redirect_tqdm([logging.root, logger]))
         yield bar

@@ -82,6 +82,4 @@ def as_number(value: Any) -> float:
         value = item()
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    raise OutcomeError(
-        f"an evaluation must return a number or an Outcome, but got {value!r} ({type(value).__name__})"
-    )
+    raise OutcomeError(f"an evaluation must return a number or an Outcome, but got {value!r} ({type(value).__name__})")

@@ -178,9 +178,7 @@ class LlamaTune:
         """
         with self._lock:
             running = self._own(trial)
-            lost = replace(
-                running, state=TrialState.LOST, reason=reason, error=reason, finished=time.time()
-            )
+            lost = replace(running, state=TrialState.LOST, reason=reason, error=reason, finished=time.time())
             self.study = self.study.with_trial(lost)
         return lost
 
@@ -199,8 +197,8 @@ class LlamaTune:
     def optimize(self) -> tuple[Params, float]:
         """Evaluates ``model_eval_fn`` until the budget is used up; the best parameters and their score.
 
-        An exception in ``model_eval_fn`` is a FAILED trial. Ctrl-C ends the search and returns the best so far;
-        everything learnt is in ``study`` either way.
+        An exception in ``model_eval_fn`` is a FAILED trial. Ctrl-C ends the search and returns the
+        best so far; everything learnt is in ``study`` either way.
 
         Raises:
             NoCompletedTrialError: every trial failed; the message says why.
@@ -215,7 +213,7 @@ class LlamaTune:
         return self.study.best_params, self.study.best_value
 
     def run(self, evaluate: Evaluate) -> Study:
-        """The loop behind :meth:`optimize`, for evaluations that want the whole ``Trial``; returns the study."""
+        """The loop behind :meth:`optimize`, for evaluations that want the whole ``Trial``."""
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
         self._stop = self.interrupted = False
         with live_display(self.max_evals, self._num_counted(), self.progress) as bar:
@@ -239,6 +237,17 @@ class LlamaTune:
                 log_trial(self.study, finished)
                 self._call_back(finished)
         return self.study
+
+    def settle_metric(self, metric: str, direction: Direction) -> None:
+        """Names the score and its direction, for evaluations that learn both from their first trial.
+
+        Raises:
+            TrialStateError: a trial has completed already, so its value has been read the other way.
+        """
+        with self._lock:
+            if self.study.completed and direction != self.study.direction:
+                raise TrialStateError(f"the direction cannot become {direction!r} after a trial has completed")
+            self.study = replace(self.study, metric=metric, direction=direction)
 
     def stop(self) -> None:
         """Lets :meth:`optimize` start no further trial; for callbacks."""
