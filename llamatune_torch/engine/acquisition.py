@@ -129,7 +129,7 @@ class qLogProbabilityOfImprovement(SampleReducingMCAcquisitionFunction):  # noqa
             model,
             sampler=sampler,
             X_pending=X_pending,
-            sample_reduction=logmeanexp,  # type: ignore[arg-type]  # takes `dim` by name, as asked
+            sample_reduction=logmeanexp,
         )
         self.best_f = best_f
         self.tau = tau

@@ -137,5 +137,5 @@ def _maximize_posterior(gp: SingleTaskGP) -> bool:
 
 
 def _move_to_prior_medians(gp: SingleTaskGP) -> None:
-    for _, module, prior, _, set_value in gp.named_priors():
-        set_value(module, prior.loc.exp())  # type: ignore[operator]  # gpytorch's modules are untyped
+    for _, module, prior, _, set_value in gp.named_priors():  # type: ignore[operator]  # gpytorch is untyped
+        set_value(module, prior.loc.exp())

@@ -44,7 +44,7 @@ def tiny_model(**config: Any) -> GPT2ForSequenceClassification:
             bos_token_id=0,
             eos_token_id=0,
             **config,
-        )  # fmt: skip
+        )
     )
 
 
@@ -67,7 +67,7 @@ def tiny_trainer(params: Mapping[str, Any], folder: Path, **changes: Any) -> Tra
         "use_cpu": True,
         **changes,
     }
-    trainer = Trainer(
+    return Trainer(
         **{
             "model": tiny_model(),
             "args": TrainingArguments(**arguments),
@@ -77,4 +77,3 @@ def tiny_trainer(params: Mapping[str, Any], folder: Path, **changes: Any) -> Tra
             **of_trainer,
         }
     )
-    return trainer
