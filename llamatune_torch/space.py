@@ -97,7 +97,7 @@ class Real(Parameter):
 
     def __post_init__(self) -> None:
         for bound in (self.low, self.high):
-            if not _is_number(bound) or not math.isfinite(bound):
+            if not _is_number(bound) or not _is_finite(bound):
                 raise SpaceError(f"bounds must be finite numbers, but got {self!r}")
         if not self.low < self.high:
             raise SpaceError(
@@ -142,13 +142,17 @@ class Real(Parameter):
     def _canonical(self, value: float) -> float:
         low, high = float(self.low), float(self.high)
         if low < value < high:
-            if self.prior == "log-uniform":
-                value = float(f"{value:.12g}")
-            else:
-                # A grid of 1e-12 of the width, but never finer than what doubles of this magnitude resolve.
-                width, magnitude = high - low, max(abs(low), abs(high))
-                value = round(value, min(12 - _exponent(width), 14 - _exponent(magnitude)))
+            rounded = self._rounded(value)
+            # So close to a bound that their coordinates may coincide: then it is the bound.
+            value = low if rounded == self._rounded(low) else high if rounded == self._rounded(high) else rounded
         return min(max(value, low), high)
+
+    def _rounded(self, value: float) -> float:
+        if self.prior == "log-uniform":
+            return float(f"{value:.12g}")
+        # A grid of 1e-12 of the width, but never finer than what doubles of this magnitude resolve.
+        width, magnitude = self.high - self.low, max(abs(self.low), abs(self.high))
+        return round(value, min(12 - _exponent(width), 14 - _exponent(magnitude)))
 
 
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class Integer(Parameter):
 
     def __post_init__(self) -> None:
         for bound in (self.low, self.high):
-            if not _is_number(bound) or bound != bound or math.isinf(bound) or bound != int(bound):
+            if not _is_integer(bound):
                 raise SpaceError(f"bounds must be integers, but got {self!r}")
             if abs(bound) > MAX_INTEGER:
                 raise SpaceError(f"bounds must not exceed {MAX_INTEGER} in size, but got {self!r}")
@@ -188,7 +192,7 @@ class Integer(Parameter):
         return int(self.high) - int(self.low) + 1
 
     def validate(self, value: Any) -> int:
-        if not _is_number(value) or value != value or math.isinf(value) or value != int(value):
+        if not _is_integer(value):
             raise ParamsError(f"must be an integer, but got {_show(value)}")
         if not self.low <= value <= self.high:
             raise ParamsError(f"must lie in [{self.low}, {self.high}], but got {value!r}")
@@ -447,6 +451,18 @@ def _plain(value: Any) -> Any:
 def _is_number(value: Any) -> bool:
     value = _plain(value)
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an int too large for a float
+        return False
+
+
+def _is_integer(value: Any) -> bool:
+    value = _plain(value)
+    return value.is_integer() if isinstance(value, float) else _is_number(value)
 
 
 def _typed(value: Any) -> Hashable:

@@ -6,12 +6,14 @@ and releases its memory, whatever happened.
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 import math
 import shutil
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +21,7 @@ try:
     import torch
     import transformers
     from accelerate.utils.memory import clear_device_cache
-    from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"tune() needs {error.name}: pip install 'llamatune-torch[hf]'", name=error.name
@@ -33,18 +35,23 @@ from llamatune_torch.errors import (
     TrainerError,
 )
 from llamatune_torch.integrations.metric import (
-    ALWAYS_REPORTED,
     Metric,
     MetricFunction,
-    numbers_among,
+    always_reported,
+    is_trainers_own,
     resolve_metric,
 )
+from llamatune_torch.integrations.readlog import ReadLog
+from llamatune_torch.integrations.recorder import Recorder, evaluation_prefixes, is_stock
 from llamatune_torch.runtime.evaluation import run_guarded
 from llamatune_torch.runtime.optimizer import LlamaTune
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Direction, Outcome, Study, Trial
 
 TrainerFactory = Callable[[Params], Trainer]
+
+#: The file beside a kept model that says which trial it is from.
+KEPT_RECORD = "trial.json"
 
 
 def tune(
@@ -69,10 +76,12 @@ def tune(
         space: ``{name: Real | Integer | Categorical}``.
         metric: the name of an evaluation metric, with or without "eval_"; "perplexity"; or a function of the
             metrics' dict. By default the Trainer's ``metric_for_best_model``, else ``eval_loss``.
-        direction: by default what the metric's name says: losses, errors and perplexities are minimised.
+        direction: "maximize" or "minimize". By default what the metric's name says: losses, errors and
+            perplexities are minimised, everything else is maximised, also the values of a function.
         max_evals: how many fine-tunes in total.
         keep: "best" leaves the best model and its tokenizer in ``output_dir/best``, ready for
-            ``from_pretrained``, with the trial's record in ``trial.json``.
+            ``from_pretrained``, with the trial's record in ``trial.json``; it replaces what an earlier search
+            kept there.
         output_dir: where checkpoints go instead of the Trainer's own ``output_dir``: to a folder for each
             trial, so that they do not mix, and deleted with the trial's end, so that the disk does not fill up.
         **search: all other arguments of :class:`LlamaTune`, such as ``initial_points``, ``seed``, ``timeout``.
@@ -84,8 +93,10 @@ def tune(
 
     Raises:
         SpaceError, ParamsError, SettingsError: before the factory is called.
-        TrainerError: the factory returned no ``Trainer``, a used one, or one that has nothing to evaluate on.
-        MetricError: the metric does not exist; the message lists those that do.
+        TrainerError: the factory returned no ``Trainer``, a used one, one that has nothing to evaluate on, or
+            one with ``auto_find_batch_size``.
+        MetricError: the metric does not exist, or is no number; the message lists those that do exist. Found
+            before the first training where no ``compute_metrics`` adds any, else at the first evaluation.
 
     Warns:
         IgnoredParameterWarning: the factory never reads one of the parameters.
@@ -93,13 +104,16 @@ def tune(
     """
     if not callable(trainer_factory):
         raise SettingsError(f"trainer_factory must be callable, but got {trainer_factory!r}")
-    if keep not in (None, "best"):
-        raise SettingsError(f"keep must be 'best' or None, but got {keep!r}")
     if not (metric is None or isinstance(metric, str) or callable(metric)):
         raise SettingsError(f"metric must be a name or a function of the metrics, but got {metric!r}")
+    _check_names(search)
+    _check_keep(keep, Path(output_dir))
     optimizer = LlamaTune(space, max_evals=max_evals, direction=direction or "maximize", **search)
     objective = FineTune(optimizer, trainer_factory, metric, direction, keep, Path(output_dir))
-    return optimizer.run(objective)
+    try:
+        return optimizer.run(objective)
+    finally:
+        clear_device_cache(garbage_collection=True)  # after Ctrl-C, what the last trial held
 
 
 class FineTune:
@@ -123,12 +137,18 @@ class FineTune:
         # Known as soon as there is a Trainer to ask for its own metric.
         self.metric: Metric | None = None
         self._warned: set[str] = set()
-        self._last_model: Callable[[], Any] = lambda: None
+        # The trainable weights of earlier trials; those that are still alive must not come back.
+        self._trained: list[weakref.ref[Any]] = []
 
     def __call__(self, trial: Trial) -> Outcome:
         try:
             outcome: Outcome = run_guarded(self._fine_tune, trial)
             return outcome
+        except MetricError as error:
+            if not self.optimizer.study.completed:
+                raise
+            # It has been there before, so it is this trial's trouble, and no reason to lose the others.
+            return Outcome.failure("no metric", str(error))
         finally:
             # By now no frame holds the trainer any more, so its memory can really go.
             clear_device_cache(garbage_collection=True)
@@ -139,16 +159,14 @@ class FineTune:
         trainer = self._fresh_trainer(trial)
         metric = self._metric_of(trainer)
         folder = self.output_dir / f"trial-{trial.number:04d}"
-        trainer.args.output_dir = str(folder)  # the rotation of checkpoints must not see other trials'
-        num_sets = len(trainer.eval_dataset) if isinstance(trainer.eval_dataset, dict) else 1
-        recorder = Recorder(metric, num_sets, lambda *point: self.optimizer.report(trial, *point))
+        # A copy, because the user may share the arguments between trainers. The rotation of checkpoints must
+        # not see other trials'.
+        trainer.args = copy.copy(trainer.args)
+        trainer.args.output_dir = str(folder)
+        recorder = Recorder(trainer, metric, lambda *point: self.optimizer.report(trial, *point))
         trainer.add_callback(recorder)
         try:
             trainer.train()
-            if recorder.failure is None and not recorder.covers(trainer):
-                trainer.evaluate()
-            if recorder.failure is not None:
-                return Outcome.failure("nan", recorder.failure)
             outcome = recorder.outcome(trainer)
             if self.keep == "best" and self._is_best(outcome.value):
                 self._keep(trainer, trial, outcome)
@@ -166,25 +184,40 @@ class FineTune:
         trainer = self.trainer_factory(params)
         if not isinstance(trainer, Trainer):
             raise TrainerError(
-                f"trainer_factory must return a transformers.Trainer, but got {trainer!r} ({type(trainer).__name__})"
+                f"trainer_factory must return a transformers.Trainer, but got "
+                f"{trainer if trainer is None else f'an object of type {type(trainer).__name__}'}"
             )
-        if trainer.state.global_step > 0 or trainer.model is self._last_model():
+        self._check_fresh(trainer)
+        _check_evaluates(trainer)
+        if trainer.args.auto_find_batch_size:
+            raise TrainerError(
+                "auto_find_batch_size trains with another batch size than the trial's: set it to False; a batch "
+                "that does not fit is a failed trial, from which the search learns"
+            )
+        for name in params.unread():
+            if name not in self._warned:
+                self._warned.add(name)
+                warnings.warn(
+                    f"trainer_factory never reads params[{name!r}], so it has no effect: "
+                    f"use it, or take {name!r} out of the space",
+                    IgnoredParameterWarning,
+                    stacklevel=2,
+                )
+        return trainer
+
+    def _check_fresh(self, trainer: Trainer) -> None:
+        model: Any = trainer.model
+        alive = [ref for ref in self._trained if ref() is not None]
+        trained = {id(ref()) for ref in alive}
+        used = trainer.state.global_step > 0 or any(
+            isinstance(callback, Recorder) for callback in trainer.callback_handler.callbacks
+        )
+        if used or any(id(weight) in trained for weight in model.parameters()):
             raise TrainerError(
                 "trainer_factory must build a fresh Trainer and a fresh model at every call, but it returned "
                 "one that an earlier trial has trained"
             )
-        self._last_model = weakref.ref(trainer.model)
-        if trainer.eval_dataset is None:
-            raise TrainerError("the Trainer needs an eval_dataset, but its eval_dataset is None")
-        for name in sorted(set(params) - params.read - self._warned):
-            self._warned.add(name)
-            warnings.warn(
-                f"trainer_factory never reads params[{name!r}], so it has no effect: "
-                f"use it, or take {name!r} out of the space",
-                IgnoredParameterWarning,
-                stacklevel=2,
-            )
-        return trainer
+        self._trained = alive + [weakref.ref(w) for w in model.parameters() if w.requires_grad]
 
     def _metric_of(self, trainer: Trainer) -> Metric:
         """The metric that counts, settled with the first Trainer and the same ever after."""
@@ -192,17 +225,9 @@ class FineTune:
             return self.metric
         args = trainer.args
         metric = resolve_metric(self.wanted_metric, self.wanted_direction, args)
-        # Subclasses and several evaluation sets may report more; for them the first evaluation will tell.
-        plain = type(trainer) is Trainer and not isinstance(trainer.eval_dataset, dict)
-        known = metric.function is not None or metric.name in ALWAYS_REPORTED
-        if plain and trainer.compute_metrics is None and not known:
-            raise MetricError(
-                f"there is no metric {metric.name!r}: without compute_metrics the Trainer reports: "
-                f"{', '.join(ALWAYS_REPORTED)}"
-            )
-        own = args.metric_for_best_model or ""
-        same = own.removeprefix("eval_") == metric.name.removeprefix("eval_")
-        if args.load_best_model_at_end and same and args.greater_is_better != (metric.direction == "maximize"):
+        _check_metric(metric, trainer)
+        own = metric.function is None and is_trainers_own(metric.name, args)
+        if args.load_best_model_at_end and own and args.greater_is_better != (metric.direction == "maximize"):
             warnings.warn(
                 f"the study will {metric.direction} {metric.name}, but the Trainer keeps the checkpoint with "
                 f"the {'highest' if args.greater_is_better else 'lowest'}: set greater_is_better="
@@ -222,16 +247,20 @@ class FineTune:
 
     def _keep(self, trainer: Trainer, trial: Trial, outcome: Outcome) -> None:
         """Puts the model in ``output_dir/best``; the former best stays until the new one is complete."""
-        best, arriving = self.output_dir / "best", self.output_dir / "best.arriving"
+        best, arriving, former = (self.output_dir / name for name in ("best", "best.arriving", "best.former"))
+        record = {"trial": trial.number, "metric": self.optimizer.study.metric, "value": outcome.value}
+        record |= {"params": trial.params, "seed": trial.seed}
         try:
             shutil.rmtree(arriving, ignore_errors=True)
             trainer.save_model(str(arriving))
-            record = {"trial": trial.number, "metric": self.optimizer.study.metric, "value": outcome.value}
-            text = json.dumps({**record, "params": trial.params, "seed": trial.seed}, indent=2)
-            (arriving / "trial.json").write_text(text + "\n")
-            shutil.rmtree(best, ignore_errors=True)
+            (arriving / KEPT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+            shutil.rmtree(former, ignore_errors=True)
+            if best.exists():
+                best.rename(former)
             arriving.rename(best)
-        except OSError as error:  # a full disk must not cost the result as well
+            shutil.rmtree(former, ignore_errors=True)
+        except Exception as error:  # a full disk (safetensors has its own error) must not cost the result as well
+            shutil.rmtree(arriving, ignore_errors=True)
             warnings.warn(
                 f"the model of trial {trial.number} could not be kept in {best}: {error}",
                 CheckpointWarning,
@@ -239,117 +268,47 @@ class FineTune:
             )
 
 
-class Recorder(TrainerCallback):
-    """Listens to one training run: its evaluations, and the first sign that it has broken down."""
-
-    def __init__(self, metric: Metric, num_sets: int, report: Callable[[float, float, float | None], Any]) -> None:
-        self.metric = metric
-        self.num_sets = num_sets
-        self.report = report
-        self._num_calls = 0
-        #: All metrics of each evaluation, by the step it took place at.
-        self.evaluations: dict[int, dict[str, float]] = {}
-        #: What broke down, if anything did.
-        self.failure: str | None = None
-
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        gathered = self.evaluations.setdefault(state.global_step, {})
-        gathered.update(metrics or {})
-        self._num_calls += 1
-        if self._num_calls % self.num_sets:
-            return  # of several evaluation sets, each calls once; the others are still to come
-        broken = [n for n, v in gathered.items() if n.endswith("loss") and not math.isfinite(v)]
-        if broken:
-            self._break_down(control, f"{broken[0]} is {gathered[broken[0]]} at step {state.global_step}")
-            return
-        value = self.metric.read(gathered)
-        if math.isnan(value):
-            self._break_down(control, f"{self.metric.name} is nan at step {state.global_step}")
-            return
-        share = min(1.0, state.global_step / state.max_steps) if state.max_steps > 0 else None
-        self.report(state.global_step, value, share)
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        # The Trainer's logged loss hides nan (logging_nan_inf_filter); the gradient's norm does not. Under
-        # fp16 an infinite norm is routine: the loss scaler skips the step.
-        for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):
-            value = (logs or {}).get(name, 0.0)
-            if not math.isfinite(float(value)):
-                self._break_down(control, f"{name} is {value} at step {state.global_step}")
-
-    def covers(self, trainer: Trainer) -> bool:
-        """Whether the model that training left behind has been evaluated."""
-        return self._step_that_counts(trainer) in self.evaluations
-
-    def outcome(self, trainer: Trainer) -> Outcome:
-        """What the run is worth: the evaluation of the model that training left behind."""
-        step = self._step_that_counts(trainer)
-        metrics = self.evaluations[step]
-        which = "best" if trainer.args.load_best_model_at_end else "last"
-        outcomes = numbers_among(metrics)
-        if torch.cuda.is_available():
-            outcomes["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
-        return Outcome(
-            value=self.metric.read(metrics),
-            outcomes=outcomes,
-            notes={"value": f"{which} evaluation, at step {step} of {trainer.state.max_steps}"},
-        )
-
-    def _step_that_counts(self, trainer: Trainer) -> int:
-        state = trainer.state
-        kept = state.best_global_step if trainer.args.load_best_model_at_end else None
-        return state.global_step if kept is None else kept
-
-    def _break_down(self, control: TrainerControl, failure: str) -> None:
-        self.failure = self.failure or failure
-        control.should_training_stop = True
+def _check_names(search: Mapping[str, Any]) -> None:
+    passed_on = [
+        name
+        for name, parameter in inspect.signature(LlamaTune).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    unknown = [name for name in search if name not in passed_on]
+    if unknown:
+        own = [name for name in inspect.signature(tune).parameters if name != "search"]
+        names = ", ".join(dict.fromkeys([*own, *passed_on]))
+        raise SettingsError(f"tune() has no argument {unknown[0]!r}; its arguments are: {names}")
 
 
-class ReadLog(dict[str, Any]):
-    """A dict that remembers which of its values somebody has looked at (``read``)."""
+def _check_keep(keep: Any, output_dir: Path) -> None:
+    if keep not in (None, "best"):
+        raise SettingsError(f"keep must be 'best' or None, but got {keep!r}")
+    best = output_dir / "best"
+    if keep == "best" and best.exists() and not (best / KEPT_RECORD).exists():
+        raise SettingsError(f"{best} exists and is no model that tune() has kept: choose another output_dir")
 
-    def __init__(self, params: Mapping[str, Any]) -> None:
-        super().__init__(params)
-        self.read: set[str] = set()
 
-    def __getitem__(self, name: str) -> Any:
-        self.read.add(name)
-        return super().__getitem__(name)
+def _check_evaluates(trainer: Trainer) -> None:
+    data = trainer.eval_dataset
+    needs_data = is_stock(trainer.evaluate) and is_stock(trainer.get_eval_dataloader)
+    if needs_data and (data is None or (hasattr(data, "__len__") and len(data) == 0)):
+        state = "None" if data is None else "empty"
+        raise TrainerError(f"the Trainer needs an eval_dataset to be judged by, but its eval_dataset is {state}")
 
-    def get(self, name: str, default: Any = None) -> Any:
-        self.read.add(name)
-        return super().get(name, default)
 
-    def pop(self, name: str, *default: Any) -> Any:
-        self.read.add(name)
-        return super().pop(name, *default)
+def _check_metric(metric: Metric, trainer: Trainer) -> None:
+    """Finds a metric that cannot be, before any training; what compute_metrics adds shows only afterwards.
 
-    def __iter__(self) -> Iterator[str]:
-        # Overridden so that ** and dict() ask for each value instead of copying the table unseen.
-        return super().__iter__()
-
-    def items(self) -> Any:
-        self.read.update(self)
-        return super().items()
-
-    def values(self) -> Any:
-        self.read.update(self)
-        return super().values()
-
-    def copy(self) -> dict[str, Any]:
-        self.read.update(self)
-        return super().copy()
+    Raises:
+        MetricError: the metric does not exist.
+    """
+    if metric.function is not None or type(trainer) is not Trainer:  # a subclass may report what it likes
+        return
+    prefixes = evaluation_prefixes(trainer)
+    known = always_reported(prefixes)
+    computed = trainer.compute_metrics is not None
+    if metric.name in known or (computed and any(metric.name.startswith(f"{prefix}_") for prefix in prefixes)):
+        return
+    more = f", and {', '.join(f'{p}_<name>' for p in prefixes)} for what compute_metrics returns" if computed else ""
+    raise MetricError(f"there is no metric {metric.name!r}, the Trainer reports: {', '.join(known)}{more}")

@@ -1,0 +1,266 @@
+"""How good is the best of so many evaluations? This engine next to random search and its peers.
+
+    python benchmarks/regret.py                               # everything, 10 seeds, 40 evaluations
+    python benchmarks/regret.py --seeds 2 --evals 15 --problems branin mixed --methods llamatune random
+
+Writes ``benchmarks/results/regret.json`` and prints the table of normalised regret: the median over the seeds of
+the regret of the best evaluation so far, divided by random search's at the same number of evaluations (0 is
+the optimum, 1 is random search). Peers run in their default set-up; one that is not installed is left out and
+named. Recorded problems (a nearest-neighbour look-up in other people's runs) join where their data are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from llamatune_torch import Categorical, Integer, LlamaTune, Outcome, Real, SearchSpace, problems
+from llamatune_torch.problems import Problem
+
+HERE = Path(__file__).parent
+RECORDED = HERE.parent.parent / "shared" / "data"
+CHECKPOINTS = (10, 20, 30, 40)
+
+Params = dict[str, Any]
+Evaluate = Callable[[Params], float]  # raises for a failed run
+
+
+def deberta() -> Problem:
+    """1,024 fine-tunes of DeBERTa-base on MultiNLI that other people recorded (CC BY-SA 4.0, arXiv:2311.09480)."""
+    space = SearchSpace(
+        {
+            "learning_rate": Real(1e-6, 1e-3, prior="log-uniform"),
+            "batch_size": Integer(16, 64),
+            "num_epochs": Integer(1, 4),
+            "warmup_proportion": Real(0, 0.6),
+            "dropout": Real(0, 0.3),
+        }
+    )
+    rows = [json.loads(line) for line in (RECORDED / "deberta_base_mnli.jsonl").read_text().splitlines()]
+    X = space.encode_all([{name: row[name] for name in space.names} for row in rows])
+    accuracy = [row["curve"][-1][1] for row in rows]
+
+    def nearest(params: Params) -> float:
+        return float(accuracy[int(torch.cdist(space.encode(params)[None], X).argmin())])
+
+    return Problem("deberta", space, "maximize", max(accuracy), nearest)
+
+
+def steplaw() -> Problem:
+    """Pre-training runs of one size over learning rate and batch size (arXiv:2503.04715)."""
+    lines = (RECORDED / "steplaw_dense_part.csv").read_text().splitlines()
+    table = [dict(zip(lines[0].split(","), map(float, line.split(",")), strict=True)) for line in lines[1:]]
+    sizes = sorted({(row["n_params"], row["n_tokens"]) for row in table})
+    rows = [row for row in table if (row["n_params"], row["n_tokens"]) == sizes[len(sizes) // 2]]
+    rates, batches = [row["lr"] for row in rows], [int(row["batch_size"]) for row in rows]
+    space = SearchSpace(
+        {
+            "lr": Real(min(rates), max(rates), prior="log-uniform"),
+            "batch_size": Integer(min(batches), max(batches), prior="log-uniform"),
+        }
+    )
+    X = space.encode_all([{"lr": r, "batch_size": b} for r, b in zip(rates, batches, strict=True)])
+    losses = [row["loss"] for row in rows]
+
+    def nearest(params: Params) -> float:
+        return float(losses[int(torch.cdist(space.encode(params)[None], X).argmin())])
+
+    return Problem("steplaw", space, "minimize", min(losses), nearest)
+
+
+def problem_named(name: str) -> Problem:
+    recorded = {"deberta": deberta, "steplaw": steplaw}
+    return recorded[name]() if name in recorded else getattr(problems, name)
+
+
+def problem_names() -> list[str]:
+    recorded = ["deberta", "steplaw"] if RECORDED.is_dir() else []
+    return [problem.name for problem in problems.ALL] + recorded
+
+
+def llamatune(problem: Problem, evaluate: Evaluate, evals: int, seed: int, **settings: Any) -> None:
+    def outcome(params: Params) -> float | Outcome:
+        try:
+            return evaluate(params)
+        except MemoryError:
+            return Outcome.failure("out of memory")
+
+    tuner = LlamaTune(problem.space, outcome, evals, direction=problem.direction, seed=seed, progress=False, **settings)
+    tuner.run(lambda trial: outcome(dict(trial.params)))
+
+
+def random_search(problem: Problem, evaluate: Evaluate, evals: int, seed: int) -> None:
+    U = torch.rand(evals, problem.space.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    for params in problem.space.decode_all(problem.space.snap(U)):
+        try:
+            evaluate(params)
+        except MemoryError:
+            continue
+
+
+def optuna_with(sampler: str) -> Callable[[Problem, Evaluate, int, int], None]:
+    def run(problem: Problem, evaluate: Evaluate, evals: int, seed: int) -> None:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+
+        def objective(trial: optuna.Trial) -> float:
+            params: Params = {}
+            for name, parameter in problem.space.parameters.items():
+                if isinstance(parameter, Categorical):
+                    params[name] = trial.suggest_categorical(name, list(parameter.choices))
+                elif isinstance(parameter, Integer):
+                    log = parameter.prior == "log-uniform"
+                    params[name] = trial.suggest_int(name, parameter.low, parameter.high, log=log)
+                elif isinstance(parameter, Real):
+                    log = parameter.prior == "log-uniform"
+                    params[name] = trial.suggest_float(name, parameter.low, parameter.high, log=log)
+            return evaluate(params)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "experimental" notices of the peer
+            chosen = {
+                "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
+                "gp": lambda: optuna.samplers.GPSampler(seed=seed),
+            }[sampler]()
+            study = optuna.create_study(sampler=chosen, direction=problem.direction)
+            study.optimize(objective, n_trials=evals, catch=(MemoryError,))
+
+    return run
+
+
+METHODS: dict[str, Callable[..., None]] = {
+    "llamatune": llamatune,
+    "random": random_search,
+    "optuna-tpe": optuna_with("tpe"),
+    "optuna-gp": optuna_with("gp"),
+}
+
+
+def run_one(problem_name: str, method: str, seed: int, evals: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """One optimization: the regret of the best evaluation (as seen) after each evaluation, and the failures."""
+    torch.set_num_threads(1)
+    problem = problem_named(problem_name)
+    generator = np.random.default_rng(seed)
+    sign = 1.0 if problem.direction == "maximize" else -1.0
+    best_seen, regret, failures = -np.inf, np.nan, 0
+    regrets: list[float] = []
+
+    def evaluate(params: Params) -> float:
+        nonlocal best_seen, regret, failures
+        try:
+            value = problem.evaluate(params, generator)
+        except MemoryError:
+            failures += 1
+            regrets.append(regret)
+            raise
+        if sign * value > best_seen:
+            # What was seen decides which evaluation counts; what is true decides how good it is.
+            best_seen, regret = sign * value, problem.regret(params)
+        regrets.append(regret)
+        return value
+
+    started = time.process_time()
+    METHODS[method](problem, evaluate, evals, seed, **settings)
+    return {
+        "problem": problem_name,
+        "method": method,
+        "seed": seed,
+        "regrets": regrets,
+        "failures": failures,
+        "cpu_seconds": time.process_time() - started,
+    }
+
+
+def table(runs: list[dict[str, Any]], evals: int) -> str:
+    """Normalised regret (median over seeds / random search's median) at the checkpoints, and failures."""
+    points = [n for n in CHECKPOINTS if n <= evals]
+    medians: dict[tuple[str, str, int], float] = {}
+    names = list(dict.fromkeys(run["problem"] for run in runs))
+    methods = list(dict.fromkeys(run["method"] for run in runs))
+    header = f"{'problem':<16}{'method':<14}" + "".join(f"{f'n={n}':>9}" for n in points) + "   failed  cpu s/run"
+    lines = [header]
+    for name in names:
+        for method in [m for m in methods if any(r["method"] == m and r["problem"] == name for r in runs)]:
+            mine = [run for run in runs if (run["problem"], run["method"]) == (name, method)]
+            for n in points:
+                medians[name, method, n] = statistics.median(run["regrets"][n - 1] for run in mine)
+            cells = "".join(
+                f"{medians[name, method, n] / max(medians.get((name, 'random', n), np.nan), 1e-300):>9.3f}"
+                for n in points
+            )
+            failed = statistics.mean(run["failures"] for run in mine)
+            seconds = statistics.median(run["cpu_seconds"] for run in mine)
+            lines.append(f"{name:<16}{method:<14}{cells}{failed:>9.1f}{seconds:>11.1f}")
+    return "\n".join(lines)
+
+
+def environment() -> dict[str, str]:
+    packages = ("torch", "gpytorch", "botorch", "optuna", "numpy", "scipy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU used",
+        "python": platform.python_version(),
+        **versions,
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--evals", type=int, default=40)
+    parser.add_argument("--problems", nargs="+", default=problem_names())
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings for llamatune")
+    parser.add_argument("--output", type=Path, default=HERE / "results" / "regret.json")
+    options = parser.parse_args(arguments)
+
+    settings = dict(item.split("=", 1) for item in options.set)
+    methods = [m for m in options.methods if not m.startswith("optuna") or importlib.util.find_spec("optuna")]
+    for missing in sorted(set(options.methods) - set(methods)):
+        print(f"{missing}: not installed, left out")
+    runs = []
+    with ProcessPoolExecutor(options.workers) as pool:
+        jobs = [
+            pool.submit(run_one, problem, method, seed, options.evals, settings if method == "llamatune" else {})
+            for problem in options.problems
+            for method in methods
+            for seed in range(options.seeds)
+        ]
+        for job in as_completed(jobs):
+            runs.append(job.result())
+            print(f"\r{len(runs)} of {len(jobs)} runs", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    order = [(p, m) for p in options.problems for m in methods]
+    runs.sort(key=lambda run: (order.index((run["problem"], run["method"])), run["seed"]))
+    record = {"environment": environment(), "evals": options.evals, "seeds": options.seeds, "runs": runs}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(record) + "\n")
+    print(table(runs, options.evals))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Problems with a known optimum: for tests, for benchmarks, and for trying an optimizer out.
+
+    branin, hartmann6     the classic smooth test functions
+    mixed                 a real, a log real, an integer and a choice that interact
+    fine_tuning           a simulated fine-tune: a ridge in the learning rate that moves with the batch size, a
+                          cliff beyond it where runs diverge, a flat top with the noise of a seed
+    memory_limited        the same, with a wall: what does not fit into memory fails
+
+Each maps parameters to the value a person would see; ``true_value`` is that value without noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from llamatune_torch.space import Categorical, Integer, Params, Real, SearchSpace
+from llamatune_torch.study import Direction
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A function to optimize.
+
+    Args:
+        name: for tables.
+        space: where it is defined.
+        direction: which values are good.
+        optimum: the best value of ``true_value`` in the space.
+        true_value: parameters -> value without noise; raises ``MemoryError`` where a run would fail.
+        noise: standard deviation of the noise that ``evaluate`` adds.
+    """
+
+    name: str
+    space: SearchSpace
+    direction: Direction
+    optimum: float
+    true_value: Callable[[Params], float]
+    noise: float = 0.0
+
+    def evaluate(self, params: Params, generator: np.random.Generator) -> float:
+        """What one run at ``params`` gives."""
+        return self.true_value(params) + self.noise * float(generator.standard_normal())
+
+    def regret(self, params: Params) -> float:
+        """How far ``params`` truly are from the optimum; never negative but for rounding."""
+        difference = self.true_value(params) - self.optimum
+        return difference if self.direction == "minimize" else -difference
+
+
+def _branin(params: Params) -> float:
+    x, y = params["x"], params["y"]
+    parabola = y - 5.1 / (4 * math.pi**2) * x**2 + 5 / math.pi * x - 6
+    return float(parabola**2 + 10 * (1 - 1 / (8 * math.pi)) * math.cos(x) + 10)
+
+
+branin = Problem(
+    name="branin",
+    space=SearchSpace({"x": Real(-5, 10), "y": Real(0, 15)}),
+    direction="minimize",
+    optimum=0.39788735772973816,  # at (-pi, 12.275), (pi, 2.275) and (3 pi, 2.475)
+    true_value=_branin,
+)
+
+_HARTMANN_A = np.array(
+    [[10, 3, 17, 3.5, 1.7, 8], [0.05, 10, 17, 0.1, 8, 14], [3, 3.5, 1.7, 10, 17, 8], [17, 8, 0.05, 10, 0.1, 14]]
+)
+_HARTMANN_P = 1e-4 * np.array(
+    [
+        [1312, 1696, 5569, 124, 8283, 5886],
+        [2329, 4135, 8307, 3736, 1004, 9991],
+        [2348, 1451, 3522, 2883, 3047, 6650],
+        [4047, 8828, 8732, 5743, 1091, 381],
+    ]
+)
+_HARTMANN_WEIGHTS = np.array([1.0, 1.2, 3.0, 3.2])
+
+
+def _hartmann6(params: Params) -> float:
+    x = np.array([params[f"x{i}"] for i in range(6)])
+    distances = (_HARTMANN_A * (x - _HARTMANN_P) ** 2).sum(axis=1)
+    return -float(_HARTMANN_WEIGHTS @ np.exp(-distances))
+
+
+hartmann6 = Problem(
+    name="hartmann6",
+    space=SearchSpace({f"x{i}": Real(0, 1) for i in range(6)}),
+    direction="minimize",
+    optimum=-3.322368011415512,
+    true_value=_hartmann6,
+)
+
+_MIXED_LEARNING_RATE = {"adamw": 3e-4, "lion": 5e-5, "sgd": 2e-2}
+_MIXED_HANDICAP = {"adamw": 0.1, "lion": 0.0, "sgd": 0.6}
+
+
+def _mixed(params: Params) -> float:
+    off: float = math.log10(params["learning_rate"] / _MIXED_LEARNING_RATE[params["optimizer"]])
+    layers: float = (params["layers"] - 9) / 4
+    dropout: float = (params["dropout"] - 0.1 - 0.02 * (params["layers"] - 9)) / 0.2
+    return off**2 + 0.3 * layers**2 + 0.5 * dropout**2 + _MIXED_HANDICAP[params["optimizer"]]
+
+
+mixed = Problem(
+    name="mixed",
+    space=SearchSpace(
+        {
+            "learning_rate": Real(1e-6, 1e-1, prior="log-uniform"),
+            "dropout": Real(0, 0.5),
+            "layers": Integer(2, 24),
+            "optimizer": Categorical(["adamw", "lion", "sgd"]),
+        }
+    ),
+    direction="minimize",
+    optimum=0.0,  # lion, 5e-5, 9 layers, dropout 0.1
+    true_value=_mixed,
+)
+
+_FINE_TUNING_SPACE = SearchSpace(
+    {
+        "learning_rate": Real(1e-6, 1e-2, prior="log-uniform"),
+        "batch_size": Integer(4, 128, prior="log-uniform"),
+        "epochs": Integer(1, 5),
+        "weight_decay": Real(0, 0.3),
+        "warmup": Real(0, 0.3),
+        "dropout": Real(0, 0.3),
+    }
+)
+_CHANCE = 0.33
+
+
+def _fine_tuning(params: Params) -> float:
+    # The best learning rate grows with the batch; a rate too high costs more than one too low, and from
+    # 8 times too high the run ends at chance. Warm-up moves that cliff a little.
+    best_rate = 3e-5 * (params["batch_size"] / 16) ** 0.31
+    off = math.log10(params["learning_rate"] / best_rate)
+    if off > 0.9 + params["warmup"]:
+        return _CHANCE
+    slope = 0.05 if off > 0 else 0.02
+    return float(
+        0.88
+        - slope * off**2
+        - 0.004 * (5 - params["epochs"]) / 4
+        - 0.02 * (params["dropout"] - 0.1) ** 2
+        - 0.005 * (params["weight_decay"] - 0.05) ** 2
+    )
+
+
+fine_tuning = Problem(
+    name="fine_tuning",
+    space=_FINE_TUNING_SPACE,
+    direction="maximize",
+    optimum=0.88,
+    true_value=_fine_tuning,
+    noise=0.001,
+)
+
+
+def _memory_limited(params: Params) -> float:
+    gigabytes = 6 + 0.25 * params["batch_size"]
+    if gigabytes > 16:
+        raise MemoryError(f"out of memory: {gigabytes:.1f} GB needed, 16 GB there")
+    # Larger batches come out better, so that the optimum leans against the wall.
+    return _fine_tuning(params) + 0.01 * (math.log2(params["batch_size"] / 40))
+
+
+memory_limited = Problem(
+    name="memory_limited",
+    space=_FINE_TUNING_SPACE,
+    direction="maximize",
+    optimum=0.88,
+    true_value=_memory_limited,
+    noise=0.001,
+)
+
+ALL = (branin, hartmann6, mixed, fine_tuning, memory_limited)
