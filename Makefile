@@ -7,8 +7,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Thousands of tiny operations: more threads than this only wait for each other.
-export OMP_NUM_THREADS ?= 2
+# Tiny operations: a second thread gains little on an idle machine and waits for seconds on a busy one.
+export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test lint types setup clean
@@ -35,4 +35,4 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info llamatune_output gpt2_cls_output
+	rm -rf $(VENV) build dist *.egg-info llamatune_output runs

@@ -16,6 +16,7 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import platform
 import statistics
@@ -53,13 +54,8 @@ def deberta() -> Problem:
         }
     )
     rows = [json.loads(line) for line in (RECORDED / "deberta_base_mnli.jsonl").read_text().splitlines()]
-    X = space.encode_all([{name: row[name] for name in space.names} for row in rows])
     accuracy = [row["curve"][-1][1] for row in rows]
-
-    def nearest(params: Params) -> float:
-        return float(accuracy[int(torch.cdist(space.encode(params)[None], X).argmin())])
-
-    return Problem("deberta", space, "maximize", max(accuracy), nearest)
+    return Problem("deberta", space, "maximize", max(accuracy), recorded_value(space, rows, accuracy))
 
 
 def steplaw() -> Problem:
@@ -75,13 +71,28 @@ def steplaw() -> Problem:
             "batch_size": Integer(min(batches), max(batches), prior="log-uniform"),
         }
     )
-    X = space.encode_all([{"lr": r, "batch_size": b} for r, b in zip(rates, batches, strict=True)])
     losses = [row["loss"] for row in rows]
+    points = [{"lr": rate, "batch_size": batch} for rate, batch in zip(rates, batches, strict=True)]
+    return Problem("steplaw", space, "minimize", min(losses), recorded_value(space, points, losses))
 
-    def nearest(params: Params) -> float:
-        return float(losses[int(torch.cdist(space.encode(params)[None], X).argmin())])
 
-    return Problem("steplaw", space, "minimize", min(losses), nearest)
+def recorded_value(space: SearchSpace, rows: list[Params], values: list[float]) -> Callable[[Params], float]:
+    """The value of the nearest recorded run that no other parameters have got yet.
+
+    Each run is used once: training close to an earlier configuration means a new seed, not the same luck again.
+    """
+    X = space.encode_all([{name: row[name] for name in space.names} for row in rows])
+    assigned: dict[str, int] = {}
+
+    def value(params: Params) -> float:
+        key = repr(params)
+        if key not in assigned:
+            distance = torch.cdist(space.encode(params)[None], X)[0]
+            distance[list(assigned.values())] = torch.inf
+            assigned[key] = int(distance.argmin())
+        return float(values[assigned[key]])
+
+    return value
 
 
 def problem_named(name: str) -> Problem:
@@ -156,6 +167,7 @@ METHODS: dict[str, Callable[..., None]] = {
 def run_one(problem_name: str, method: str, seed: int, evals: int, settings: dict[str, Any]) -> dict[str, Any]:
     """One optimization: the regret of the best evaluation (as seen) after each evaluation, and the failures."""
     torch.set_num_threads(1)
+    logging.getLogger("llamatune_torch").setLevel(logging.CRITICAL)
     problem = problem_named(problem_name)
     generator = np.random.default_rng(seed)
     sign = 1.0 if problem.direction == "maximize" else -1.0
@@ -191,20 +203,20 @@ def run_one(problem_name: str, method: str, seed: int, evals: int, settings: dic
 def table(runs: list[dict[str, Any]], evals: int) -> str:
     """Normalised regret (median over seeds / random search's median) at the checkpoints, and failures."""
     points = [n for n in CHECKPOINTS if n <= evals]
-    medians: dict[tuple[str, str, int], float] = {}
     names = list(dict.fromkeys(run["problem"] for run in runs))
     methods = list(dict.fromkeys(run["method"] for run in runs))
-    header = f"{'problem':<16}{'method':<14}" + "".join(f"{f'n={n}':>9}" for n in points) + "   failed  cpu s/run"
-    lines = [header]
+
+    def median(problem: str, method: str, n: int) -> float:
+        return statistics.median(
+            run["regrets"][n - 1] for run in runs if (run["problem"], run["method"]) == (problem, method)
+        )
+
+    lines = [f"{'problem':<16}{'method':<14}" + "".join(f"{f'n={n}':>9}" for n in points) + "   failed  cpu s/run"]
     for name in names:
-        for method in [m for m in methods if any(r["method"] == m and r["problem"] == name for r in runs)]:
+        scale = {n: median(name, "random", n) if "random" in methods else 1.0 for n in points}
+        for method in methods:
             mine = [run for run in runs if (run["problem"], run["method"]) == (name, method)]
-            for n in points:
-                medians[name, method, n] = statistics.median(run["regrets"][n - 1] for run in mine)
-            cells = "".join(
-                f"{medians[name, method, n] / max(medians.get((name, 'random', n), np.nan), 1e-300):>9.3f}"
-                for n in points
-            )
+            cells = "".join(f"{median(name, method, n) / scale[n]:>9.3f}" for n in points)
             failed = statistics.mean(run["failures"] for run in mine)
             seconds = statistics.median(run["cpu_seconds"] for run in mine)
             lines.append(f"{name:<16}{method:<14}{cells}{failed:>9.1f}{seconds:>11.1f}")

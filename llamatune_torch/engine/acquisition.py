@@ -2,7 +2,11 @@
 
 One sum of logs, composed of factors instead of a class for each combination:
 
-    log a(x) = log improvement(x) + log P(works | x)
+    log a(x) = log improvement(x) + RISK_AVERSION * log P(works | x)
+
+Expected improvement alone would weigh P once. But improvement runs out as the search converges, while a wall of
+failures keeps its one chance in twenty: with a weight of one, a third of the runs next to a memory limit failed
+(benchmarks/README.md), and a failed run costs time and teaches little.
 
 ``improvement`` is BoTorch's. With one point to choose and nothing running it is analytic; with points pending
 it is the q-batch sibling of the same name, which knows where those points are (``X_pending``):
@@ -39,6 +43,9 @@ from torch import Tensor
 from llamatune_torch.engine.feasibility import Feasibility
 from llamatune_torch.settings import Settings
 
+# The power of P(works | x).
+RISK_AVERSION = 4.0
+
 
 class Acquisition:
     """What a point is worth; call it with ``X`` of shape ``b x 1 x d`` to get ``b`` values.
@@ -62,7 +69,7 @@ class Acquisition:
     def __call__(self, X: Tensor) -> Tensor:
         value: Tensor = self.improvement(X)
         if self.feasibility is not None:
-            value = value + self.feasibility.log_probability(X.squeeze(-2))
+            value = value + RISK_AVERSION * self.feasibility.log_probability(X.squeeze(-2))
         return value.exp() if self.exponentiate else value
 
 
@@ -89,11 +96,13 @@ def make_acquisition(
     """
     name = settings.acquisition
     pending = X_pending if len(X_pending) else None
-    best_f = float(posterior_mean(surrogate, X).max()) + settings.xi
+    # A tensor: of a float BoTorch would make one of the default dtype.
+    best_f = posterior_mean(surrogate, X).max() + settings.xi
     sampler = SobolQMCNormalSampler(torch.Size([settings.mc_samples]), seed=seed)
     improvement: AcquisitionFunction
     if name == "qlognei":
-        improvement = qLogNoisyExpectedImprovement(surrogate, X, sampler, X_pending=pending)
+        # BoTorch's pruning of the baseline draws from the global random generator.
+        improvement = qLogNoisyExpectedImprovement(surrogate, X, sampler, X_pending=pending, prune_baseline=False)
     elif name == "qlogei" or (name in ("logei", "ei") and pending is not None):
         improvement = qLogExpectedImprovement(surrogate, best_f, sampler, X_pending=pending)
     elif name in ("logei", "ei"):
@@ -120,7 +129,7 @@ class qLogProbabilityOfImprovement(SampleReducingMCAcquisitionFunction):  # noqa
     def __init__(
         self,
         model: SingleTaskGP,
-        best_f: float,
+        best_f: Tensor,
         sampler: SobolQMCNormalSampler,
         X_pending: Tensor | None = None,
         tau: float = 1e-2,

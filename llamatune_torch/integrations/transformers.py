@@ -161,7 +161,8 @@ class FineTune:
         folder = self.output_dir / f"trial-{trial.number:04d}"
         # A copy, because the user may share the arguments between trainers. The rotation of checkpoints must
         # not see other trials'.
-        trainer.args = copy.copy(trainer.args)
+        args = trainer.args
+        trainer.args = copy.copy(args)
         trainer.args.output_dir = str(folder)
         recorder = Recorder(trainer, metric, lambda *point: self.optimizer.report(trial, *point))
         trainer.add_callback(recorder)
@@ -172,6 +173,9 @@ class FineTune:
                 self._keep(trainer, trial, outcome)
             return outcome
         finally:
+            # Whoever kept the trainer finds it as it was.
+            trainer.args = args
+            trainer.remove_callback(recorder)
             for checkpoint in folder.glob("checkpoint-*"):
                 shutil.rmtree(checkpoint, ignore_errors=True)
             if folder.is_dir() and not any(folder.iterdir()):
@@ -209,10 +213,7 @@ class FineTune:
         model: Any = trainer.model
         alive = [ref for ref in self._trained if ref() is not None]
         trained = {id(ref()) for ref in alive}
-        used = trainer.state.global_step > 0 or any(
-            isinstance(callback, Recorder) for callback in trainer.callback_handler.callbacks
-        )
-        if used or any(id(weight) in trained for weight in model.parameters()):
+        if trainer.state.global_step > 0 or any(id(weight) in trained for weight in model.parameters()):
             raise TrainerError(
                 "trainer_factory must build a fresh Trainer and a fresh model at every call, but it returned "
                 "one that an earlier trial has trained"
