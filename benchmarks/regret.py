@@ -3,10 +3,11 @@
     python benchmarks/regret.py                               # everything, 10 seeds, 40 evaluations
     python benchmarks/regret.py --seeds 2 --evals 15 --problems branin mixed --methods llamatune random
 
-Writes ``benchmarks/results/regret.json`` and prints the table of normalised regret: the median over the seeds of
-the regret of the best evaluation so far, divided by random search's at the same number of evaluations (0 is
-the optimum, 1 is random search). Peers run in their default set-up; one that is not installed is left out and
-named. Recorded problems (a nearest-neighbour look-up in other people's runs) join where their data are there.
+Writes ``benchmarks/results/regret.json`` (with ``--plot`` the picture too) and prints the table of normalised
+regret: the median over the seeds of the regret of the best evaluation so far, divided by random search's at the
+same number of evaluations (0 is the optimum, 1 is random search). Peers run in their default set-up; one that is
+not installed is left out and named. Recorded problems (a look-up of the nearest of other people's runs) join
+where their data are there.
 """
 
 from __future__ import annotations
@@ -223,6 +224,38 @@ def table(runs: list[dict[str, Any]], evals: int) -> str:
     return "\n".join(lines)
 
 
+def plot(record: dict[str, Any], path: Path) -> None:
+    """Median regret against evaluations, a panel for each problem, a line for each method."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    runs = record["runs"]
+    names = list(dict.fromkeys(run["problem"] for run in runs))
+    methods = list(dict.fromkeys(run["method"] for run in runs))
+    columns = min(4, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = pyplot.subplots(rows, columns, figsize=(3.2 * columns, 2.6 * rows), squeeze=False)
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    for name, axis in zip(names, axes.flat, strict=False):
+        for method in methods:
+            curves = [run["regrets"] for run in runs if (run["problem"], run["method"]) == (name, method)]
+            width = 2.2 if method == "llamatune" else 1.2
+            median = np.maximum(np.nanmedian(np.array(curves), axis=0), 1e-6)
+            axis.plot(range(1, len(median) + 1), median, label=method, linewidth=width)
+        axis.set_yscale("log")
+        axis.set_title(name, fontsize=10)
+        axis.set_xlabel("evaluations", fontsize=8)
+        axis.tick_params(labelsize=7)
+    axes[0, 0].set_ylabel("regret, median of seeds", fontsize=8)
+    axes[0, 0].legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
 def environment() -> dict[str, str]:
     packages = ("torch", "gpytorch", "botorch", "optuna", "numpy", "scipy")
     versions = {}
@@ -248,6 +281,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings for llamatune")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "regret.json")
+    parser.add_argument("--plot", action="store_true", help="draw the picture too (needs matplotlib)")
     options = parser.parse_args(arguments)
 
     settings = dict(item.split("=", 1) for item in options.set)
@@ -272,6 +306,8 @@ def main(arguments: list[str] | None = None) -> None:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(record) + "\n")
     print(table(runs, options.evals))
+    if options.plot:
+        plot(record, options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -25,9 +25,10 @@ from llamatune_torch.errors import (
     TrainerError,
     TrialStateError,
 )
+from llamatune_torch.parameters import Categorical, Integer, Real
 from llamatune_torch.runtime.optimizer import LlamaTune
 from llamatune_torch.settings import Settings
-from llamatune_torch.space import Categorical, Integer, Real, SearchSpace
+from llamatune_torch.space import SearchSpace
 from llamatune_torch.study import Curve, Outcome, Study, Trial, TrialState
 
 if TYPE_CHECKING:

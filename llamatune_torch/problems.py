@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llamatune_torch.space import Categorical, Integer, Params, Real, SearchSpace
+from llamatune_torch.parameters import Categorical, Integer, Real
+from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Direction
 
 

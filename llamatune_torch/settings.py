@@ -26,7 +26,7 @@ class Settings:
         n_initial: trials before the surrogate takes over; ``None`` for the number of parameters plus one,
             between 4 and 10.
         seed: everything random follows from it.
-        device: "auto" (CUDA where there is a GPU), or any torch device string, such as "cpu" or "cuda:1".
+        device: "auto" (CUDA where there is a GPU), "cpu", or a CUDA device such as "cuda:1".
         num_restarts: starting points of the gradient ascent on the acquisition.
         num_screened: quasi-random points among which those starting points are chosen.
         mc_samples: posterior samples of the Monte Carlo acquisitions.
@@ -61,6 +61,8 @@ class Settings:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise SettingsError(f"{name} must be an integer >= {low}, but got {value!r}")
+            if value >= 2**63:  # torch's generators take no more
+                raise SettingsError(f"{name} must be < 2**63, but got {value!r}")
         self.torch_device()
 
     def torch_device(self) -> torch.device:
@@ -75,6 +77,8 @@ class Settings:
             device = torch.device(self.device)
         except (RuntimeError, TypeError) as error:
             raise SettingsError(f"device must be 'auto' or a torch device, but got {self.device!r}") from error
+        if device.type not in ("cpu", "cuda"):  # the GP needs float64, which mps has not
+            raise SettingsError(f"device must be 'auto', 'cpu' or a CUDA device, but got {self.device!r}")
         count = torch.cuda.device_count()
         if device.type == "cuda" and (device.index or 0) >= count:
             raise SettingsError(f"device {self.device!r} is not there: torch sees {count} CUDA devices")

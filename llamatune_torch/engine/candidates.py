@@ -23,8 +23,6 @@ from llamatune_torch.space import SearchSpace
 
 Score = Callable[[Tensor], Tensor]  # b x 1 x d -> b
 
-# Points closer than this in every column of the unit cube count as the same: the runs would not differ.
-MIN_DISTANCE = 1e-4
 MAX_ENUMERATED = 4096
 MAX_ROUNDS = 5  # of ascend and move
 MAX_ASCENT = 100  # iterations of L-BFGS-B
@@ -65,11 +63,11 @@ def maximize(
                 around(space, incumbents.cpu(), num_screened // 4, generator),
             ]
         ).to(avoid)
-        X = X[is_new(X, avoid)]
+        X = X[is_new(space, X, avoid)]
         values = evaluate(acquisition, X)
         starts = X[choose_starts(values, num_restarts, generator)]
         candidates = torch.cat([climb(acquisition, space, starts), X])
-    candidates = candidates[is_new(candidates, avoid)]
+    candidates = candidates[is_new(space, candidates, avoid)]
     if len(candidates) == 0:
         raise SpaceExhaustedError(
             f"all {space.size} points of the space are done or running; nothing new can be suggested"
@@ -101,11 +99,12 @@ def around(space: SearchSpace, centres: Tensor, n: int, generator: torch.Generat
     return space.snap(moved)
 
 
-def is_new(X: Tensor, avoid: Tensor) -> Tensor:
-    """Which rows of ``X`` are further than MIN_DISTANCE from all of ``avoid``; boolean, shape ``n``."""
+def is_new(space: SearchSpace, X: Tensor, avoid: Tensor) -> Tensor:
+    """Which rows of ``X`` differ from all of ``avoid`` by what the space resolves; boolean, shape ``n``."""
     if len(avoid) == 0:
         return torch.ones(len(X), dtype=torch.bool, device=X.device)
-    return torch.cdist(X, avoid, p=torch.inf).amin(dim=-1) > MIN_DISTANCE
+    distance = torch.cdist(space.resolved(X), space.resolved(avoid), p=torch.inf)
+    return distance.amin(dim=-1) >= 1
 
 
 def evaluate(acquisition: Score, X: Tensor) -> Tensor:

@@ -31,15 +31,18 @@ def robust(Y: Tensor) -> Tensor:
     Returns:
         Shape ``n``, finite, zero mean and unit variance (all zeros where all outcomes are equal).
     """
-    return standardize(log_warp(half_rank(Y)))
+    # The warps do not depend on the scale; this keeps the squares of a perplexity of 1e200 from overflowing.
+    finite = Y[Y.isfinite()].abs()
+    scale = finite.max() if len(finite) and finite.max() > 0 else torch.ones_like(Y[0])
+    return standardize(log_warp(half_rank(Y / scale)))
 
 
 def half_rank(Y: Tensor) -> Tensor:
     """The better half as it is, the worse half by ranks.
 
-    With ``u`` distinct values below the median ``m``, the one of rank ``r = 1 .. u`` becomes
-    ``m + s * Phi^-1((r - 1/2) / (2 u))``, or ``2 u + 1`` in the denominator where the median is itself a
-    value; ``s`` is the root mean square distance of the better half from the median.
+    The median ``m`` is a value, of an even number the upper one, so that the better half holds no diverged run as
+    long as half of the runs are good. With ``u`` distinct values below it, the one of rank ``r = 1 .. u`` becomes
+    ``m + s * Phi^-1((r - 1/2) / (2 u + 1))``; ``s`` is the root mean square distance of the better half from ``m``.
 
     Args:
         Y: shape ``n``; ``-inf`` ranks last.
@@ -51,8 +54,8 @@ def half_rank(Y: Tensor) -> Tensor:
     if not finite.any():
         return torch.zeros_like(Y)
     floored = torch.where(finite, Y, Y[finite].min())
-    median = torch.quantile(floored, 0.5)
-    below = median > Y
+    median = torch.quantile(floored, 0.5, interpolation="higher")
+    below = Y < median
     if not below.any():
         return floored
     spread = _root_mean_square(floored[~below] - median)
@@ -61,8 +64,7 @@ def half_rank(Y: Tensor) -> Tensor:
     if spread == 0:
         spread = torch.ones_like(median)
     values, rank = torch.unique(Y[below], return_inverse=True)
-    cells = 2 * len(values) + (1 if (median == Y).any() else 0)
-    quantile = torch.special.ndtri((rank.to(Y) + 0.5) / cells)
+    quantile = torch.special.ndtri((rank.to(Y) + 0.5) / (2 * len(values) + 1))
     ranked = floored.clone()
     ranked[below] = median + spread * quantile
     return ranked

@@ -107,7 +107,7 @@ def unexplored(study: Study, settings: Settings, taken: Tensor, n: int) -> list[
         pool = torch.cat([pool, space.grid()])  # what a short sequence may miss
     chosen: list[Params] = []
     for x in pool:
-        if len(chosen) < n and is_new(x.unsqueeze(0), taken).all():
+        if len(chosen) < n and is_new(space, x.unsqueeze(0), taken).all():
             chosen.append(space.decode(x))
             taken = torch.cat([taken, x.unsqueeze(0)])
     if len(chosen) < n:

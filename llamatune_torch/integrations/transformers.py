@@ -96,7 +96,8 @@ def tune(
         TrainerError: the factory returned no ``Trainer``, a used one, one that has nothing to evaluate on, or
             one with ``auto_find_batch_size``.
         MetricError: the metric does not exist, or is no number; the message lists those that do exist. Found
-            before the first training where no ``compute_metrics`` adds any, else at the first evaluation.
+            before the first training where no ``compute_metrics`` adds any, else at the first evaluation. After
+            a completed trial it is a failure of that trial only.
 
     Warns:
         IgnoredParameterWarning: the factory never reads one of the parameters.

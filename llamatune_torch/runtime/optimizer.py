@@ -16,7 +16,6 @@ import torch
 from llamatune_torch.engine.suggest import Suggestion, derived_seed, suggest
 from llamatune_torch.errors import (
     CallbackWarning,
-    LlamaTuneError,
     ParamsError,
     SettingsError,
     SpaceExhaustedError,
@@ -216,26 +215,24 @@ class LlamaTune:
         """The loop behind :meth:`optimize`, for evaluations that want the whole ``Trial``."""
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
         self._stop = self.interrupted = False
+        trial: Trial | None = None
         with live_display(self.max_evals, self._num_counted(), self.progress) as bar:
-            while self._goes_on(deadline):
-                trial: Trial | None = None
-                try:
-                    trial = self.ask()
+            try:
+                while self._goes_on(deadline):
+                    try:
+                        trial = self.ask()
+                    except SpaceExhaustedError as error:
+                        logger.info("stopped early: %s", error)
+                        break
                     finished = self.tell(trial, run_guarded(evaluate, trial))
-                except KeyboardInterrupt:
-                    self.interrupted = True
-                    self._give_back(trial)
-                    logger.warning("interrupted after %d finished trials", len(self.study.completed))
-                    break
-                except SpaceExhaustedError as error:
-                    logger.info("stopped early: %s", error)
-                    break
-                except LlamaTuneError:
-                    self._give_back(trial)
-                    raise
-                bar.update()
-                log_trial(self.study, finished)
-                self._call_back(finished)
+                    bar.update()
+                    log_trial(self.study, finished)
+                    self._call_back(finished)
+            except KeyboardInterrupt:
+                self.interrupted = True
+                logger.warning("interrupted after %d finished trials", len(self.study.completed))
+            finally:
+                self._give_back(trial)
         return self.study
 
     def settle_metric(self, metric: str, direction: Direction) -> None:
@@ -287,7 +284,7 @@ class LlamaTune:
         """This study's running trial that is meant."""
         number = trial.number if isinstance(trial, Trial) else trial
         trials = self.study.trials
-        if not isinstance(number, int) or not 0 <= number < len(trials):
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(trials):
             raise TrialStateError(f"trial {number!r} is unknown; this study has {len(trials)} trials")
         own = trials[number]
         if isinstance(trial, Trial) and (own.params, own.seed, own.started) != (
@@ -301,6 +298,7 @@ class LlamaTune:
         return own
 
     def _give_back(self, trial: Trial | None) -> None:
+        """What was running when the loop ended counts for nothing; a finished trial stays as it is."""
         if trial is not None and self.study.trials[trial.number].state is TrialState.RUNNING:
             self.abandon(trial, "interrupted")
 

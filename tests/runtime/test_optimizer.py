@@ -1,0 +1,581 @@
+"""The one mutable object: the loop, its ends, ask and tell."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import torch
+
+from llamatune_torch import (
+    CallbackWarning,
+    Integer,
+    LlamaTune,
+    NoCompletedTrialError,
+    Outcome,
+    OutcomeError,
+    ParamsError,
+    Real,
+    SettingsError,
+    SpaceError,
+    SpaceExhaustedError,
+    Trial,
+    TrialState,
+    TrialStateError,
+)
+
+SPACE = {"x": Real(-1, 1), "n": Integer(1, 8)}
+CLASSIC = {
+    "learning_rate": Real(1e-5, 5e-5, prior="log-uniform"),
+    "batch_size": Integer(8, 32),
+    "num_epochs": Integer(3, 10),
+    "weight_decay": Real(0, 0.1, prior="uniform"),
+}
+
+
+def hill(params: dict[str, Any]) -> float:
+    return -((params["x"] - 0.3) ** 2) - 0.01 * params["n"]
+
+
+def tuner(function: Callable[[dict[str, Any]], Any] | None = hill, max_evals: int = 4, **changes: Any) -> LlamaTune:
+    """By default all trials are from the Sobol sequence: no fits, so it costs nothing."""
+    return LlamaTune(SPACE, function, max_evals, **{"n_initial": 100, "progress": False, **changes})
+
+
+def states(optimizer: LlamaTune) -> list[str]:
+    return [trial.state.value for trial in optimizer.study.trials]
+
+
+class Script:
+    """An objective that does what a list says: returns a value, or raises."""
+
+    def __init__(self, *acts: Any) -> None:
+        self.acts = list(acts)
+        self.seen: list[dict[str, Any]] = []
+
+    def __call__(self, params: dict[str, Any]) -> Any:
+        self.seen.append(params)
+        act = self.acts[len(self.seen) - 1]
+        if isinstance(act, BaseException):
+            raise act
+        return act
+
+
+# --- The call of the classic document ----------------------------------------------------------------------------
+
+
+def test_the_classic_call_works_as_written(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "llamatune_torch")
+
+    def model_eval_fn(params: dict[str, Any]) -> float:
+        return 0.9 - (params["learning_rate"] * 1e5 - 3) ** 2 / 50 - params["weight_decay"]
+
+    param_space = CLASSIC
+    optimizer = LlamaTune(param_space, model_eval_fn, max_evals=8)
+    best_params, best_score = optimizer.optimize()
+
+    assert list(best_params) == list(param_space)
+    assert best_score == model_eval_fn(best_params) == max(t.value or 0 for t in optimizer.study.trials)
+    assert [t.origin for t in optimizer.study.trials] == ["sobol"] * 5 + ["surrogate"] * 3
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 8
+    first = optimizer.study.trials[0]
+    assert first.value is not None
+    assert lines[0].startswith(f"Iteration 1: {{'learning_rate': {first.params['learning_rate']:.4g}, 'batch_size': ")
+    assert f"}} -> {first.value:.4g} | best" in lines[0]
+    assert lines[-1].startswith("Iteration 8: ")
+
+
+def test_a_search_is_repeated_by_its_seed() -> None:
+    def run(seed: int) -> list[dict[str, Any]]:
+        optimizer = tuner(max_evals=5, n_initial=3, seed=seed)
+        optimizer.optimize()
+        return [trial.params for trial in optimizer.study.trials]
+
+    assert run(1) == run(1) != run(2)
+
+
+def test_minimising_returns_the_smallest_value() -> None:
+    optimizer = tuner(Script(0.5, 0.2, 0.9, 0.4), direction="minimize")
+    best_params, best_value = optimizer.optimize()
+    assert best_value == 0.2
+    assert best_params == optimizer.study.trials[1].params
+
+
+def test_initial_points_are_evaluated_first_in_order() -> None:
+    script = Script(0.1, 0.2, 0.3)
+    tuner(script, 3, initial_points=[{"x": 0.5, "n": 8}, {"n": 1, "x": -1}]).optimize()
+    assert script.seen[:2] == [{"x": 0.5, "n": 8}, {"x": -1.0, "n": 1}]
+
+
+def test_the_function_may_change_its_dict_without_changing_the_record() -> None:
+    def careless(params: dict[str, Any]) -> float:
+        params["x"] = "overwritten"
+        return 1.0
+
+    optimizer = tuner(careless, 1)
+    best_params, _ = optimizer.optimize()
+    assert isinstance(best_params["x"], float)
+
+
+def test_trials_record_times_cost_and_a_seed_of_their_own() -> None:
+    before = time.time()
+    optimizer = tuner(lambda params: time.sleep(0.02) or 1.0, 2)
+    optimizer.optimize()
+    first, second = optimizer.study.trials
+    assert first.seed != second.seed
+    assert first.cost is not None
+    assert 0.02 <= first.cost < 5
+    assert first.started is not None
+    assert first.finished is not None
+    assert before <= first.started < first.finished <= time.time()
+
+
+# --- Failures ----------------------------------------------------------------------------------------------------
+
+
+def test_an_exception_is_a_failed_trial_with_its_traceback_and_the_search_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    optimizer = tuner(Script(0.5, ValueError("too hot"), 0.7, math.nan))
+    assert optimizer.optimize()[1] == 0.7
+    assert states(optimizer) == ["complete", "failed", "complete", "failed"]
+    _, raised, _, nan = optimizer.study.trials
+    assert raised.reason == "ValueError"
+    assert raised.error is not None
+    assert raised.error.startswith("Traceback (most recent call last)")
+    assert raised.error.endswith("ValueError: too hot")
+    assert raised.value is None
+    assert nan.reason == "nan"
+    assert [r.getMessage().split("} ")[1] for r in caplog.records if r.levelno == logging.WARNING] == [
+        "failed: ValueError (ValueError: too hot)",
+        "failed: nan (the value is nan)",
+    ]
+
+
+def test_out_of_memory_is_named() -> None:
+    optimizer = tuner(Script(torch.OutOfMemoryError("CUDA out of memory."), Outcome.failure("out of memory"), 1.0), 3)
+    optimizer.optimize()
+    assert optimizer.study.failures_by_reason() == {"out of memory": 2}
+
+
+def test_nan_on_every_trial_is_an_error_that_counts_the_reasons() -> None:
+    optimizer = tuner(Script(math.nan, math.nan, RuntimeError("boom"), math.nan))
+    message = r"no trial has completed: 4 of 4 failed \(nan: 3, RuntimeError: 1\); .*of trial 0: the value is nan"
+    with pytest.raises(NoCompletedTrialError, match=message):
+        optimizer.optimize()
+    assert len(optimizer.study.failed) == 4
+
+
+def test_a_string_score_is_an_error_at_once_and_leaves_nothing_running() -> None:
+    script = Script(0.5, "0.93")
+    optimizer = tuner(script)
+    with pytest.raises(OutcomeError, match=r"must return a number or an Outcome, but got '0.93' \(str\)"):
+        optimizer.optimize()
+    assert len(script.seen) == 2
+    assert states(optimizer) == ["complete", "lost"]
+
+
+def test_max_failures_ends_the_search_once_more_have_failed(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = tuner(Script(0.5, math.nan, ValueError(), math.nan, 0.6, 0.7), 6, max_failures=2)
+    assert optimizer.optimize()[1] == 0.5
+    assert states(optimizer) == ["complete", "failed", "failed", "failed"]
+    assert caplog.records[-1].levelname == "ERROR"
+    assert "stopped: 3 trials failed, max_failures=2: {'nan': 2, 'ValueError': 1}" in caplog.records[-1].getMessage()
+
+
+def test_without_max_failures_any_number_may_fail() -> None:
+    optimizer = tuner(Script(*[math.nan] * 9, 0.5), 10)
+    assert optimizer.optimize()[1] == 0.5
+
+
+def test_a_diverged_run_is_a_value_on_the_bad_side() -> None:
+    optimizer = tuner(Script(0.5, math.inf, 0.4), 3, direction="minimize")
+    assert optimizer.optimize()[1] == 0.4
+    assert optimizer.study.trials[1].value == math.inf
+
+
+# --- Ends --------------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_returns_the_best_so_far_and_keeps_the_record(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = tuner(Script(0.5, 0.7, KeyboardInterrupt()))
+    assert optimizer.optimize()[1] == 0.7
+    assert optimizer.interrupted
+    assert states(optimizer) == ["complete", "complete", "lost"]
+    assert optimizer.study.trials[2].reason == "interrupted"
+    assert "interrupted after 2 finished trials" in caplog.text
+
+
+def test_ctrl_c_before_anything_completed_is_passed_on() -> None:
+    optimizer = tuner(Script(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.optimize()
+    assert states(optimizer) == ["lost"]
+
+
+def test_after_ctrl_c_the_search_can_be_resumed_and_a_lost_trial_costs_no_budget() -> None:
+    optimizer = tuner(Script(0.5, KeyboardInterrupt(), 0.6, 0.7, 0.8))
+    optimizer.optimize()
+    assert optimizer.optimize()[1] == 0.8
+    assert not optimizer.interrupted
+    assert states(optimizer) == ["complete", "lost", "complete", "complete", "complete"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends SIGINT")
+def test_ctrl_c_ends_a_real_process_cleanly() -> None:
+    code = (
+        "import time\n"
+        "from llamatune_torch import LlamaTune\n"
+        "def slow(params):\n"
+        "    if len(optimizer.study.trials) == 3:\n"
+        "        print('ready', flush=True)\n"
+        "        time.sleep(60)\n"
+        "    return params['x']\n"
+        "optimizer = LlamaTune({'x': (0.0, 1.0)}, slow, max_evals=10)\n"
+        "params, value = optimizer.optimize()\n"
+        "print(len(optimizer.study.completed), value == params['x'], optimizer.interrupted)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0
+    assert out == "2 True True\n"
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == "interrupted after 2 finished trials"
+    assert "Iteration 2: {'x': " in err  # a plain script sees its lines without setting up logging
+
+
+def test_the_timeout_starts_no_further_trial(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.INFO, "llamatune_torch")
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def slow(params: dict[str, Any]) -> float:
+        now[0] += 4.0
+        return 1.0
+
+    optimizer = tuner(slow, 50, timeout=10)
+    optimizer.optimize()
+    assert len(optimizer.study.trials) == 3  # started at 0, 4 and 8 seconds
+    assert "stopped: the timeout of 10 s has passed" in caplog.text
+
+
+def test_max_evals_counts_failed_trials_but_not_added_ones() -> None:
+    optimizer = tuner(Script(0.5, math.nan, 0.6), 3)
+    optimizer.add_trial({"x": 0.9, "n": 1}, 0.1)
+    optimizer.add_trial({"x": 0.8, "n": 1}, math.nan)
+    optimizer.optimize()
+    assert [trial.origin for trial in optimizer.study.trials] == ["added"] * 2 + ["sobol"] * 3
+
+
+def test_optimizing_again_evaluates_nothing_and_with_a_larger_budget_goes_on_as_one_long_run() -> None:
+    whole = tuner(max_evals=6, n_initial=4)
+    whole.optimize()
+    parts = tuner(max_evals=3, n_initial=4)
+    parts.optimize()
+    assert parts.optimize() == (parts.study.best_params, parts.study.best_value)
+    assert len(parts.study.trials) == 3
+    parts.max_evals = 6
+    parts.optimize()
+    assert [trial.params for trial in parts.study.trials] == [trial.params for trial in whole.study.trials]
+
+
+def test_a_finite_space_ends_the_search_when_every_point_is_done(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "llamatune_torch")
+    optimizer = LlamaTune({"c": ["a", "b", "c"]}, lambda params: ord(params["c"]), max_evals=10, progress=False)
+    assert optimizer.optimize() == ({"c": "c"}, 99.0)
+    assert len(optimizer.study.trials) == 3
+    assert "stopped early: all 3 points of the space are done or running" in caplog.text
+
+
+# --- Callbacks ---------------------------------------------------------------------------------------------------
+
+
+def test_callbacks_see_each_finished_trial_and_may_stop_the_search() -> None:
+    seen: list[tuple[int, str]] = []
+
+    def watch(optimizer: LlamaTune, trial: Trial) -> None:
+        seen.append((trial.number, trial.state.value))
+        assert optimizer.study.trials[trial.number] == trial
+        if len(seen) == 2:
+            optimizer.stop()
+
+    optimizer = tuner(Script(math.nan, 0.5, 0.6), callbacks=[watch])
+    optimizer.optimize()
+    assert seen == [(0, "failed"), (1, "complete")]
+
+
+def test_a_callback_that_raises_is_a_warning_and_the_search_and_other_callbacks_go_on() -> None:
+    seen: list[int] = []
+
+    def broken(optimizer: LlamaTune, trial: Trial) -> None:
+        raise RuntimeError("the plot has no axes")
+
+    optimizer = tuner(Script(0.5, 0.6), 2, callbacks=[broken, lambda _, trial: seen.append(trial.number)])
+    with pytest.warns(CallbackWarning, match=r"callback .*broken.* raised RuntimeError\('the plot has no axes'\)"):
+        optimizer.optimize()
+    assert seen == [0, 1]
+
+
+def test_ctrl_c_in_a_callback_returns_the_best_so_far_too() -> None:
+    def interrupted(optimizer: LlamaTune, trial: Trial) -> None:
+        raise KeyboardInterrupt
+
+    optimizer = tuner(Script(0.5, 0.6), 2, callbacks=[interrupted])
+    try:
+        assert optimizer.optimize()[1] == 0.5
+    except KeyboardInterrupt:  # pytest would take it for its own
+        pytest.fail("Ctrl-C was passed on")
+
+
+# --- ask and tell ------------------------------------------------------------------------------------------------
+
+
+def test_ask_and_tell_by_hand() -> None:
+    optimizer = tuner(None)
+    trial = optimizer.ask()
+    assert (trial.number, trial.state, trial.origin) == (0, TrialState.RUNNING, "sobol")
+    finished = optimizer.tell(trial, 0.5)
+    assert (finished.state, finished.value) == (TrialState.COMPLETE, 0.5)
+    assert optimizer.study.trials == (finished,)
+    assert optimizer.tell(optimizer.ask().number, 0.75).value == 0.75
+    assert optimizer.study.best_value == 0.75
+
+
+def test_a_batch_holds_different_trials_that_can_be_told_in_any_order() -> None:
+    optimizer = tuner(None, n_initial=2)
+    for trial in optimizer.ask(2):
+        optimizer.tell(trial, hill(trial.params))
+    batch = optimizer.ask(3)
+    assert [trial.number for trial in batch] == [2, 3, 4]
+    assert [trial.origin for trial in batch] == ["surrogate"] * 3
+    assert len({repr(trial.params) for trial in batch}) == 3
+    for trial in reversed(batch):
+        optimizer.tell(trial, hill(trial.params))
+    assert states(optimizer) == ["complete"] * 5
+
+
+def test_tell_takes_an_outcome_with_everything_measured() -> None:
+    optimizer = tuner(None)
+    trial = optimizer.ask()
+    outcome = Outcome(0.5, outcomes={"memory_gb": 7.5}, cost=120.0, notes={"value": "best evaluation"})
+    finished = optimizer.tell(trial, outcome)
+    assert (finished.value, finished.cost) == (0.5, 120.0)
+    assert finished.outcomes == {"memory_gb": 7.5}
+    assert finished.notes == {"value": "best evaluation"}
+    failed = optimizer.tell(optimizer.ask(), Outcome.failure("out of memory", cost=3.0))
+    assert (failed.state, failed.reason, failed.value) == (TrialState.FAILED, "out of memory", None)
+
+
+def test_reports_make_the_curve_of_a_running_trial_and_tell_keeps_it() -> None:
+    optimizer = tuner(None)
+    trial = optimizer.ask()
+    optimizer.report(trial, 10, 0.4, 0.5)
+    optimizer.report(trial.number, 20, 0.6, 1.0)
+    with pytest.raises(OutcomeError, match="steps must not decrease, but got 5 after 20"):
+        optimizer.report(trial, 5, 0.7)
+    curve = optimizer.tell(trial, 0.6).curve
+    assert (curve.steps, curve.values, curve.progress) == ((10, 20), (0.4, 0.6), (0.5, 1.0))
+
+
+def test_an_abandoned_trial_is_lost_and_says_why() -> None:
+    optimizer = tuner(None)
+    lost = optimizer.abandon(optimizer.ask(), "the machine was taken away")
+    assert (lost.state, lost.reason) == (TrialState.LOST, "the machine was taken away")
+    assert optimizer.study.failed == []
+
+
+def test_added_trials_inform_the_search_like_its_own() -> None:
+    optimizer = tuner(None, n_initial=3)
+    for i in range(3):
+        added = optimizer.add_trial({"n": 2 * i + 1, "x": 0.3 * i}, 0.1 * i)
+        assert (added.origin, added.state, added.params) == (
+            "added",
+            TrialState.COMPLETE,
+            {"x": 0.3 * i, "n": 2 * i + 1},
+        )
+    assert optimizer.ask().origin == "surrogate"
+
+
+def test_params_outside_the_space_or_a_bad_score_add_nothing() -> None:
+    optimizer = tuner(None)
+    with pytest.raises(ParamsError, match=r"parameter 'x' must lie in \[-1, 1\], but got 3"):
+        optimizer.add_trial({"x": 3, "n": 1}, 0.5)
+    with pytest.raises(ParamsError, match=r"missing parameters \['n'\]"):
+        optimizer.add_trial({"x": 0.5}, 0.5)
+    with pytest.raises(OutcomeError, match=r"but got '0.5' \(str\)"):
+        optimizer.add_trial({"x": 0.5, "n": 1}, "0.5")
+    assert optimizer.study.trials == ()
+
+
+ACTIONS = pytest.mark.parametrize(
+    "act",
+    [
+        lambda optimizer, trial: optimizer.tell(trial, 0.5),
+        lambda optimizer, trial: optimizer.report(trial, 1, 0.5),
+        lambda optimizer, trial: optimizer.abandon(trial, "reason"),
+    ],
+    ids=["tell", "report", "abandon"],
+)
+
+
+@ACTIONS
+def test_an_unknown_trial_is_an_error(act: Callable[[LlamaTune, Any], Any]) -> None:
+    optimizer = tuner(None)
+    optimizer.ask()
+    for unknown in (1, -1, "0", None):
+        with pytest.raises(TrialStateError, match=rf"trial {unknown!r} is unknown; this study has 1 trials"):
+            act(optimizer, unknown)
+    assert states(optimizer) == ["running"]
+
+
+@ACTIONS
+def test_a_finished_trial_is_an_error(act: Callable[[LlamaTune, Any], Any]) -> None:
+    optimizer = tuner(None)
+    trial = optimizer.ask()
+    finished = optimizer.tell(trial, 0.25)
+    for again in (trial, finished, 0):
+        with pytest.raises(TrialStateError, match=r"trial 0 has finished \(complete\) and cannot change"):
+            act(optimizer, again)
+    assert optimizer.study.best_value == 0.25
+
+
+@ACTIONS
+def test_a_foreign_trial_is_an_error(act: Callable[[LlamaTune, Any], Any]) -> None:
+    optimizer, other = tuner(None, seed=1), tuner(None, seed=2)
+    optimizer.ask()
+    with pytest.raises(TrialStateError, match=r"trial 0 belongs to another study"):
+        act(optimizer, other.ask())
+    twin = tuner(None, seed=1)
+    with pytest.raises(TrialStateError, match=r"trial 0 belongs to another study"):
+        act(optimizer, twin.ask())  # same parameters, same seed, asked for at another time
+
+
+def test_a_score_that_is_no_number_leaves_the_trial_running() -> None:
+    optimizer = tuner(None)
+    trial = optimizer.ask()
+    with pytest.raises(OutcomeError, match=r"but got '0.93' \(str\)"):
+        optimizer.tell(trial, "0.93")
+    assert optimizer.tell(trial, 0.93).state is TrialState.COMPLETE
+
+
+def test_ask_refuses_a_batch_of_no_trials() -> None:
+    for n in (0, -1, 1.5, True, "2"):
+        with pytest.raises(SettingsError, match=rf"ask\(n\) needs an integer n >= 1, but got {n!r}"):
+            tuner(None).ask(n)
+
+
+def test_a_batch_that_a_finite_space_cannot_fill_starts_nothing() -> None:
+    optimizer = LlamaTune({"c": ["a", "b"]})
+    with pytest.raises(SpaceExhaustedError, match="all 2 points of the space are done or running"):
+        optimizer.ask(3)
+    assert optimizer.study.trials == ()
+
+
+def test_trials_asked_for_from_several_threads_are_all_different() -> None:
+    optimizer = tuner(None, n_initial=100)
+    with ThreadPoolExecutor(4) as pool:
+        trials = list(pool.map(lambda _: optimizer.ask(), range(12)))
+        list(pool.map(lambda trial: optimizer.tell(trial, hill(trial.params)), trials))
+    assert sorted(trial.number for trial in trials) == list(range(12))
+    assert len({repr(trial.params) for trial in trials}) == 12
+    assert states(optimizer) == ["complete"] * 12
+
+
+@pytest.fixture
+def two_threads() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("n_initial", [0, 100])
+def test_asking_leaves_the_number_of_threads_as_it_was(two_threads: None, n_initial: int) -> None:
+    optimizer = tuner(None, n_initial=n_initial)
+    optimizer.add_trial({"x": 0.0, "n": 1}, 0.5)
+    optimizer.ask()
+    assert torch.get_num_threads() == 2
+    with pytest.raises(SpaceExhaustedError):
+        LlamaTune({"c": ["a", "b"]}).ask(3)
+    assert torch.get_num_threads() == 2
+    assert threading.active_count() < 20
+
+
+def test_the_metric_can_be_settled_until_a_trial_has_completed() -> None:
+    optimizer = tuner(None)
+    optimizer.settle_metric("eval_loss", "minimize")
+    assert (optimizer.study.metric, optimizer.study.direction) == ("eval_loss", "minimize")
+    optimizer.tell(optimizer.ask(), 0.5)
+    optimizer.settle_metric("loss", "minimize")
+    with pytest.raises(TrialStateError, match="the direction cannot become 'maximize' after a trial has completed"):
+        optimizer.settle_metric("eval_f1", "maximize")
+
+
+# --- Bad arguments, before anything is evaluated -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"max_evals": 0}, SettingsError, r"max_evals must be an integer >= 1, but got 0"),
+        ({"max_evals": 2.5}, SettingsError, r"max_evals must be an integer >= 1, but got 2.5"),
+        ({"max_evals": True}, SettingsError, r"max_evals must be an integer >= 1, but got True"),
+        ({"timeout": 0}, SettingsError, r"timeout must be a number of seconds > 0, but got 0"),
+        ({"timeout": math.nan}, SettingsError, r"timeout must be a number of seconds > 0, but got nan"),
+        ({"timeout": "1h"}, SettingsError, r"timeout must be a number of seconds > 0, but got '1h'"),
+        ({"max_failures": -1}, SettingsError, r"max_failures must be an integer >= 0, but got -1"),
+        ({"max_failures": 0.5}, SettingsError, r"max_failures must be an integer >= 0, but got 0.5"),
+        ({"direction": "max"}, SettingsError, r"direction must be 'maximize' or 'minimize', but got 'max'"),
+        ({"function": 3}, SettingsError, r"model_eval_fn and callbacks must be callable, but got 3"),
+        ({"callbacks": ["print"]}, SettingsError, r"model_eval_fn and callbacks must be callable, but got 'print'"),
+        ({"acquisition": "EI"}, SettingsError, r"acquisition must be one of .*, but got 'EI'"),
+        ({"seed": -3}, SettingsError, r"seed must be an integer >= 0, but got -3"),
+        ({"n_initial": -3}, SettingsError, r"n_initial must be an integer >= 0, but got -3"),
+        ({"device": "cuda:99"}, SettingsError, r"device 'cuda:99' is not there"),
+        (
+            {"initial_points": [{"x": 0.5, "n": 1}, {"x": 2, "n": 1}]},
+            ParamsError,
+            r"initial_points\[1\]: parameter 'x' must lie in \[-1, 1\], but got 2",
+        ),
+        ({"initial_points": [{"x": 0.5}]}, ParamsError, r"initial_points\[0\]: missing parameters \['n'\]"),
+    ],
+)
+def test_bad_arguments_are_refused_with_rule_name_and_value(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        tuner(**changes)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({}, r"a space must have at least one parameter, but got \{\}"),
+        ({"lr": (1.0, 0.1)}, r"parameter 'lr': low < high must hold, but got Real\(low=1.0, high=0.1"),
+    ],
+)
+def test_bad_spaces_are_refused(space: dict[str, Any], message: str) -> None:
+    with pytest.raises(SpaceError, match=message):
+        LlamaTune(space, hill)
+
+
+def test_optimizing_without_a_function_says_what_is_missing() -> None:
+    with pytest.raises(SettingsError, match=r"optimize\(\) needs model_eval_fn; with ask\(\) and tell\(\)"):
+        tuner(None).optimize()

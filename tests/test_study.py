@@ -1,0 +1,219 @@
+"""The record: frozen, append-only, and what it says about itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import sys
+
+import pytest
+from strategies import make_study, make_trial
+
+from llamatune_torch import (
+    Curve,
+    NoCompletedTrialError,
+    Outcome,
+    OutcomeError,
+    SearchSpace,
+    Study,
+    TrialState,
+    TrialStateError,
+)
+from llamatune_torch.study import show_params, show_value, trials_table
+
+SPACE = SearchSpace({"lr": (0.0, 1.0), "opt": ["adamw", "sgd"]})
+
+
+def point(lr: float, opt: str = "adamw") -> dict[str, object]:
+    return {"lr": lr, "opt": opt}
+
+
+# --- Changing a study makes a new one ----------------------------------------------------------------------------
+
+
+def test_a_trial_is_added_at_the_end_and_the_old_study_stays_as_it_was() -> None:
+    empty = Study(SPACE)
+    study = empty.with_trial(make_trial(0, point(0.5), 1.0))
+    assert len(empty.trials) == 0
+    assert [trial.number for trial in study.trials] == [0]
+
+
+def test_a_running_trial_can_be_replaced_by_its_end() -> None:
+    study = make_study(SPACE, [(point(0.1), 0.1)], running=[point(0.2), point(0.3)])
+    ended = study.with_trial(make_trial(1, point(0.2), 0.7))
+    assert [trial.state.value for trial in ended.trials] == ["complete", "complete", "running"]
+    assert study.trials[1].state is TrialState.RUNNING
+
+
+@pytest.mark.parametrize("state", [TrialState.COMPLETE, TrialState.FAILED, TrialState.LOST])
+def test_a_finished_trial_never_changes(state: TrialState) -> None:
+    study = Study(SPACE).with_trial(make_trial(0, point(0.1), 1.0, state=state))
+    with pytest.raises(TrialStateError, match=rf"trial 0 has finished \({state}\) and cannot change"):
+        study.with_trial(make_trial(0, point(0.1), 2.0))
+
+
+@pytest.mark.parametrize("number", [-1, 2, 7])
+def test_a_trial_beyond_the_end_is_unknown(number: int) -> None:
+    study = make_study(SPACE, [(point(0.1), 1.0)])
+    with pytest.raises(TrialStateError, match=rf"trial {number} is unknown; this study has 1 trials"):
+        study.with_trial(make_trial(number, point(0.1), 1.0))
+
+
+def test_records_are_frozen() -> None:
+    study = make_study(SPACE, [(point(0.1), 1.0)])
+    for record, field in [(study, "trials"), (study.trials[0], "value"), (Curve(), "steps"), (Outcome(), "value")]:
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(record, field, None)
+
+
+# --- The best ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("direction", "number"), [("maximize", 1), ("minimize", 0)])
+def test_the_best_trial_is_the_earliest_of_equals_in_the_direction(direction, number) -> None:  # type: ignore[no-untyped-def]
+    tried = [(point(0.1), 1.0), (point(0.2), 3.0), (point(0.3), None), (point(0.4), 3.0), (point(0.5), 1.0)]
+    study = make_study(SPACE, tried, direction=direction)
+    assert study.best_trial.number == number
+    assert study.best_value == study.trials[number].value
+    assert study.best_params == study.trials[number].params
+
+
+def test_best_params_are_a_copy() -> None:
+    study = make_study(SPACE, [(point(0.1), 1.0)])
+    study.best_params["lr"] = 99
+    assert study.best_params == point(0.1)
+
+
+def test_an_equal_value_is_not_better() -> None:
+    for direction in ("maximize", "minimize"):
+        assert not Study(SPACE, direction).better(1.0, than=1.0)
+    assert Study(SPACE, "maximize").better(2.0, than=1.0)
+    assert Study(SPACE, "minimize").better(1.0, than=2.0)
+
+
+def test_no_best_before_anything_completes() -> None:
+    study = make_study(SPACE, running=[point(0.1)])
+    with pytest.raises(NoCompletedTrialError, match=r"no trial has completed yet \(1 started\)"):
+        _ = study.best_trial
+
+
+def test_no_best_where_all_failed_counts_the_reasons_and_shows_the_first_error() -> None:
+    study = Study(SPACE)
+    for i, (reason, error) in enumerate([("nan", "a\nthe value is nan"), ("out of memory", "b"), ("nan", "c")]):
+        failed = make_trial(i, point(0.1 * i), reason=reason, error=error)
+        study = study.with_trial(failed)
+    message = (
+        r"no trial has completed: 3 of 3 failed \(nan: 2, out of memory: 1\); "
+        r"the first error, of trial 0: the value is nan$"
+    )
+    with pytest.raises(NoCompletedTrialError, match=message):
+        _ = study.best_value
+
+
+# --- States ------------------------------------------------------------------------------------------------------
+
+
+def test_trials_by_state() -> None:
+    study = make_study(SPACE, [(point(0.1), 1.0), (point(0.2), None)], running=[point(0.3)])
+    study = study.with_trial(make_trial(3, point(0.4), state=TrialState.LOST))
+    assert [trial.number for trial in study.completed] == [0]
+    assert [trial.number for trial in study.failed] == [1]
+    assert [trial.number for trial in study.pending] == [2]
+    assert [trial.number for trial in study.in_state(TrialState.LOST, TrialState.RUNNING)] == [2, 3]
+
+
+def test_failures_are_counted_most_frequent_first() -> None:
+    study = Study(SPACE)
+    for i, reason in enumerate(["nan", "oom", None, "oom"]):
+        study = study.with_trial(make_trial(i, point(0.1), reason=reason))
+    assert list(study.failures_by_reason().items()) == [("oom", 2), ("nan", 1), ("unknown", 1)]
+
+
+# --- Curves ------------------------------------------------------------------------------------------------------
+
+
+def test_a_curve_grows_by_points_and_a_second_report_at_a_step_replaces_the_first() -> None:
+    curve = Curve().reported(10, 0.5, 0.1).reported(20, 0.6, 0.2)
+    assert (curve.steps, curve.values, curve.progress) == ((10, 20), (0.5, 0.6), (0.1, 0.2))
+    again = curve.reported(20, 0.7)
+    assert (again.steps, again.values, again.progress) == ((10, 20), (0.5, 0.7), (0.1, None))
+    assert len(Curve()) == 0
+    assert len(again) == 2
+
+
+def test_a_curve_refuses_steps_backwards_and_shares_beyond_one() -> None:
+    curve = Curve().reported(10, 0.5)
+    with pytest.raises(OutcomeError, match=r"steps must not decrease, but got 9 after 10"):
+        curve.reported(9, 0.5)
+    for share in (-0.1, 1.5, math.nan):
+        with pytest.raises(OutcomeError, match=rf"progress must lie in \[0, 1\], but got {share}"):
+            curve.reported(11, 0.5, share)
+
+
+def test_the_outcome_of_a_failure_has_a_reason_and_an_error() -> None:
+    assert Outcome.failure("out of memory") == Outcome(reason="out of memory", error="out of memory")
+    long = Outcome.failure("out of memory", "CUDA out of memory. Tried ...", cost=3.0)
+    assert (long.value, long.reason, long.error, long.cost) == (
+        None,
+        "out of memory",
+        "CUDA out of memory. Tried ...",
+        3,
+    )
+
+
+# --- For people --------------------------------------------------------------------------------------------------
+
+
+def test_summary_counts_states_and_names_the_best() -> None:
+    study = make_study(SPACE, [(point(0.25), 0.5), (point(0.5, "sgd"), 0.75)], running=[point(0.1)])
+    study = study.with_trial(make_trial(3, point(0.4), reason="nan", cost=2.5))
+    assert study.summary().splitlines() == [
+        "4 trials (1 running, 2 complete, 1 failed), 2.5 s of evaluation",
+        "  failed: nan (1)",
+        "best value (maximize): 0.75 in trial 1",
+        "  lr = 0.5",
+        "  opt = 'sgd'",
+    ]
+
+
+def test_summary_of_an_empty_study_and_of_one_where_nothing_completed() -> None:
+    assert Study(SPACE).summary() == "0 trials (none yet), 0.0 s of evaluation\nno trial has completed"
+    assert make_study(SPACE, [(point(0.1), None)]).summary().splitlines()[-1] == "no trial has completed"
+
+
+def test_values_are_shown_to_four_significant_digits() -> None:
+    assert [show_value(v) for v in (2.84561e-05, 0.1, 16, None, True, "adamw")] == [
+        "2.846e-05",
+        "0.1",
+        "16",
+        "None",
+        "True",
+        "'adamw'",
+    ]
+    assert show_params({"learning_rate": 2.8e-05, "batch_size": 16}) == "{'learning_rate': 2.8e-05, 'batch_size': 16}"
+
+
+def test_the_table_has_a_line_for_each_trial() -> None:
+    study = make_study(SPACE, [(point(0.25), 0.5), (point(0.5), None)])
+    lines = trials_table(study.trials).splitlines()
+    assert lines[0].split() == ["trial", "value", "lr", "opt", "seconds", "state"]
+    assert lines[1].split() == ["0", "0.5000", "0.25", "'adamw'", "-", "complete"]
+    assert lines[2].split() == ["1", "-", "0.5", "'adamw'", "-", "failed"]
+    assert trials_table([]) == "no trials"
+
+
+def test_dataframe_has_a_row_for_each_trial_and_a_column_for_each_parameter() -> None:
+    pytest.importorskip("pandas", reason="the extra `report` is not installed")
+    study = make_study(SPACE, [(point(0.25), 0.5), (point(0.5), None)])
+    frame = study.dataframe()
+    assert list(frame["number"]) == [0, 1]
+    assert list(frame["params.lr"]) == [0.25, 0.5]
+    assert list(frame["state"]) == ["complete", "failed"]
+    assert frame["value"][0] == 0.5
+    assert math.isnan(frame["value"][1])
+
+
+def test_dataframe_without_pandas_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ModuleNotFoundError, match=r"needs pandas: pip install 'llamatune-torch\[report\]'"):
+        make_study(SPACE).dataframe()
