@@ -165,10 +165,14 @@ METHODS: dict[str, Callable[..., None]] = {
 }
 
 
-def run_one(problem_name: str, method: str, seed: int, evals: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """One optimization: the regret of the best evaluation (as seen) after each evaluation, and the failures."""
+def in_worker() -> None:
+    """One thread for each of the processes that run side by side, and no line for each of their trials."""
     torch.set_num_threads(1)
     logging.getLogger("llamatune_torch").setLevel(logging.CRITICAL)
+
+
+def run_one(problem_name: str, method: str, seed: int, evals: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """One optimization: the regret of the best evaluation (as seen) after each evaluation, and the failures."""
     problem = problem_named(problem_name)
     generator = np.random.default_rng(seed)
     sign = 1.0 if problem.direction == "maximize" else -1.0
@@ -289,7 +293,7 @@ def main(arguments: list[str] | None = None) -> None:
     for missing in sorted(set(options.methods) - set(methods)):
         print(f"{missing}: not installed, left out")
     runs = []
-    with ProcessPoolExecutor(options.workers) as pool:
+    with ProcessPoolExecutor(options.workers, initializer=in_worker) as pool:
         jobs = [
             pool.submit(run_one, problem, method, seed, options.evals, settings if method == "llamatune" else {})
             for problem in options.problems

@@ -410,6 +410,9 @@ def run(args: argparse.Namespace) -> None:
     )
 
     print(f"\n{trials_table(study.trials)}\n")
+    if not study.completed:  # Ctrl-C in the first trial, or every trial failed
+        print(study.summary())
+        return
     print("Best: " + ", ".join(f"{name} {study.best_params[name]:.3g}" for name in DEFAULTS))
     default = test_accuracy(task, args.output_dir / "defaults")
     tuned = test_accuracy(task, args.output_dir / "best")

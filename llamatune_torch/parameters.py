@@ -96,9 +96,8 @@ class Real(Parameter):
             if not _is_number(bound) or not _is_finite(bound):
                 raise SpaceError(f"bounds must be finite numbers, but got {self!r}")
         if not self.low < self.high:
-            raise SpaceError(
-                f"low < high must hold, but got {self!r}; a constant is written Categorical([{self.low!r}])"
-            )
+            constant = f"; a constant is written Categorical([{self.low!r}])" if self.low == self.high else ""
+            raise SpaceError(f"low < high must hold, but got {self!r}{constant}")
         if not math.isfinite(float(self.high) - float(self.low)):
             raise SpaceError(f"high - low must be finite, but got {self!r}")
         _check_prior(self, self.prior, self.low > 0, "low > 0")
@@ -181,9 +180,8 @@ class Integer(Parameter):
             if abs(bound) > MAX_INTEGER:
                 raise SpaceError(f"bounds must not exceed {MAX_INTEGER} in size, but got {self!r}")
         if not self.low < self.high:
-            raise SpaceError(
-                f"low < high must hold, but got {self!r}; a constant is written Categorical([{self.low!r}])"
-            )
+            constant = f"; a constant is written Categorical([{self.low!r}])" if self.low == self.high else ""
+            raise SpaceError(f"low < high must hold, but got {self!r}{constant}")
         _check_prior(self, self.prior, self.low >= 1, "low >= 1")
 
     @property

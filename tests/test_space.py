@@ -258,7 +258,7 @@ def test_decoding_accepts_single_precision_and_gradients() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Real(1, 0), r"low < high must hold, but got Real\(low=1, high=0.*Categorical\(\[1\]\)"),
+        (lambda: Real(1, 0), r"low < high must hold, but got Real\(low=1, high=0"),
         (lambda: Real(2, 2), r"low < high must hold.*a constant is written Categorical\(\[2\]\)"),
         (lambda: Real(0, math.inf), r"bounds must be finite numbers, but got Real\(low=0, high=inf"),
         (lambda: Real(math.nan, 1), r"bounds must be finite numbers.*low=nan"),
