@@ -96,14 +96,15 @@ def recorded_value(space: SearchSpace, rows: list[Params], values: list[float]) 
     return value
 
 
+RECORDED_PROBLEMS = {"deberta": deberta, "steplaw": steplaw}
+
+
 def problem_named(name: str) -> Problem:
-    recorded = {"deberta": deberta, "steplaw": steplaw}
-    return recorded[name]() if name in recorded else getattr(problems, name)
+    return RECORDED_PROBLEMS[name]() if name in RECORDED_PROBLEMS else getattr(problems, name)
 
 
 def problem_names() -> list[str]:
-    recorded = ["deberta", "steplaw"] if RECORDED.is_dir() else []
-    return [problem.name for problem in problems.ALL] + recorded
+    return [problem.name for problem in problems.ALL] + (list(RECORDED_PROBLEMS) if RECORDED.is_dir() else [])
 
 
 def llamatune(problem: Problem, evaluate: Evaluate, evals: int, seed: int, **settings: Any) -> None:
@@ -190,7 +191,7 @@ def run_one(problem_name: str, method: str, seed: int, evals: int, settings: dic
         if sign * value > best_seen:
             # What was seen decides which evaluation counts; what is true decides how good it is.
             best_seen, regret = sign * value, problem.regret(params)
-        regrets.append(regret)
+        regrets.append(float(f"{regret:.6g}"))
         return value
 
     started = time.process_time()
@@ -201,7 +202,7 @@ def run_one(problem_name: str, method: str, seed: int, evals: int, settings: dic
         "seed": seed,
         "regrets": regrets,
         "failures": failures,
-        "cpu_seconds": time.process_time() - started,
+        "cpu_seconds": round(time.process_time() - started, 2),
     }
 
 
@@ -308,7 +309,8 @@ def main(arguments: list[str] | None = None) -> None:
     runs.sort(key=lambda run: (order.index((run["problem"], run["method"])), run["seed"]))
     record = {"environment": environment(), "evals": options.evals, "seeds": options.seeds, "runs": runs}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(record) + "\n")
+    own = [run for run in runs if run["problem"] not in RECORDED_PROBLEMS]  # other people's data stay where they are
+    options.output.write_text(json.dumps({**record, "runs": own}) + "\n")
     print(table(runs, options.evals))
     if options.plot:
         plot(record, options.output.with_suffix(".png"))
