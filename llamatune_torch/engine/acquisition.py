@@ -35,12 +35,12 @@ from botorch.acquisition import (
 )
 from botorch.acquisition.analytic import LogProbabilityOfImprovement
 from botorch.acquisition.monte_carlo import SampleReducingMCAcquisitionFunction
-from botorch.models import SingleTaskGP
 from botorch.sampling import SobolQMCNormalSampler
 from botorch.utils.safe_math import logmeanexp
 from torch import Tensor
 
 from llamatune_torch.engine.feasibility import Feasibility
+from llamatune_torch.engine.surrogate import Surrogate
 from llamatune_torch.settings import Settings
 
 # The power of P(works | x).
@@ -75,7 +75,7 @@ class Acquisition:
 
 def make_acquisition(
     settings: Settings,
-    surrogate: SingleTaskGP,
+    surrogate: Surrogate,
     X: Tensor,
     X_pending: Tensor,
     feasibility: Feasibility | None,
@@ -128,7 +128,7 @@ class qLogProbabilityOfImprovement(SampleReducingMCAcquisitionFunction):  # noqa
 
     def __init__(
         self,
-        model: SingleTaskGP,
+        model: Surrogate,
         best_f: Tensor,
         sampler: SobolQMCNormalSampler,
         X_pending: Tensor | None = None,
@@ -147,7 +147,7 @@ class qLogProbabilityOfImprovement(SampleReducingMCAcquisitionFunction):  # noqa
         return torch.nn.functional.logsigmoid((obj - self.best_f) / self.tau)
 
 
-def posterior_mean(surrogate: SingleTaskGP, X: Tensor) -> Tensor:
+def posterior_mean(surrogate: Surrogate, X: Tensor) -> Tensor:
     """The surrogate's mean at the rows of ``X`` (``n x d``); shape ``n``."""
     with torch.no_grad():
         mean: Tensor = surrogate.posterior(X).mean

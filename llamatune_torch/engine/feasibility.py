@@ -15,10 +15,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from botorch.models import SingleTaskGP
 from torch import Tensor
 
-from llamatune_torch.engine.surrogate import fit_gp
+from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 
 
 class Feasibility:
@@ -32,7 +31,7 @@ class Feasibility:
 
     def __init__(self, X: Tensor, works: Tensor, categorical: Sequence[int] = ()) -> None:
         labels = torch.where(works, 1.0, -1.0).to(X)
-        self.gp: SingleTaskGP = fit_gp(X, labels, categorical)
+        self.gp: Surrogate = fit_gp(X, labels, categorical)
 
     def log_probability(self, X: Tensor) -> Tensor:
         """``log P(works | x)`` of each row; ``X`` has shape ``b x d``, the result ``b``."""

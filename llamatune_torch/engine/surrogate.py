@@ -20,18 +20,24 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Sequence
+from typing import Self
 
 import numpy as np
 import torch
+from botorch.acquisition.objective import PosteriorTransform
+from botorch.exceptions import UnsupportedError
 from botorch.models import SingleTaskGP
 from botorch.models.kernels import CategoricalKernel
 from botorch.models.utils.gpytorch_modules import (
     get_covar_module_with_dim_scaled_prior,
     get_gaussian_likelihood_with_lognormal_prior,
 )
+from botorch.posteriors import GPyTorchPosterior
 from gpytorch.constraints import GreaterThan
+from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.priors import LogNormalPrior
+from linear_operator import to_linear_operator
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from linear_operator.utils.errors import NanError, NotPSDError
 from numpy.typing import NDArray
@@ -41,13 +47,18 @@ from torch import Tensor
 from llamatune_torch.errors import SurrogateWarning
 
 MAX_FIT_ITERATIONS = 200
+TWO_STARTS_BELOW = 50  # with more observations both starts lead to the same maximum
+FIT_TOLERANCE = 1e-6  # of the log posterior per observation
+# Posterior variances below this are rounding errors; outcomes have unit variance.
+MIN_VARIANCE = 1e-12
 
 
-def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> SingleTaskGP:
+def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
     """The GP whose hyperparameters maximise the marginal likelihood times their priors (MAP).
 
-    Two ascents (L-BFGS-B), from the priors' modes and from their medians; the better one wins, so that the
-    same data always give the same fit. Should both fail, the GP keeps the modes and says so.
+    One ascent (L-BFGS-B) from the priors' modes; with few observations, or if that failed, another one from their
+    medians, and the better one wins. The same data always give the same fit. Should both fail, the GP keeps the
+    modes and says so.
 
     Args:
         X: shape ``n x d``, in the unit cube, float64.
@@ -55,7 +66,7 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> SingleTaskG
         categorical: columns whose coordinates are mere labels.
 
     Returns:
-        A fitted BoTorch model in evaluation mode, on the device of ``X``.
+        A fitted model in evaluation mode, on the device of ``X``.
 
     Warns:
         SurrogateWarning: the fit failed, and the priors' modes are used instead.
@@ -66,8 +77,10 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> SingleTaskG
         >>> gp.posterior(X[:1]).mean.shape
         torch.Size([1, 1])
     """
-    fits = []
+    fits: list[tuple[float, Surrogate]] = []
     for start_at_medians in (False, True):
+        if fits and len(Y) >= TWO_STARTS_BELOW:
+            break
         gp = make_gp(X, Y, categorical)
         if start_at_medians:
             _move_to_prior_medians(gp)
@@ -87,9 +100,9 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> SingleTaskG
     return gp
 
 
-def make_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> SingleTaskGP:
+def make_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
     """The GP before fitting, its hyperparameters at their priors' modes; arguments as :func:`fit_gp`."""
-    return SingleTaskGP(
+    return Surrogate(
         X,
         Y.unsqueeze(-1),
         likelihood=get_gaussian_likelihood_with_lognormal_prior(),
@@ -120,26 +133,100 @@ def make_kernel(dim: int, categorical: Sequence[int] = ()) -> Kernel:
     return math.prod(factors[1:], start=factors[0])
 
 
-def log_posterior(gp: SingleTaskGP) -> Tensor:
-    """Log marginal likelihood plus log priors of the hyperparameters, divided by ``n``; a scalar.
+class Surrogate(SingleTaskGP):
+    """BoTorch's exact GP with the textbook's prediction instead of its general one.
 
-    ``-1/2 r' K^-1 r - 1/2 log|K| - n/2 log(2 pi)`` with ``K = k(X, X) + noise I`` and ``r = Y - m`` (Rasmussen &
-    Williams, 2006, eq. 2.30), as gpytorch's ``ExactMarginalLogLikelihood`` at a third of its overhead.
+    With ``L L' = K = k(X, X) + noise I`` known once and for all, the posterior at ``Z`` is
+
+        mean = m + k(Z, X) K^-1 (Y - m),     cov = k(Z, Z) - V' V,   V = L^-1 k(X, Z)
+
+    (Rasmussen & Williams, 2006, algorithm 2.1). All points of a batch share the two products with ``k(Z, X)``, which
+    is what the search for candidates spends its time on.
     """
-    (X,), Y = gp.train_inputs, gp.train_targets
-    n = len(Y)
-    noise = gp.likelihood.noise_covar.noise
-    root = psd_safe_cholesky(gp.covar_module(X).to_dense() + torch.diag_embed(noise.expand(n)))
-    residual = (Y - gp.mean_module.constant).unsqueeze(-1)
-    whitened = torch.linalg.solve_triangular(root, residual, upper=False)
-    log_likelihood = -0.5 * whitened.square().sum() - root.diagonal().log().sum() - 0.5 * n * math.log(2 * math.pi)
-    priors = gp.named_priors()  # type: ignore[operator]  # gpytorch is untyped
-    log_prior = sum(prior.log_prob(value_of(module)).sum() for _, module, prior, value_of, _ in priors)
-    per_observation: Tensor = (log_likelihood + log_prior) / n
-    return per_observation
+
+    # L and K^-1 (Y - m), once they are needed; forgotten as soon as the hyperparameters may change.
+    _solved: tuple[Tensor, Tensor] | None = None
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self._solved = None
+        model: Self = super().train(mode)
+        return model
+
+    def posterior(  # type: ignore[override]  # narrower: one outcome, nothing transformed
+        self,
+        X: Tensor,
+        output_indices: list[int] | None = None,
+        observation_noise: bool | Tensor = False,
+        posterior_transform: PosteriorTransform | None = None,
+    ) -> GPyTorchPosterior:
+        """The joint posterior of the ``q`` points of each batch; ``X`` has shape ``... x q x d``."""
+        if output_indices is not None or posterior_transform is not None or isinstance(observation_noise, Tensor):
+            raise UnsupportedError("the surrogate has one outcome, one noise level and no transform")
+        self.eval()
+        if self._solved is None:
+            self._solved = self._solve()
+        root, weights = self._solved
+        q, d = X.shape[-2:]
+        # Batches share the training data, so k(Z, X) is one matrix of all their points.
+        cross = self.covar_module(X.reshape(-1, d), self._inputs).to_dense()
+        mean = self.mean_module.constant + (cross @ weights).view(X.shape[:-1])
+        whitened = torch.linalg.solve_triangular(root, cross.mT, upper=False).mT.view(*X.shape[:-1], -1)
+        if q == 1:  # the diagonal alone: a stationary kernel's gradient there is zero, not 0/0
+            prior, explained = self.covar_module(X, diag=True), whitened.square().sum(dim=-1)
+            covariance = (prior - explained).clamp_min(MIN_VARIANCE).unsqueeze(-1)
+        else:
+            covariance = self.covar_module(X).to_dense() - whitened @ whitened.mT
+        if observation_noise:
+            covariance = covariance + self._noise * torch.eye(q, dtype=X.dtype, device=X.device)
+        return GPyTorchPosterior(MultivariateNormal(mean, to_linear_operator(covariance)))  # lazy: no Cholesky yet
+
+    def log_posterior(self) -> Tensor:
+        """Log marginal likelihood plus log priors of the hyperparameters, divided by ``n``; a scalar.
+
+        ``-1/2 r' K^-1 r - 1/2 log|K| - n/2 log(2 pi)`` with ``r = Y - m`` (Rasmussen & Williams, 2006, eq. 2.30), as
+        gpytorch's ``ExactMarginalLogLikelihood``. Its gradient with respect to ``K`` is known in closed form,
+        ``1/2 (a a' - K^-1)`` with ``a = K^-1 r`` (eq. 5.9), so that autograd goes through the kernel only.
+        """
+        Y = self.train_targets
+        n = len(Y)
+        K = self._noisy_kernel_matrix()
+        m = self.mean_module.constant
+        with torch.no_grad():
+            root = psd_safe_cholesky(K)
+            a = torch.cholesky_solve((Y - m).unsqueeze(-1), root).squeeze(-1)
+            slope = 0.5 * (torch.outer(a, a) - torch.cholesky_inverse(root))
+            log_likelihood = -0.5 * (Y - m) @ a - root.diagonal().log().sum() - 0.5 * n * math.log(2 * math.pi)
+        # The terms in brackets are zero; they only carry the gradients.
+        log_likelihood = log_likelihood + (slope * (K - K.detach())).sum() + a.sum() * (m - m.detach())
+        priors = self.named_priors()  # type: ignore[operator]  # gpytorch is untyped
+        log_prior = sum(prior.log_prob(value_of(module)).sum() for _, module, prior, value_of, _ in priors)
+        per_observation: Tensor = (log_likelihood + log_prior) / n
+        return per_observation
+
+    @property
+    def _inputs(self) -> Tensor:
+        (X,) = self.train_inputs
+        return X
+
+    @property
+    def _noise(self) -> Tensor:
+        noise: Tensor = self.likelihood.noise_covar.noise
+        return noise
+
+    def _noisy_kernel_matrix(self) -> Tensor:
+        covariance: Tensor = self.covar_module(self._inputs).to_dense()
+        return covariance + torch.diag_embed(self._noise.expand(len(covariance)))
+
+    @torch.no_grad()
+    def _solve(self) -> tuple[Tensor, Tensor]:
+        """``L`` and ``K^-1 (Y - m)``."""
+        root = psd_safe_cholesky(self._noisy_kernel_matrix())
+        residual = (self.train_targets - self.mean_module.constant).unsqueeze(-1)
+        return root, torch.cholesky_solve(residual, root).squeeze(-1)
 
 
-def _maximize_posterior(gp: SingleTaskGP) -> float:
+def _maximize_posterior(gp: Surrogate) -> float:
     """Moves the hyperparameters of ``gp`` to a maximum of ``log_posterior``; its value, nan if that failed.
 
     The ascent moves their logarithms: length scales and noise differ by orders of magnitude, and in that scale
@@ -165,7 +252,7 @@ def _maximize_posterior(gp: SingleTaskGP) -> float:
 
     def negated(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         set_to(x)
-        value = -log_posterior(gp)
+        value = -gp.log_posterior()
         gradients = torch.autograd.grad(value, parameters)
         chained = zip(gradients, parameters, positive, strict=True)
         return value.item(), flat(g * p if is_positive else g for g, p, is_positive in chained)
@@ -173,7 +260,12 @@ def _maximize_posterior(gp: SingleTaskGP) -> float:
     start = flat(p.log() if is_positive else p for p, is_positive in zip(parameters, positive, strict=True))
     try:
         result = minimize(
-            negated, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": MAX_FIT_ITERATIONS}
+            negated,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=bounds,
+            options={"maxiter": MAX_FIT_ITERATIONS, "ftol": FIT_TOLERANCE},
         )
     except (NanError, NotPSDError):
         return math.nan
@@ -181,6 +273,6 @@ def _maximize_posterior(gp: SingleTaskGP) -> float:
     return -float(result.fun)
 
 
-def _move_to_prior_medians(gp: SingleTaskGP) -> None:
+def _move_to_prior_medians(gp: Surrogate) -> None:
     for _, module, prior, _, set_value in gp.named_priors():  # type: ignore[operator]  # gpytorch is untyped
         set_value(module, prior.loc.exp())

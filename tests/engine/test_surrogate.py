@@ -19,9 +19,8 @@ from strategies import halton
 from torch import Tensor
 
 from llamatune_torch import SurrogateWarning
-from llamatune_torch.engine import surrogate
 from llamatune_torch.engine.outcome import standardize
-from llamatune_torch.engine.surrogate import fit_gp, log_posterior, make_gp, make_kernel
+from llamatune_torch.engine.surrogate import Surrogate, fit_gp, make_gp, make_kernel
 
 Array = NDArray[np.float64]
 
@@ -181,7 +180,7 @@ def test_the_log_posterior_is_gpytorchs(dim: int, categorical: list[int], device
     gp = make_gp(X.to(device), Y.to(device), categorical)
     gp.likelihood.noise = 0.05
     gp.mean_module.constant.data.fill_(-0.5)
-    value = log_posterior(gp)
+    value = gp.log_posterior()
     assert value.item() == pytest.approx(gpytorch_log_posterior(gp), abs=1e-8)
     gradients = torch.autograd.grad(value, list(gp.parameters()))
     assert all(gradient.isfinite().all() for gradient in gradients)
@@ -263,15 +262,15 @@ def test_the_fit_is_in_double_precision_on_the_device_of_the_data(device: torch.
 
 def break_down(monkeypatch: pytest.MonkeyPatch, num_times: int) -> None:
     """Lets the first ``num_times`` evaluations of the fit's objective fail."""
-    real, calls = surrogate.log_posterior, []
+    real, calls = Surrogate.log_posterior, []
 
-    def failing(gp: SingleTaskGP) -> Tensor:
+    def failing(gp: Surrogate) -> Tensor:
         calls.append(1)
         if len(calls) <= num_times:
             raise NotPSDError("made to fail")
         return real(gp)
 
-    monkeypatch.setattr(surrogate, "log_posterior", failing)
+    monkeypatch.setattr(Surrogate, "log_posterior", failing)
 
 
 def test_a_fit_that_fails_from_one_start_is_made_from_the_other_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
