@@ -5,8 +5,8 @@ One sum of logs, composed of factors instead of a class for each combination:
     log a(x) = log improvement(x) + RISK_AVERSION * log P(works | x)
 
 Expected improvement alone would weigh P once. But improvement runs out as the search converges, while a wall of
-failures keeps its one chance in twenty: with a weight of one, a third of the runs next to a memory limit failed
-(benchmarks/README.md), and a failed run costs time and teaches little.
+failures keeps its one chance in twenty: with a weight of one, many runs next to a memory limit failed (a few
+seeds: benchmarks/README.md), and a failed run costs time and teaches little.
 
 ``improvement`` is BoTorch's. With one point to choose and nothing running it is analytic; with points pending
 it is the q-batch sibling of the same name, which knows where those points are (``X_pending``):
