@@ -68,7 +68,7 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
         return suggestions
 
     space = study.space
-    data = training_data(study, settings.torch_device(), [s.params for s in suggestions])
+    data = training_data(study, settings.torch_device(len(study.completed)), [s.params for s in suggestions])
     surrogate = fit_gp(data.X, data.Y, space.categorical_columns)
     feasibility = feasibility_of(data, space)
     incumbents = data.X[posterior_mean(surrogate, data.X).topk(min(4, len(data.X))).indices]
