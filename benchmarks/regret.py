@@ -29,82 +29,28 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+import landscapes
 import numpy as np
+import recorded
 import torch
 
-from llamatune_torch import Categorical, Integer, LlamaTune, Outcome, Real, SearchSpace, problems
+from llamatune_torch import Categorical, Integer, LlamaTune, Outcome, Real, problems
 from llamatune_torch.problems import Problem
 
 HERE = Path(__file__).parent
-RECORDED = HERE.parent.parent / "shared" / "data"
 CHECKPOINTS = (10, 20, 30, 40)
+PROBLEMS = {problem.name: problem for problem in (*problems.ALL, *landscapes.ALL)}
 
 Params = dict[str, Any]
 Evaluate = Callable[[Params], float]  # raises for a failed run
 
 
-def deberta() -> Problem:
-    """1,024 fine-tunes of DeBERTa-base on MultiNLI that other people recorded (CC BY-SA 4.0, arXiv:2311.09480)."""
-    space = SearchSpace(
-        {
-            "learning_rate": Real(1e-6, 1e-3, prior="log-uniform"),
-            "batch_size": Integer(16, 64),
-            "num_epochs": Integer(1, 4),
-            "warmup_proportion": Real(0, 0.6),
-            "dropout": Real(0, 0.3),
-        }
-    )
-    rows = [json.loads(line) for line in (RECORDED / "deberta_base_mnli.jsonl").read_text().splitlines()]
-    accuracy = [row["curve"][-1][1] for row in rows]
-    return Problem("deberta", space, "maximize", max(accuracy), recorded_value(space, rows, accuracy))
-
-
-def steplaw() -> Problem:
-    """Pre-training runs of one size over learning rate and batch size (arXiv:2503.04715)."""
-    lines = (RECORDED / "steplaw_dense_part.csv").read_text().splitlines()
-    table = [dict(zip(lines[0].split(","), map(float, line.split(",")), strict=True)) for line in lines[1:]]
-    sizes = sorted({(row["n_params"], row["n_tokens"]) for row in table})
-    rows = [row for row in table if (row["n_params"], row["n_tokens"]) == sizes[len(sizes) // 2]]
-    rates, batches = [row["lr"] for row in rows], [int(row["batch_size"]) for row in rows]
-    space = SearchSpace(
-        {
-            "lr": Real(min(rates), max(rates), prior="log-uniform"),
-            "batch_size": Integer(min(batches), max(batches), prior="log-uniform"),
-        }
-    )
-    losses = [row["loss"] for row in rows]
-    points = [{"lr": rate, "batch_size": batch} for rate, batch in zip(rates, batches, strict=True)]
-    return Problem("steplaw", space, "minimize", min(losses), recorded_value(space, points, losses))
-
-
-def recorded_value(space: SearchSpace, rows: list[Params], values: list[float]) -> Callable[[Params], float]:
-    """The value of the nearest recorded run that no other parameters have got yet.
-
-    Each run is used once: training close to an earlier configuration means a new seed, not the same luck again.
-    """
-    X = space.encode_all([{name: row[name] for name in space.names} for row in rows])
-    assigned: dict[str, int] = {}
-
-    def value(params: Params) -> float:
-        key = repr(params)
-        if key not in assigned:
-            distance = torch.cdist(space.encode(params)[None], X)[0]
-            distance[list(assigned.values())] = torch.inf
-            assigned[key] = int(distance.argmin())
-        return float(values[assigned[key]])
-
-    return value
-
-
-RECORDED_PROBLEMS = {"deberta": deberta, "steplaw": steplaw}
-
-
 def problem_named(name: str) -> Problem:
-    return RECORDED_PROBLEMS[name]() if name in RECORDED_PROBLEMS else getattr(problems, name)
+    return recorded.MAKERS[name]() if name in recorded.MAKERS else PROBLEMS[name]
 
 
 def problem_names() -> list[str]:
-    return [problem.name for problem in problems.ALL] + (list(RECORDED_PROBLEMS) if RECORDED.is_dir() else [])
+    return [*PROBLEMS, *(recorded.MAKERS if recorded.DATA.is_dir() else ())]
 
 
 def llamatune(problem: Problem, evaluate: Evaluate, evals: int, seed: int, **settings: Any) -> None:
@@ -309,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     runs.sort(key=lambda run: (order.index((run["problem"], run["method"])), run["seed"]))
     record = {"environment": environment(), "evals": options.evals, "seeds": options.seeds, "runs": runs}
     options.output.parent.mkdir(parents=True, exist_ok=True)
-    own = [run for run in runs if run["problem"] not in RECORDED_PROBLEMS]  # other people's data stay where they are
+    own = [run for run in runs if run["problem"] not in recorded.MAKERS]  # other people's data stay where they are
     options.output.write_text(json.dumps({**record, "runs": own}) + "\n")
     print(table(runs, options.evals))
     if options.plot:

@@ -1,0 +1,118 @@
+"""Problems made of other people's recorded runs, for ``regret.py``: looked up at run time, where they are there.
+
+    deberta               1,024 fine-tunes of DeBERTa-base on MultiNLI (arXiv:2311.09480, CC BY-SA 4.0)
+    steplaw, steplaw_large
+                          pre-training over learning rate and batch size, at two sizes (arXiv:2503.04715)
+    nmt_lora              LoRA for translation, six base models x 27 settings (Zhang and Duh, AMTA 2024, MIT)
+
+None of them is part of this repository: they lie in ``shared/data`` next to the checkout, or nowhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llamatune_torch import Categorical, Integer, Real, SearchSpace
+from llamatune_torch.problems import Problem
+from llamatune_torch.space import Params
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def deberta() -> Problem:
+    space = SearchSpace(
+        {
+            "learning_rate": Real(1e-6, 1e-3, prior="log-uniform"),
+            "batch_size": Integer(16, 64),
+            "num_epochs": Integer(1, 4),
+            "warmup_proportion": Real(0, 0.6),
+            "dropout": Real(0, 0.3),
+        }
+    )
+    rows = _json_lines("deberta_base_mnli.jsonl")
+    accuracy = [row["curve"][-1][1] for row in rows]
+    return Problem("deberta", space, "maximize", max(accuracy), recorded_value(space, rows, accuracy))
+
+
+def steplaw() -> Problem:
+    """The median size of those recorded."""
+    return _steplaw("steplaw", lambda sizes: sizes[len(sizes) // 2])
+
+
+def steplaw_large() -> Problem:
+    """The largest size with more than a hundred runs; unlike ``steplaw``, some of them diverged."""
+    return _steplaw("steplaw_large", lambda sizes: sizes[-2])
+
+
+def _steplaw(name: str, choose: Callable[[list[tuple[float, float]]], tuple[float, float]]) -> Problem:
+    lines = (DATA / "steplaw_dense_part.csv").read_text().splitlines()
+    table = [dict(zip(lines[0].split(","), map(float, line.split(",")), strict=True)) for line in lines[1:]]
+    size = choose(sorted({(row["n_params"], row["n_tokens"]) for row in table}))
+    rows = [
+        {"lr": row["lr"], "batch_size": int(row["batch_size"]), "loss": row["loss"]}
+        for row in table
+        if (row["n_params"], row["n_tokens"]) == size
+    ]
+    rates, batches, losses = ([row[key] for row in rows] for key in ("lr", "batch_size", "loss"))
+    space = SearchSpace(
+        {
+            "lr": Real(min(rates), max(rates), prior="log-uniform"),
+            "batch_size": Integer(int(min(batches)), int(max(batches)), prior="log-uniform"),
+        }
+    )
+    return Problem(name, space, "minimize", min(losses), recorded_value(space, rows, losses))
+
+
+def nmt_lora() -> Problem:
+    """A finite grid: which of six models, and how to train it."""
+    rows = _json_lines("nmt_lora_fr_en.jsonl")
+    bleu = [row["bleu_best"] for row in rows]
+
+    def choices(name: str) -> list[Any]:
+        return sorted({row[name] for row in rows})
+
+    space = SearchSpace(
+        {
+            "base_model": Categorical(choices("base_model")),
+            "lora_rank": Categorical(choices("lora_rank"), ordered=True),
+            "batch_size": Categorical(choices("batch_size"), ordered=True),
+            "learning_rate": Categorical(choices("learning_rate"), ordered=True),
+        }
+    )
+    return Problem("nmt_lora", space, "maximize", max(bleu), recorded_value(space, rows, bleu))
+
+
+def _json_lines(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (DATA / name).read_text().splitlines()]
+
+
+def recorded_value(space: SearchSpace, rows: list[Params], values: list[float]) -> Callable[[Params], float]:
+    """The value of the nearest recorded run that no other parameters have got yet.
+
+    Each run is used once: training close to an earlier configuration means a new seed, not the same luck again.
+    """
+    X = space.encode_all([space.validate({name: row[name] for name in space.names}) for row in rows])
+    assigned: dict[str, int] = {}
+
+    def value(params: Params) -> float:
+        key = repr(params)
+        if key not in assigned:
+            distance = torch.cdist(space.encode(params)[None], X)[0]
+            distance[list(assigned.values())] = torch.inf
+            assigned[key] = int(distance.argmin())
+        return float(values[assigned[key]])
+
+    return value
+
+
+MAKERS: dict[str, Callable[[], Problem]] = {
+    "deberta": deberta,
+    "steplaw": steplaw,
+    "steplaw_large": steplaw_large,
+    "nmt_lora": nmt_lora,
+}
