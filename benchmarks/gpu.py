@@ -63,8 +63,7 @@ def prepared(part: str, study: Study, device: str, restarts: int, q: int) -> Cal
         return lambda: fit_gp(data.X, data.Y)
     surrogate = make_gp(data.X, data.Y)
     if part == "likelihood":
-        parameters = list(surrogate.parameters())
-        return lambda: torch.autograd.grad(surrogate.log_posterior(), parameters)
+        return surrogate.log_posterior
     surrogate.eval()
     points = torch.rand(1024 + q, study.space.dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     points = points.to(data.X)
