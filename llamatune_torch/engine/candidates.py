@@ -78,9 +78,13 @@ def maximize(
 def sobol(space: SearchSpace, n: int, seed: int, start: int = 0) -> Tensor:
     """Points ``start .. start + n - 1`` of a scrambled Sobol sequence, snapped to the space; ``n x d``."""
     engine = torch.quasirandom.SobolEngine(space.dim, scramble=True, seed=seed)
+    first = engine.quasi.to(torch.float64) / 2**engine.MAXBIT  # torch rounds it, alone, to the default dtype
     if start:
         engine.fast_forward(start)
-    return space.snap(engine.draw(n, dtype=torch.float64))
+    points = engine.draw(n, dtype=torch.float64)
+    if start == 0:
+        points[:1] = first
+    return space.snap(points)
 
 
 def around(space: SearchSpace, centres: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -90,11 +94,11 @@ def around(space: SearchSpace, centres: Tensor, n: int, generator: torch.Generat
     X = centres.repeat_interleave(n // len(centres), dim=0)
     scale = 10 ** -(3 * torch.rand(len(X), 1, generator=generator, dtype=X.dtype))
     steps = scale * torch.randn(X.shape, generator=generator, dtype=X.dtype)
-    changed = torch.rand(X.shape, generator=generator) < 0.5
+    changed = torch.rand(X.shape, generator=generator, dtype=X.dtype) < 0.5
     moved = (X + steps * changed).clamp(0.0, 1.0)
     for j in space.categorical_columns:
         anew = torch.rand(len(X), generator=generator, dtype=X.dtype)
-        resampled = torch.rand(len(X), generator=generator) < 0.2
+        resampled = torch.rand(len(X), generator=generator, dtype=X.dtype) < 0.2
         moved[:, j] = torch.where(resampled, anew, X[:, j])
     return space.snap(moved)
 

@@ -29,14 +29,11 @@ from botorch.acquisition.objective import PosteriorTransform
 from botorch.exceptions import UnsupportedError
 from botorch.models import SingleTaskGP
 from botorch.models.kernels import CategoricalKernel
-from botorch.models.utils.gpytorch_modules import (
-    get_covar_module_with_dim_scaled_prior,
-    get_gaussian_likelihood_with_lognormal_prior,
-)
 from botorch.posteriors import GPyTorchPosterior
 from gpytorch.constraints import GreaterThan
 from gpytorch.distributions import MultivariateNormal
-from gpytorch.kernels import Kernel
+from gpytorch.kernels import Kernel, MaternKernel
+from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.priors import LogNormalPrior
 from linear_operator import to_linear_operator
 from linear_operator.utils.cholesky import psd_safe_cholesky
@@ -49,11 +46,12 @@ from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.errors import SurrogateWarning
 
 MAX_FIT_ITERATIONS = 200
+MIN_LENGTH_SCALE = 2.5e-2  # of a column of the unit cube
+MIN_NOISE = 1e-4  # of the outcomes' variance
 TWO_STARTS_BELOW = 50  # with more observations both starts lead to the same maximum
 FIT_TOLERANCE = 1e-6  # of the log posterior per observation
 # Posterior variances below this are rounding errors; outcomes have unit variance.
 MIN_VARIANCE = 1e-12
-JITTER = 1e-8  # on the variance of what is not observed but sampled
 
 
 def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
@@ -113,21 +111,41 @@ def make_kernel(dim: int, categorical: Sequence[int] = ()) -> Kernel:
     numeric = [j for j in range(dim) if j not in categorical]
     factors: list[Kernel] = []
     if numeric:
+        prior = _log_normal(math.sqrt(2) + math.log(len(numeric)) / 2, math.sqrt(3))
+        constraint = GreaterThan(MIN_LENGTH_SCALE, transform=None, initial_value=prior.mode)
         factors.append(
-            get_covar_module_with_dim_scaled_prior(ard_num_dims=len(numeric), use_rbf_kernel=False, active_dims=numeric)
+            MaternKernel(
+                ard_num_dims=len(numeric),
+                active_dims=numeric,
+                lengthscale_prior=prior,
+                lengthscale_constraint=constraint,
+            )
         )
     if categorical:
-        # The kernel takes the mean over its columns, which already scales with their number.
-        prior = LogNormalPrior(loc=0.0, scale=1.0)
+        # The kernel takes the mean over its columns, which already scales with their number. Choices are taken for
+        # alike until the data say otherwise: what is learnt with one optimizer then carries over to the others.
+        prior = _log_normal(1.5, 1.0)
+        constraint = GreaterThan(MIN_LENGTH_SCALE, transform=None, initial_value=prior.mode)
         factors.append(
             CategoricalKernel(
                 ard_num_dims=len(categorical),
                 active_dims=list(categorical),
                 lengthscale_prior=prior,
-                lengthscale_constraint=GreaterThan(2.5e-2, transform=None, initial_value=prior.mode),
+                lengthscale_constraint=constraint,
             )
         )
     return math.prod(factors[1:], start=factors[0])
+
+
+def make_likelihood() -> GaussianLikelihood:
+    """Gaussian noise; the prior prefers little of it (of a variance of outcomes of one), and allows much."""
+    prior = _log_normal(-4.0, 1.0)
+    return GaussianLikelihood(prior, noise_constraint=GreaterThan(MIN_NOISE, transform=None, initial_value=prior.mode))
+
+
+def _log_normal(loc: float, scale: float) -> LogNormalPrior:
+    # Of floats gpytorch would make tensors of the default dtype.
+    return LogNormalPrior(torch.tensor(loc, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64))
 
 
 class GaussianPosterior(GPyTorchPosterior):
@@ -168,12 +186,12 @@ class Scales(NamedTuple):
 
 
 class Predictor(NamedTuple):
-    """A GP given its hyperparameters and what has been seen, ready to predict at many points.
+    """A GP given its hyperparameters and the observations, ready to predict at many points.
 
     kernel        the covariance of ``f``
-    inputs        n x d   where ``f`` was seen, with noise or without
+    inputs        n x d
     mean          the constant mean ``m``
-    weights       n x s   K^-1 (Y - m), for ``s`` different outcomes at the same inputs
+    weights       n       K^-1 (Y - m), where K includes the noise
     inverse_root  n x n   L^-1, where L L' = K
     """
 
@@ -184,7 +202,7 @@ class Predictor(NamedTuple):
     inverse_root: Tensor
 
     def moments(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean (``b x s``) and variance (``b``) of ``f`` at the rows of ``X`` (``b x d``), differentiable."""
+        """Mean and variance of ``f`` at each row of ``X`` (``b x d``), both of shape ``b``; differentiable."""
         mean, variance = _Moments.apply(X, self)  # type: ignore[no-untyped-call]  # torch's
         return mean, variance.clamp_min(MIN_VARIANCE)
 
@@ -204,7 +222,9 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, by_mean: Tensor, by_variance: Tensor) -> tuple[Tensor, None]:
         X, slope, whitened = ctx.saved_tensors
         given: Predictor = ctx.given
-        by_cross = by_mean @ given.weights.mT - 2 * by_variance.unsqueeze(-1) * (whitened @ given.inverse_root)
+        by_cross = by_mean.unsqueeze(-1) * given.weights - 2 * by_variance.unsqueeze(-1) * (
+            whitened @ given.inverse_root
+        )
         return given.kernel.pull_back(X, given.inputs, slope, by_cross), None
 
 
@@ -226,12 +246,13 @@ class Surrogate(SingleTaskGP):
         super().__init__(
             X,
             Y.unsqueeze(-1),
-            likelihood=get_gaussian_likelihood_with_lognormal_prior(),
+            likelihood=make_likelihood(),
             covar_module=make_kernel(X.shape[-1], categorical),
             outcome_transform=None,
         )
         self.categorical = list(categorical)
         self.numeric = [j for j in range(X.shape[-1]) if j not in self.categorical]
+        self.set_hyperparameters(self.prior_modes())
 
     def train(self, mode: bool = True) -> Self:
         if mode:
@@ -250,16 +271,16 @@ class Surrogate(SingleTaskGP):
         if output_indices is not None or posterior_transform is not None or isinstance(observation_noise, Tensor):
             raise UnsupportedError("the surrogate has one outcome, one noise level and no transform")
         q, d = X.shape[-2:]
+        given = self.predictor()
         if q == 1:
-            mean, variance = self.predictor().moments(X.reshape(-1, d))
-            mean, covariance = mean.view(X.shape[:-1]), variance.view(*X.shape[:-1], 1)
+            mean, covariance = given.moments(X.reshape(-1, d))
         else:
-            given = self.predictor()
             # Batches share the training data, so k(Z, X) is one matrix of all their points.
             cross = given.kernel(X.reshape(-1, d), given.inputs)
-            mean = given.mean + (cross @ given.weights).view(X.shape[:-1])
+            mean = given.mean + cross @ given.weights
             whitened = (cross @ given.inverse_root.mT).view(*X.shape[:-1], -1)
             covariance = given.kernel(X, X) - whitened @ whitened.mT
+        mean, covariance = mean.view(X.shape[:-1]), covariance.view(*X.shape[:-1], q)
         if observation_noise:
             covariance = covariance + self.noise * torch.eye(q, dtype=X.dtype, device=X.device)
         return GaussianPosterior(mean, covariance)
@@ -306,9 +327,14 @@ class Surrogate(SingleTaskGP):
         self.mean_module.constant.copy_(mean.squeeze())
 
     def prior_medians(self) -> Tensor:
-        """The hyperparameters at the medians of their priors."""
+        """The hyperparameters at the medians of their priors, the mean at zero."""
         medians = [scales.prior.loc.expand(scales.values.numel()) for scales in self._scales()]
-        return torch.cat([*medians, self.mean.reshape(1)])
+        return torch.cat([*medians, torch.zeros_like(self.mean).reshape(1)])
+
+    def prior_modes(self) -> Tensor:
+        """The hyperparameters at the modes of their priors, the mean at zero."""
+        modes = [scales.prior.mode.log().expand(scales.values.numel()) for scales in self._scales()]
+        return torch.cat([*modes, torch.zeros_like(self.mean).reshape(1)])
 
     def hyperparameter_bounds(self) -> list[tuple[float | None, float | None]]:
         """The range of each of :meth:`hyperparameters`."""
@@ -362,53 +388,18 @@ class Surrogate(SingleTaskGP):
 
     @torch.no_grad()
     def predictor(self) -> Predictor:
-        """The GP given all observations, one column of weights."""
+        """The GP given all observations."""
         if self.training:
             self.eval()
         if self._solved is None:
-            kernel, noise = self.kernel(), self.noise
-            K = kernel.matrix_and_slope(self.inputs)[0]
-            self._solved = _solve(kernel, self.inputs, self.mean, self._with_noise(K), self.train_targets.unsqueeze(-1))
+            kernel = self.kernel()
+            root = psd_safe_cholesky(self._with_noise(kernel.matrix_and_slope(self.inputs)[0]))
+            residual = (self.train_targets - self.mean).unsqueeze(-1)
+            weights = torch.cholesky_solve(residual, root).squeeze(-1)
+            identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+            inverse_root = torch.linalg.solve_triangular(root, identity, upper=False)
+            self._solved = Predictor(kernel, self.inputs, self.mean, weights, inverse_root)
         return self._solved
-
-    @torch.no_grad()
-    def fantasies(self, P: Tensor, base_samples: Tensor, noisy: bool = True) -> tuple[Predictor, Tensor]:
-        """The GP given, besides the observations, ``s`` samples of what ``f`` may be at ``P``; and these samples.
-
-        Args:
-            P: shape ``m x d``.
-            base_samples: standard normal, shape ``s x m``.
-            noisy: whether the observations are still needed; not so if ``P`` holds all of their inputs, since then
-                they tell nothing beyond the values of ``f`` there.
-
-        Returns:
-            A predictor with ``s`` columns of weights, and the samples, ``s x m``.
-        """
-        given = self.predictor()
-        kernel = given.kernel
-        cross = kernel(P, given.inputs)
-        whitened = cross @ given.inverse_root.mT
-        prior = kernel.matrix_and_slope(P)[0]
-        root = psd_safe_cholesky(prior - whitened @ whitened.mT + JITTER * torch.eye(len(P)).to(P))
-        samples = (given.mean + cross @ given.weights).mT + base_samples @ root.mT
-        if not noisy:
-            return _solve(kernel, P, given.mean, prior + JITTER * torch.eye(len(P)).to(P), samples.mT), samples
-        n, m = len(given.inputs), len(P)
-        K = torch.cat(
-            [
-                torch.cat([self._with_noise(kernel.matrix_and_slope(given.inputs)[0]), cross.mT], dim=1),
-                torch.cat([cross, prior + JITTER * torch.eye(m).to(P)], dim=1),
-            ]
-        )
-        Y = torch.cat([self.train_targets.unsqueeze(-1).expand(-1, len(samples)), samples.mT])
-        return _solve(kernel, torch.cat([given.inputs, P]), given.mean, K, Y), samples
-
-
-def _solve(kernel: ProductKernel, inputs: Tensor, mean: Tensor, K: Tensor, Y: Tensor) -> Predictor:
-    root = psd_safe_cholesky(K)
-    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
-    inverse_root = torch.linalg.solve_triangular(root, identity, upper=False)
-    return Predictor(kernel, inputs, mean, torch.cholesky_solve(Y - mean, root), inverse_root)
 
 
 def _maximize_posterior(gp: Surrogate) -> float:
