@@ -58,6 +58,10 @@ class Parameter(ABC):
         """The coordinate of the value with each number; float64, the shape of ``index``."""
         raise NotImplementedError(f"{type(self).__name__} is a continuum")
 
+    def special_of(self, U: Tensor) -> Tensor:
+        """The number in ``special`` of the value at each coordinate, -1 for an ordinary value; int64."""
+        return torch.full_like(U, -1, dtype=torch.int64)
+
     def snap(self, U: Tensor) -> Tensor:
         """The nearest coordinates that stand for a value; the identity on a continuum."""
         return U if self.size is None else self.coordinate(self.index_of(U)).to(U)

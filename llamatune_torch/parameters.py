@@ -52,10 +52,6 @@ class Number(Parameter):
     when: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @abstractmethod
-    def special_of(self, U: Tensor) -> Tensor:
-        """The number in ``special`` of the value at each coordinate, -1 for an ordinary value; int64."""
-
-    @abstractmethod
     def _places(self, values: Sequence[float]) -> Tensor:
         """Where values stand on the (logarithmic) way from ``low`` to ``high``, at most at its ends; in [0, 1]."""
 
@@ -181,6 +177,8 @@ class Real(Number):
         ]
 
     def special_of(self, U: Tensor) -> Tensor:
+        if not self.special:
+            return super().special_of(U)
         number = self._cell(U)
         for i, place in enumerate(self._outer(self._places(self.special)).to(U)):
             if self.low <= self.special[i] <= self.high:
