@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
+from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.errors import SurrogateWarning
 
@@ -54,7 +55,7 @@ FIT_TOLERANCE = 1e-6  # of the log posterior per observation
 MIN_VARIANCE = 1e-12
 
 
-def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
+def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = (), features: Features | None = None) -> Surrogate:
     """The GP whose hyperparameters maximise the marginal likelihood times their priors (MAP).
 
     One ascent (L-BFGS-B) from the priors' modes; with few observations, or if that failed, another one from their
@@ -65,6 +66,7 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
         X: shape ``n x d``, in the unit cube, float64.
         Y: shape ``n``, zero mean and unit variance, same dtype and device.
         categorical: columns whose coordinates are mere labels.
+        features: what the kernels see instead of the columns; ``None`` for the columns themselves.
 
     Returns:
         A fitted model in evaluation mode, on the device of ``X``.
@@ -78,6 +80,8 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
         >>> gp.posterior(X[:1]).mean.shape
         torch.Size([1, 1])
     """
+    if features is not None:
+        X, categorical = features(X), features.categorical
     fits: list[tuple[float, Surrogate]] = []
     for start_at_medians in (False, True):
         if fits and len(Y) >= TWO_STARTS_BELOW:
@@ -97,6 +101,7 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
             stacklevel=2,
         )
         gp = make_gp(X, Y, categorical)
+    gp.features = features
     gp.eval()
     return gp
 
@@ -242,6 +247,9 @@ class Surrogate(SingleTaskGP):
     # Solved once it is needed; forgotten as soon as the hyperparameters may change.
     _solved: Predictor | None = None
 
+    # From points of the unit cube to what the kernels see; ``train_inputs`` holds the latter.
+    features: Features | None = None
+
     def __init__(self, X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> None:
         super().__init__(
             X,
@@ -270,6 +278,8 @@ class Surrogate(SingleTaskGP):
         """The joint posterior of the ``q`` points of each batch; ``X`` has shape ``... x q x d``."""
         if output_indices is not None or posterior_transform is not None or isinstance(observation_noise, Tensor):
             raise UnsupportedError("the surrogate has one outcome, one noise level and no transform")
+        if self.features is not None:
+            X = self.features(X)
         q, d = X.shape[-2:]
         given = self.predictor()
         if q == 1:
