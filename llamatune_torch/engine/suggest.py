@@ -19,7 +19,7 @@ from llamatune_torch.engine.candidates import is_new, maximize, sobol
 from llamatune_torch.engine.feasibility import Feasibility
 from llamatune_torch.engine.features import features_of
 from llamatune_torch.engine.outcome import robust
-from llamatune_torch.engine.surrogate import fit_gp
+from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.settings import Settings
 from llamatune_torch.space import Params, SearchSpace
@@ -70,7 +70,7 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
 
     space = study.space
     data = training_data(study, settings.torch_device(len(study.completed)), [s.params for s in suggestions])
-    surrogate = fit_gp(data.X, data.Y, space.categorical_columns, features_of(space))
+    surrogate = fit(data, space)
     feasibility = feasibility_of(data, space)
     incumbents = data.X[posterior_mean(surrogate, data.X).topk(min(4, len(data.X))).indices]
     while len(suggestions) < n:
@@ -138,6 +138,11 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
 def encode(space: SearchSpace, rows: list[Params]) -> Tensor:
     """Points of the unit cube, ``n x d``, also for ``n = 0``."""
     return space.encode_all(rows) if rows else torch.empty(0, space.dim, dtype=torch.float64)
+
+
+def fit(data: TrainingData, space: SearchSpace) -> Surrogate:
+    """The surrogate of the completed trials."""
+    return fit_gp(data.X, data.Y, space.categorical_columns, features_of(space))
 
 
 def feasibility_of(data: TrainingData, space: SearchSpace) -> Feasibility | None:
