@@ -61,6 +61,25 @@ class ProductKernel:
         value, slope = matern_and_slope(r2)
         return (value, slope) if overlap is None else (value * overlap, slope * overlap)
 
+    def cross_and_slope(self, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+        """``k`` between the rows of ``A`` (``m x d``) and ``B`` (``n x d``), and ``dk / d(r^2)``; both ``m x n``."""
+        value = slope = torch.ones_like(A[:1, :1])
+        if self.numeric:
+            value, slope = matern_and_slope(self._squared_distance(A, B))
+        if self.categorical:
+            overlap = (-self._differs(A, B).mean(dim=-1)).exp()
+            value, slope = value * overlap, slope * overlap
+        return value, slope
+
+    def pull_back(self, A: Tensor, B: Tensor, slope: Tensor, weights: Tensor) -> Tensor:
+        """``sum_b weights_ab dk(a, b) / da`` for each row ``a`` of ``A``; ``slope`` from :meth:`cross_and_slope`."""
+        gradient = torch.zeros_like(A)
+        if self.numeric:  # d r^2 / d a_i = 2 (a_i - b_i) / l_i^2
+            W = weights * slope
+            pulled = W.sum(dim=-1, keepdim=True) * A[:, self.numeric] - W @ B[:, self.numeric]
+            gradient[:, self.numeric] = 2 * pulled / self.numeric_scales.square()
+        return gradient
+
     def slopes(self, X: Tensor, K: Tensor, dK: Tensor | None, weights: Tensor) -> list[Tensor]:
         """``sum_ab weights_ab dK_ab / d log l`` for the length scales of each factor, numeric first.
 

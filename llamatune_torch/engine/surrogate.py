@@ -53,6 +53,7 @@ TWO_STARTS_BELOW = 50  # with more observations both starts lead to the same max
 FIT_TOLERANCE = 1e-6  # of the log posterior per observation
 # Posterior variances below this are rounding errors; outcomes have unit variance.
 MIN_VARIANCE = 1e-12
+JITTER = 1e-8  # on the variance of what is not observed but sampled
 
 
 def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
@@ -166,6 +167,47 @@ class Scales(NamedTuple):
     at_least: float
 
 
+class Predictor(NamedTuple):
+    """A GP given its hyperparameters and what has been seen, ready to predict at many points.
+
+    kernel        the covariance of ``f``
+    inputs        n x d   where ``f`` was seen, with noise or without
+    mean          the constant mean ``m``
+    weights       n x s   K^-1 (Y - m), for ``s`` different outcomes at the same inputs
+    inverse_root  n x n   L^-1, where L L' = K
+    """
+
+    kernel: ProductKernel
+    inputs: Tensor
+    mean: Tensor
+    weights: Tensor
+    inverse_root: Tensor
+
+    def moments(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (``b x s``) and variance (``b``) of ``f`` at the rows of ``X`` (``b x d``), differentiable."""
+        mean, variance = _Moments.apply(X, self)  # type: ignore[no-untyped-call]  # torch's
+        return mean, variance.clamp_min(MIN_VARIANCE)
+
+
+class _Moments(torch.autograd.Function):
+    """A prediction with its gradient in closed form: one node for autograd instead of thirty."""
+
+    @staticmethod
+    def forward(ctx: Any, X: Tensor, given: Predictor) -> tuple[Tensor, Tensor]:
+        cross, slope = given.kernel.cross_and_slope(X, given.inputs)
+        whitened = cross @ given.inverse_root.mT
+        ctx.given = given
+        ctx.save_for_backward(X, slope, whitened)
+        return given.mean + cross @ given.weights, 1 - whitened.square().sum(dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, by_mean: Tensor, by_variance: Tensor) -> tuple[Tensor, None]:
+        X, slope, whitened = ctx.saved_tensors
+        given: Predictor = ctx.given
+        by_cross = by_mean @ given.weights.mT - 2 * by_variance.unsqueeze(-1) * (whitened @ given.inverse_root)
+        return given.kernel.pull_back(X, given.inputs, slope, by_cross), None
+
+
 class Surrogate(SingleTaskGP):
     """BoTorch's exact GP, held in gpytorch's modules, computed by the textbook's formulas.
 
@@ -177,8 +219,8 @@ class Surrogate(SingleTaskGP):
     is what the search for candidates spends its time on.
     """
 
-    # The kernel, K^-1 (Y - m) and L^-1, once they are needed; forgotten as soon as the hyperparameters may change.
-    _solved: tuple[ProductKernel, Tensor, Tensor] | None = None
+    # Solved once it is needed; forgotten as soon as the hyperparameters may change.
+    _solved: Predictor | None = None
 
     def __init__(self, X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> None:
         super().__init__(
@@ -207,19 +249,17 @@ class Surrogate(SingleTaskGP):
         """The joint posterior of the ``q`` points of each batch; ``X`` has shape ``... x q x d``."""
         if output_indices is not None or posterior_transform is not None or isinstance(observation_noise, Tensor):
             raise UnsupportedError("the surrogate has one outcome, one noise level and no transform")
-        self.eval()
-        if self._solved is None:
-            self._solved = self._solve()
-        kernel, weights, inverse_root = self._solved
         q, d = X.shape[-2:]
-        # Batches share the training data, so k(Z, X) is one matrix of all their points.
-        cross = kernel(X.reshape(-1, d), self.inputs)
-        mean = (self.mean + cross @ weights).view(X.shape[:-1])
-        whitened = (cross @ inverse_root.mT).view(*X.shape[:-1], -1)
         if q == 1:
-            covariance = (1 - whitened.square().sum(dim=-1)).clamp_min(MIN_VARIANCE).unsqueeze(-1)
+            mean, variance = self.predictor().moments(X.reshape(-1, d))
+            mean, covariance = mean.view(X.shape[:-1]), variance.view(*X.shape[:-1], 1)
         else:
-            covariance = kernel(X, X) - whitened @ whitened.mT
+            given = self.predictor()
+            # Batches share the training data, so k(Z, X) is one matrix of all their points.
+            cross = given.kernel(X.reshape(-1, d), given.inputs)
+            mean = given.mean + (cross @ given.weights).view(X.shape[:-1])
+            whitened = (cross @ given.inverse_root.mT).view(*X.shape[:-1], -1)
+            covariance = given.kernel(X, X) - whitened @ whitened.mT
         if observation_noise:
             covariance = covariance + self.noise * torch.eye(q, dtype=X.dtype, device=X.device)
         return GaussianPosterior(mean, covariance)
@@ -321,14 +361,54 @@ class Surrogate(SingleTaskGP):
         return K + torch.diag_embed(self.noise.expand(len(K)))
 
     @torch.no_grad()
-    def _solve(self) -> tuple[ProductKernel, Tensor, Tensor]:
-        """The kernel, ``K^-1 (Y - m)`` and ``L^-1``."""
-        kernel = self.kernel()
-        root = psd_safe_cholesky(self._with_noise(kernel.matrix_and_slope(self.inputs)[0]))
-        residual = (self.train_targets - self.mean).unsqueeze(-1)
-        identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
-        inverse_root = torch.linalg.solve_triangular(root, identity, upper=False)
-        return kernel, torch.cholesky_solve(residual, root).squeeze(-1), inverse_root
+    def predictor(self) -> Predictor:
+        """The GP given all observations, one column of weights."""
+        if self.training:
+            self.eval()
+        if self._solved is None:
+            kernel, noise = self.kernel(), self.noise
+            K = kernel.matrix_and_slope(self.inputs)[0]
+            self._solved = _solve(kernel, self.inputs, self.mean, self._with_noise(K), self.train_targets.unsqueeze(-1))
+        return self._solved
+
+    @torch.no_grad()
+    def fantasies(self, P: Tensor, base_samples: Tensor, noisy: bool = True) -> tuple[Predictor, Tensor]:
+        """The GP given, besides the observations, ``s`` samples of what ``f`` may be at ``P``; and these samples.
+
+        Args:
+            P: shape ``m x d``.
+            base_samples: standard normal, shape ``s x m``.
+            noisy: whether the observations are still needed; not so if ``P`` holds all of their inputs, since then
+                they tell nothing beyond the values of ``f`` there.
+
+        Returns:
+            A predictor with ``s`` columns of weights, and the samples, ``s x m``.
+        """
+        given = self.predictor()
+        kernel = given.kernel
+        cross = kernel(P, given.inputs)
+        whitened = cross @ given.inverse_root.mT
+        prior = kernel.matrix_and_slope(P)[0]
+        root = psd_safe_cholesky(prior - whitened @ whitened.mT + JITTER * torch.eye(len(P)).to(P))
+        samples = (given.mean + cross @ given.weights).mT + base_samples @ root.mT
+        if not noisy:
+            return _solve(kernel, P, given.mean, prior + JITTER * torch.eye(len(P)).to(P), samples.mT), samples
+        n, m = len(given.inputs), len(P)
+        K = torch.cat(
+            [
+                torch.cat([self._with_noise(kernel.matrix_and_slope(given.inputs)[0]), cross.mT], dim=1),
+                torch.cat([cross, prior + JITTER * torch.eye(m).to(P)], dim=1),
+            ]
+        )
+        Y = torch.cat([self.train_targets.unsqueeze(-1).expand(-1, len(samples)), samples.mT])
+        return _solve(kernel, torch.cat([given.inputs, P]), given.mean, K, Y), samples
+
+
+def _solve(kernel: ProductKernel, inputs: Tensor, mean: Tensor, K: Tensor, Y: Tensor) -> Predictor:
+    root = psd_safe_cholesky(K)
+    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    inverse_root = torch.linalg.solve_triangular(root, identity, upper=False)
+    return Predictor(kernel, inputs, mean, torch.cholesky_solve(Y - mean, root), inverse_root)
 
 
 def _maximize_posterior(gp: Surrogate) -> float:
