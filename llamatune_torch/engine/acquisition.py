@@ -8,49 +8,52 @@ Expected improvement alone would weigh P once. But improvement runs out as the s
 failures keeps its one chance in twenty: with a weight of one, many runs next to a memory limit failed (a few
 seeds: benchmarks/README.md), and a failed run costs time and teaches little.
 
-``improvement`` is BoTorch's. With one point to choose and nothing running it is analytic; with points pending
-it is the q-batch sibling of the same name, which knows where those points are (``X_pending``):
+With nothing running, the posterior at a single point says it all:
 
-    name        one point                        with points pending
-    logei, ei   LogExpectedImprovement           qLogExpectedImprovement
-    logpi, pi   LogProbabilityOfImprovement      qLogProbabilityOfImprovement (below)
-    ucb         UpperConfidenceBound             qUpperConfidenceBound
-    qlogei      qLogExpectedImprovement          the same
-    qlognei     qLogNoisyExpectedImprovement     the same
+    name           improvement, with z = (mean - best_f - xi) / sd
+    logei, ei      log E[(f - best_f - xi)+] = log sd + log(phi(z) + z Phi(z)), in log space, where its gradient does
+                   not vanish (Ament et al., 2023, arXiv:2310.20708)
+    logpi, pi      log P(f > best_f + xi) = log Phi(z)
+    ucb            mean + kappa sd
+    qlogei         as logei
+    qlognei        the mean of EI over samples of what ``f`` may be at the observed points, the best of which is
+                   the bar (noisy EI: Letham et al., 2019, arXiv:1706.07094)
 
-The improved EI (Ament et al., 2023, arXiv:2310.20708) is computed in log space, where its gradient does not
-vanish. "ei" and "pi" are the exponentials of "logei" and "logpi": the same maximiser, the classic landscape.
+Trials that are running (``X_pending``), or chosen before in the same batch, are fantasised: the surrogate is given
+samples of what may come out of them, the formula is averaged over these, and EI's bar is what the best of them
+reaches. That is the gain of the joint expected improvement over what the running trials bring anyway (Snoek et al.,
+2012, arXiv:1206.2944), with the last point in closed form. Their outcomes do not matter to ucb: they shrink its sd
+(Desautels et al., 2014).
+
+"ei" and "pi" are the exponentials of "logei" and "logpi": the same maximiser, the classic landscape.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
 import torch
-from botorch.acquisition import (
-    AcquisitionFunction,
-    LogExpectedImprovement,
-    UpperConfidenceBound,
-    qLogExpectedImprovement,
-    qLogNoisyExpectedImprovement,
-    qUpperConfidenceBound,
-)
-from botorch.acquisition.analytic import LogProbabilityOfImprovement
-from botorch.acquisition.monte_carlo import SampleReducingMCAcquisitionFunction
-from botorch.sampling import SobolQMCNormalSampler
-from botorch.utils.safe_math import logmeanexp
 from torch import Tensor
 
 from llamatune_torch.engine.feasibility import Feasibility
-from llamatune_torch.engine.surrogate import Surrogate
+from llamatune_torch.engine.surrogate import Predictor, Surrogate
 from llamatune_torch.settings import Settings
 
 # The power of P(works | x).
 RISK_AVERSION = 4.0
+PI_STEP = 1e-2  # in standard deviations of the outcomes
+
+
+Improvement = Callable[[Tensor, Tensor], Tensor]  # mean (b x s) and variance (b) -> b x s
 
 
 class Acquisition:
     """What a point is worth; call it with ``X`` of shape ``b x 1 x d`` to get ``b`` values.
 
     Args:
+        predictor: the surrogate, perhaps given several fantasies.
         improvement: the first factor, in log space (UCB: as it is, a probability of failure lowers it).
         feasibility: the second factor, if any trial has failed.
         exponentiate: whether the values are returned on their natural scale.
@@ -58,18 +61,22 @@ class Acquisition:
 
     def __init__(
         self,
-        improvement: AcquisitionFunction,
+        predictor: Predictor,
+        improvement: Improvement,
         feasibility: Feasibility | None = None,
         exponentiate: bool = False,
     ) -> None:
+        self.predictor = predictor
         self.improvement = improvement
         self.feasibility = feasibility
         self.exponentiate = exponentiate
 
     def __call__(self, X: Tensor) -> Tensor:
-        value: Tensor = self.improvement(X)
+        X = X.squeeze(-2)
+        by_fantasy = self.improvement(*self.predictor.moments(X))
+        value = by_fantasy.squeeze(-1) if by_fantasy.shape[-1] == 1 else log_mean_exp(by_fantasy)
         if self.feasibility is not None:
-            value = value + RISK_AVERSION * self.feasibility.log_probability(X.squeeze(-2))
+            value = value + RISK_AVERSION * self.feasibility.log_probability(X)
         return value.exp() if self.exponentiate else value
 
 
@@ -92,63 +99,87 @@ def make_acquisition(
         X: observed points, ``n x d``.
         X_pending: points being evaluated, ``m x d``; ``m`` may be 0.
         feasibility: the probability that a point works; ``None`` if nothing has failed.
-        seed: of the Monte Carlo acquisitions' base samples.
+        seed: of the fantasies.
     """
-    name = settings.acquisition
-    pending = X_pending if len(X_pending) else None
-    # A tensor: of a float BoTorch would make one of the default dtype.
-    best_f = posterior_mean(surrogate, X).max() + settings.xi
-    sampler = SobolQMCNormalSampler(torch.Size([settings.mc_samples]), seed=seed)
-    improvement: AcquisitionFunction
+    name, num_samples = settings.acquisition, settings.mc_samples
+    bar = posterior_mean(surrogate, X).max().reshape(1) + settings.xi
+    predictor, running = surrogate.predictor(), None
     if name == "qlognei":
-        # BoTorch's pruning of the baseline draws from the global random generator.
-        improvement = qLogNoisyExpectedImprovement(surrogate, X, sampler, X_pending=pending, prune_baseline=False)
-    elif name == "qlogei" or (name in ("logei", "ei") and pending is not None):
-        improvement = qLogExpectedImprovement(surrogate, best_f, sampler, X_pending=pending)
-    elif name in ("logei", "ei"):
-        improvement = LogExpectedImprovement(surrogate, best_f)
-    elif name in ("logpi", "pi") and pending is not None:
-        improvement = qLogProbabilityOfImprovement(surrogate, best_f, sampler, pending)
-    elif name in ("logpi", "pi"):
-        improvement = LogProbabilityOfImprovement(surrogate, best_f)
-    elif pending is not None:
-        improvement = qUpperConfidenceBound(surrogate, settings.kappa**2, sampler, X_pending=pending)
-    else:
-        # BoTorch's beta is the square of the factor on the standard deviation.
-        improvement = UpperConfidenceBound(surrogate, beta=settings.kappa**2)
-    return Acquisition(improvement, feasibility, exponentiate=name in ("ei", "pi"))
+        P = torch.cat([X, X_pending])
+        predictor, samples = surrogate.fantasies(P, normal_samples(num_samples, len(P), seed).to(X), noisy=False)
+        bar = samples.amax(dim=-1) + settings.xi
+    elif name == "ucb" and len(X_pending):  # the fantasy of the mean leaves the mean as it is
+        predictor, _ = surrogate.fantasies(X_pending, X.new_zeros(1, len(X_pending)))
+    elif len(X_pending):
+        base_samples = normal_samples(num_samples, len(X_pending), seed).to(X)
+        predictor, samples = surrogate.fantasies(X_pending, base_samples)
+        running = samples.amax(dim=-1)
+
+    def log_ei(mean: Tensor, variance: Tensor) -> Tensor:
+        sd = variance.sqrt().unsqueeze(-1)
+        highest = bar if running is None else bar.maximum(running)
+        return sd.log() + log_expected_excess((mean - highest) / sd)
+
+    def log_pi(mean: Tensor, variance: Tensor) -> Tensor:
+        log_probability: Tensor = torch.special.log_ndtr((mean - bar) / variance.sqrt().unsqueeze(-1))
+        if running is None:
+            return log_probability
+        # Where a running trial passes the bar there is nothing left to do: a step, a little rounded off.
+        return log_probability + torch.nn.functional.logsigmoid((bar - running) / PI_STEP)
+
+    def ucb(mean: Tensor, variance: Tensor) -> Tensor:
+        return mean + settings.kappa * variance.sqrt().unsqueeze(-1)
+
+    improvement = {"logpi": log_pi, "pi": log_pi, "ucb": ucb}.get(name, log_ei)
+    return Acquisition(predictor, improvement, feasibility, exponentiate=name in ("ei", "pi"))
 
 
-class qLogProbabilityOfImprovement(SampleReducingMCAcquisitionFunction):  # noqa: N801  (the field's name)
-    """``log P(max of the q points > best_f)``, smoothed: ``log E[sigmoid((max_q y_q - best_f) / tau)]``.
+def normal_samples(n: int, m: int, seed: int) -> Tensor:
+    """Quasi-random draws from a standard normal distribution, ``n x m``: from a scrambled Sobol sequence."""
+    if m > torch.quasirandom.SobolEngine.MAXDIM:
+        return torch.randn(n, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    U = torch.quasirandom.SobolEngine(m, scramble=True, seed=seed).draw(n, dtype=torch.float64)
+    return torch.special.ndtri(U.clamp(1e-10, 1 - 1e-10))
 
-    The sigmoid stays in log space until the mean over the samples has been taken, so that the gradient
-    survives far below ``best_f``.
+
+def log_mean_exp(values: Tensor) -> Tensor:
+    """``log(mean(exp(values)))`` over the last dimension."""
+    return values.logsumexp(dim=-1) - math.log(values.shape[-1])
+
+
+def log_expected_excess(z: Tensor) -> Tensor:
+    """``log(phi(z) + z Phi(z))``, exact to rounding also where the argument of the logarithm is zero in floats."""
+    value: Tensor = _LogExpectedExcess.apply(z)  # type: ignore[no-untyped-call]  # torch's
+    return value
+
+
+class _LogExpectedExcess(torch.autograd.Function):
+    """For ``z < -1`` with ``r = Phi(z) / phi(z)``, the scaled ``erfcx``: ``log phi(z) + log(1 - |z| r)``.
+
+    The slope is ``Phi(z) / (phi(z) + z Phi(z))``.
     """
 
-    def __init__(
-        self,
-        model: Surrogate,
-        best_f: Tensor,
-        sampler: SobolQMCNormalSampler,
-        X_pending: Tensor | None = None,
-        tau: float = 1e-2,
-    ) -> None:
-        super().__init__(
-            model,
-            sampler=sampler,
-            X_pending=X_pending,
-            sample_reduction=logmeanexp,
-        )
-        self.best_f = best_f
-        self.tau = tau
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        near = z.clamp_min(-1)
+        cdf = torch.special.ndtr(near)
+        excess = near.square().mul_(-0.5).exp_().mul_(1 / math.sqrt(2 * math.pi)) + near * cdf
+        far = z.clamp_max(-1).neg_()
+        ratio = torch.special.erfcx(far / math.sqrt(2)).mul_(math.sqrt(math.pi / 2))
+        # 1 - |z| r tends to z^-2, into which its rounding errors grow.
+        gap = torch.where(far < 1e5, 1 - far * ratio, far.pow(-2))
+        is_near = z > -1
+        ctx.save_for_backward(torch.where(is_near, cdf / excess, ratio / gap))
+        log_density = far.square().mul_(-0.5).sub_(0.5 * math.log(2 * math.pi))
+        return torch.where(is_near, excess.log(), log_density + gap.log())
 
-    def _sample_forward(self, obj: Tensor) -> Tensor:
-        return torch.nn.functional.logsigmoid((obj - self.best_f) / self.tau)
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (slope,) = ctx.saved_tensors
+        chained: Tensor = gradient * slope
+        return chained
 
 
 def posterior_mean(surrogate: Surrogate, X: Tensor) -> Tensor:
     """The surrogate's mean at the rows of ``X`` (``n x d``); shape ``n``."""
-    with torch.no_grad():
-        mean: Tensor = surrogate.posterior(X).mean
-    return mean.squeeze(-1)
+    return surrogate.predictor().mean_at(X)

@@ -188,6 +188,11 @@ class Predictor(NamedTuple):
         mean, variance = _Moments.apply(X, self)  # type: ignore[no-untyped-call]  # torch's
         return mean, variance.clamp_min(MIN_VARIANCE)
 
+    @torch.no_grad()
+    def mean_at(self, X: Tensor) -> Tensor:
+        """The mean alone, of the first column of weights, without gradients; ``X`` is ``b x d``, the result ``b``."""
+        return self.mean + self.kernel(X, self.inputs) @ self.weights[:, 0]
+
 
 class _Moments(torch.autograd.Function):
     """A prediction with its gradient in closed form: one node for autograd instead of thirty."""
@@ -366,7 +371,7 @@ class Surrogate(SingleTaskGP):
         if self.training:
             self.eval()
         if self._solved is None:
-            kernel, noise = self.kernel(), self.noise
+            kernel = self.kernel()
             K = kernel.matrix_and_slope(self.inputs)[0]
             self._solved = _solve(kernel, self.inputs, self.mean, self._with_noise(K), self.train_targets.unsqueeze(-1))
         return self._solved
@@ -389,17 +394,13 @@ class Surrogate(SingleTaskGP):
         cross = kernel(P, given.inputs)
         whitened = cross @ given.inverse_root.mT
         prior = kernel.matrix_and_slope(P)[0]
-        root = psd_safe_cholesky(prior - whitened @ whitened.mT + JITTER * torch.eye(len(P)).to(P))
+        prior.diagonal().add_(JITTER)
+        root = psd_safe_cholesky(prior - whitened @ whitened.mT)
         samples = (given.mean + cross @ given.weights).mT + base_samples @ root.mT
         if not noisy:
-            return _solve(kernel, P, given.mean, prior + JITTER * torch.eye(len(P)).to(P), samples.mT), samples
-        n, m = len(given.inputs), len(P)
-        K = torch.cat(
-            [
-                torch.cat([self._with_noise(kernel.matrix_and_slope(given.inputs)[0]), cross.mT], dim=1),
-                torch.cat([cross, prior + JITTER * torch.eye(m).to(P)], dim=1),
-            ]
-        )
+            return _solve(kernel, P, given.mean, prior, samples.mT), samples
+        K = self._with_noise(kernel.matrix_and_slope(given.inputs)[0])
+        K = torch.cat([torch.cat([K, cross.mT], dim=1), torch.cat([cross, prior], dim=1)])
         Y = torch.cat([self.train_targets.unsqueeze(-1).expand(-1, len(samples)), samples.mT])
         return _solve(kernel, torch.cat([given.inputs, P]), given.mean, K, Y), samples
 

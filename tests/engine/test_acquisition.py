@@ -156,10 +156,10 @@ def test_values_are_a_vector_of_finite_numbers_on_the_device(name: str, device: 
         assert found.isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["qlogei", "qlognei"])
-def test_monte_carlo_acquisitions_follow_from_the_seed(name: str, gp: SingleTaskGP) -> None:
+@pytest.mark.parametrize(("name", "pending"), [("qlognei", NONE), ("logei", Z[:1]), ("logpi", Z[:2])])
+def test_fantasies_follow_from_the_seed(name: str, pending: Tensor, gp: SingleTaskGP) -> None:
     settings = Settings(acquisition=name)
-    one, same, other = (values(make_acquisition(settings, gp, X, NONE, None, seed)) for seed in (1, 1, 2))
+    one, same, other = (values(make_acquisition(settings, gp, X, pending, None, seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
