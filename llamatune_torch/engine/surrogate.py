@@ -287,7 +287,7 @@ class Surrogate(SingleTaskGP):
         root = psd_safe_cholesky(self._with_noise(K))
         a = torch.cholesky_solve(r.unsqueeze(-1), root)
         value = -0.5 * r @ a.squeeze(-1) - root.diagonal().log().sum() - 0.5 * n * math.log(2 * math.pi)
-        slope = 0.5 * (a @ a.mT - torch.cholesky_inverse(root))
+        slope = torch.addr(torch.cholesky_inverse(root), a.squeeze(-1), a.squeeze(-1), beta=-0.5, alpha=0.5)
         gradient = [*kernel.slopes(X, K, dK, slope), slope.trace() * self.noise]
         for i, (scales, prior, _) in enumerate(self._scales()):
             value = value + prior.log_prob(scales).sum()
@@ -363,7 +363,9 @@ class Surrogate(SingleTaskGP):
         ]
 
     def _with_noise(self, K: Tensor) -> Tensor:
-        return K + torch.diag_embed(self.noise.expand(len(K)))
+        """``K`` itself, the noise added to its diagonal."""
+        K.diagonal().add_(self.noise)
+        return K
 
     @torch.no_grad()
     def predictor(self) -> Predictor:
