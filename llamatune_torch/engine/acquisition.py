@@ -37,6 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llamatune_torch.engine.candidates import quasi_random
 from llamatune_torch.engine.feasibility import Feasibility
 from llamatune_torch.engine.surrogate import Predictor, Surrogate
 from llamatune_torch.settings import Settings
@@ -137,9 +138,10 @@ def make_acquisition(
 def normal_samples(n: int, m: int, seed: int) -> Tensor:
     """Quasi-random draws from a standard normal distribution, ``n x m``: from a scrambled Sobol sequence."""
     if m > torch.quasirandom.SobolEngine.MAXDIM:
-        return torch.randn(n, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    U = torch.quasirandom.SobolEngine(m, scramble=True, seed=seed).draw(n, dtype=torch.float64)
-    return torch.special.ndtri(U.clamp(1e-10, 1 - 1e-10))
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(n, m, generator=generator, dtype=torch.float64, device=generator.device)
+    samples: Tensor = torch.special.ndtri(quasi_random(m, n, seed).clamp(1e-10, 1 - 1e-10))
+    return samples
 
 
 def log_mean_exp(values: Tensor) -> Tensor:

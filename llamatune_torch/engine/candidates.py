@@ -77,10 +77,19 @@ def maximize(
 
 def sobol(space: SearchSpace, n: int, seed: int, start: int = 0) -> Tensor:
     """Points ``start .. start + n - 1`` of a scrambled Sobol sequence, snapped to the space; ``n x d``."""
-    engine = torch.quasirandom.SobolEngine(space.dim, scramble=True, seed=seed)
+    return space.snap(quasi_random(space.dim, n, seed, start))
+
+
+def quasi_random(dim: int, n: int, seed: int, start: int = 0) -> Tensor:
+    """Points ``start .. start + n - 1`` of a scrambled Sobol sequence in the unit cube; ``n x dim``, float64."""
+    engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)
+    first = engine.quasi.to(torch.float64) / 2**engine.MAXBIT
     if start:
         engine.fast_forward(start)
-    return space.snap(engine.draw(n, dtype=torch.float64))
+    X = engine.draw(n, dtype=torch.float64)
+    if start == 0:
+        X[:1] = first  # which torch rounds to the default dtype
+    return X
 
 
 def around(space: SearchSpace, centres: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -88,13 +97,16 @@ def around(space: SearchSpace, centres: Tensor, n: int, generator: torch.Generat
     if len(centres) == 0 or n < len(centres):
         return centres[:0]
     X = centres.repeat_interleave(n // len(centres), dim=0)
-    scale = 10 ** -(3 * torch.rand(len(X), 1, generator=generator, dtype=X.dtype))
-    steps = scale * torch.randn(X.shape, generator=generator, dtype=X.dtype)
-    changed = torch.rand(X.shape, generator=generator) < 0.5
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=X.dtype, device=X.device)
+
+    scale = 10 ** -(3 * uniform(len(X), 1))
+    steps = scale * torch.randn(X.shape, generator=generator, dtype=X.dtype, device=X.device)
+    changed = uniform(*X.shape) < 0.5
     moved = (X + steps * changed).clamp(0.0, 1.0)
     for j in space.categorical_columns:
-        anew = torch.rand(len(X), generator=generator, dtype=X.dtype)
-        resampled = torch.rand(len(X), generator=generator) < 0.2
+        anew, resampled = uniform(len(X)), uniform(len(X)) < 0.2
         moved[:, j] = torch.where(resampled, anew, X[:, j])
     return space.snap(moved)
 
@@ -157,11 +169,11 @@ def ascend(acquisition: Score, X: Tensor, fixed: list[int]) -> Tensor:
         points.requires_grad_(True)
         values = -acquisition(points.unsqueeze(-2))
         (gradient,) = torch.autograd.grad(values.sum(), points)
-        return values.detach().cpu().numpy(), gradient[:, free].nan_to_num().cpu().numpy()
+        return values.numpy(force=True), gradient[:, free].nan_to_num().numpy(force=True)
 
     reached, _, _ = fmin_l_bfgs_b_batched(
         negated,
-        X[:, free].cpu().numpy(),
+        X[:, free].numpy(force=True),
         bounds=[(0.0, 1.0)] * len(free),
         maxiter=MAX_ASCENT,
         pass_batch_indices=True,

@@ -29,14 +29,11 @@ from botorch.acquisition.objective import PosteriorTransform
 from botorch.exceptions import UnsupportedError
 from botorch.models import SingleTaskGP
 from botorch.models.kernels import CategoricalKernel
-from botorch.models.utils.gpytorch_modules import (
-    get_covar_module_with_dim_scaled_prior,
-    get_gaussian_likelihood_with_lognormal_prior,
-)
 from botorch.posteriors import GPyTorchPosterior
 from gpytorch.constraints import GreaterThan
 from gpytorch.distributions import MultivariateNormal
-from gpytorch.kernels import Kernel
+from gpytorch.kernels import Kernel, MaternKernel
+from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.priors import LogNormalPrior
 from linear_operator import to_linear_operator
 from linear_operator.utils.cholesky import psd_safe_cholesky
@@ -49,6 +46,8 @@ from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.errors import SurrogateWarning
 
 MAX_FIT_ITERATIONS = 200
+MIN_LENGTH_SCALE = 2.5e-2  # of a column of the unit cube
+MIN_NOISE = 1e-4  # of the outcomes' variance
 TWO_STARTS_BELOW = 50  # with more observations both starts lead to the same maximum
 FIT_TOLERANCE = 1e-6  # of the log posterior per observation
 # Posterior variances below this are rounding errors; outcomes have unit variance.
@@ -113,21 +112,40 @@ def make_kernel(dim: int, categorical: Sequence[int] = ()) -> Kernel:
     numeric = [j for j in range(dim) if j not in categorical]
     factors: list[Kernel] = []
     if numeric:
+        prior = _log_normal(math.sqrt(2) + math.log(len(numeric)) / 2, math.sqrt(3))
+        constraint = GreaterThan(MIN_LENGTH_SCALE, transform=None, initial_value=prior.mode)
         factors.append(
-            get_covar_module_with_dim_scaled_prior(ard_num_dims=len(numeric), use_rbf_kernel=False, active_dims=numeric)
+            MaternKernel(
+                ard_num_dims=len(numeric),
+                active_dims=numeric,
+                lengthscale_prior=prior,
+                lengthscale_constraint=constraint,
+            )
         )
     if categorical:
         # The kernel takes the mean over its columns, which already scales with their number.
-        prior = LogNormalPrior(loc=0.0, scale=1.0)
+        prior = _log_normal(0.0, 1.0)
+        constraint = GreaterThan(MIN_LENGTH_SCALE, transform=None, initial_value=prior.mode)
         factors.append(
             CategoricalKernel(
                 ard_num_dims=len(categorical),
                 active_dims=list(categorical),
                 lengthscale_prior=prior,
-                lengthscale_constraint=GreaterThan(2.5e-2, transform=None, initial_value=prior.mode),
+                lengthscale_constraint=constraint,
             )
         )
     return math.prod(factors[1:], start=factors[0])
+
+
+def make_likelihood() -> GaussianLikelihood:
+    """Gaussian noise; the prior prefers little of it (of a variance of outcomes of one), and allows much."""
+    prior = _log_normal(-4.0, 1.0)
+    return GaussianLikelihood(prior, noise_constraint=GreaterThan(MIN_NOISE, transform=None, initial_value=prior.mode))
+
+
+def _log_normal(loc: float, scale: float) -> LogNormalPrior:
+    # Of floats gpytorch would make tensors of the default dtype.
+    return LogNormalPrior(torch.tensor(loc, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64))
 
 
 class GaussianPosterior(GPyTorchPosterior):
@@ -228,15 +246,17 @@ class Surrogate(SingleTaskGP):
     _solved: Predictor | None = None
 
     def __init__(self, X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> None:
-        super().__init__(
-            X,
-            Y.unsqueeze(-1),
-            likelihood=get_gaussian_likelihood_with_lognormal_prior(),
-            covar_module=make_kernel(X.shape[-1], categorical),
-            outcome_transform=None,
-        )
+        with torch.device(X.device):  # where gpytorch makes its parameters: else on the default device
+            super().__init__(
+                X,
+                Y.unsqueeze(-1),
+                likelihood=make_likelihood(),
+                covar_module=make_kernel(X.shape[-1], categorical),
+                outcome_transform=None,
+            )
         self.categorical = list(categorical)
         self.numeric = [j for j in range(X.shape[-1]) if j not in self.categorical]
+        self.set_hyperparameters(self.prior_modes())  # gpytorch's own initial values have the default dtype
 
     def train(self, mode: bool = True) -> Self:
         if mode:
@@ -311,9 +331,14 @@ class Surrogate(SingleTaskGP):
         self.mean_module.constant.copy_(mean.squeeze())
 
     def prior_medians(self) -> Tensor:
-        """The hyperparameters at the medians of their priors."""
+        """The hyperparameters at the medians of their priors, the mean at zero."""
         medians = [scales.prior.loc.expand(scales.values.numel()) for scales in self._scales()]
-        return torch.cat([*medians, self.mean.reshape(1)])
+        return torch.cat([*medians, torch.zeros_like(self.mean).reshape(1)])
+
+    def prior_modes(self) -> Tensor:
+        """The hyperparameters at the modes of their priors, the mean at zero."""
+        modes = [scales.prior.mode.log().expand(scales.values.numel()) for scales in self._scales()]
+        return torch.cat([*modes, torch.zeros_like(self.mean).reshape(1)])
 
     def hyperparameter_bounds(self) -> list[tuple[float | None, float | None]]:
         """The range of each of :meth:`hyperparameters`."""
@@ -354,12 +379,10 @@ class Surrogate(SingleTaskGP):
         kernel: Any = self.covar_module
         factors = kernel.kernels if self.numeric and self.categorical else [kernel]
         noise = self.likelihood.noise_covar
+        # gpytorch's constraints hold the same bounds, rounded to the default dtype.
         return [
-            *(
-                Scales(k.raw_lengthscale, k.lengthscale_prior, float(k.raw_lengthscale_constraint.lower_bound))
-                for k in factors
-            ),
-            Scales(noise.raw_noise, noise.noise_prior, float(noise.raw_noise_constraint.lower_bound)),
+            *(Scales(factor.raw_lengthscale, factor.lengthscale_prior, MIN_LENGTH_SCALE) for factor in factors),
+            Scales(noise.raw_noise, noise.noise_prior, MIN_NOISE),
         ]
 
     def _with_noise(self, K: Tensor) -> Tensor:
