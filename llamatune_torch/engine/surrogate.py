@@ -123,8 +123,9 @@ def make_kernel(dim: int, categorical: Sequence[int] = ()) -> Kernel:
             )
         )
     if categorical:
-        # The kernel takes the mean over its columns, which already scales with their number.
-        prior = _log_normal(0.0, 1.0)
+        # The kernel takes the mean over its columns, which already scales with their number. Choices are taken for
+        # alike until the data say otherwise: what is learnt with one optimizer then carries over to the others.
+        prior = _log_normal(1.5, 1.0)
         constraint = GreaterThan(MIN_LENGTH_SCALE, transform=None, initial_value=prior.mode)
         factors.append(
             CategoricalKernel(
