@@ -66,7 +66,8 @@ def maximize(
         X = X[is_new(space, X, avoid)]
         values = evaluate(acquisition, X)
         starts = X[choose_starts(values, num_restarts, generator)]
-        candidates = torch.cat([climb(acquisition, space, starts), X])
+        best = X[values.topk(min(1, len(X))).indices]  # the only one of them that may still be the best of all
+        candidates = torch.cat([climb(acquisition, space, starts), best])
     candidates = candidates[is_new(space, candidates, avoid)]
     if len(candidates) == 0:
         raise SpaceExhaustedError(
