@@ -73,7 +73,8 @@ def maximize(
         X = X[is_new(space, X, avoid)]
         values = evaluate(acquisition, X)
         starts = X[choose_starts(values, num_restarts, generator)]
-        candidates = torch.cat([climb(acquisition, space, starts), X])
+        best = X[values.topk(min(1, len(X))).indices]  # the only one of them that may still be the best of all
+        candidates = torch.cat([climb(acquisition, space, starts), best])
     candidates = candidates[is_new(space, candidates, avoid)]
     if len(candidates) == 0:
         raise SpaceExhaustedError(
@@ -84,14 +85,19 @@ def maximize(
 
 def sobol(space: SearchSpace, n: int, seed: int, start: int = 0) -> Tensor:
     """Points ``start .. start + n - 1`` of a scrambled Sobol sequence, snapped to the space; ``n x d``."""
-    engine = torch.quasirandom.SobolEngine(space.dim, scramble=True, seed=seed)
-    first = engine.quasi.to(torch.float64) / 2**engine.MAXBIT  # torch rounds it, alone, to the default dtype
+    return space.snap(quasi_random(space.dim, n, seed, start))
+
+
+def quasi_random(dim: int, n: int, seed: int, start: int = 0) -> Tensor:
+    """Points ``start .. start + n - 1`` of a scrambled Sobol sequence in the unit cube; ``n x dim``, float64."""
+    engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)
+    first = engine.quasi.to(torch.float64) / 2**engine.MAXBIT
     if start:
         engine.fast_forward(start)
-    points = engine.draw(n, dtype=torch.float64)
+    X = engine.draw(n, dtype=torch.float64)
     if start == 0:
-        points[:1] = first
-    return space.snap(points)
+        X[:1] = first  # which torch rounds to the default dtype
+    return X
 
 
 def around(space: SearchSpace, centres: Tensor, n: int, generator: torch.Generator) -> Tensor:
@@ -99,17 +105,19 @@ def around(space: SearchSpace, centres: Tensor, n: int, generator: torch.Generat
     if len(centres) == 0 or n < len(centres):
         return centres[:0]
     X = centres.repeat_interleave(n // len(centres), dim=0)
-    scale = 10 ** -(3 * torch.rand(len(X), 1, generator=generator, dtype=X.dtype))
-    steps = scale * torch.randn(X.shape, generator=generator, dtype=X.dtype)
-    changed = torch.rand(X.shape, generator=generator, dtype=X.dtype) < 0.5
+
+    def uniform(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, dtype=X.dtype, device=X.device)
+
+    scale = 10 ** -(3 * uniform(len(X), 1))
+    steps = scale * torch.randn(X.shape, generator=generator, dtype=X.dtype, device=X.device)
+    changed = uniform(*X.shape) < 0.5
     moved = (X + steps * changed).clamp(0.0, 1.0)
     for j in space.categorical_columns + space.special_columns:
-        anew = torch.rand(len(X), generator=generator, dtype=X.dtype)
-        resampled = torch.rand(len(X), generator=generator, dtype=X.dtype) < 0.2
+        anew, resampled = uniform(len(X)), uniform(len(X)) < 0.2
         moved[:, j] = torch.where(resampled, anew, X[:, j] if j in space.categorical_columns else moved[:, j])
     if space.parent_columns:  # what was inactive may be active now, and has no centre to be near
-        anew = torch.rand(X.shape, generator=generator, dtype=X.dtype)
-        moved = torch.where(space.active(X), moved, anew)
+        moved = torch.where(space.active(X), moved, uniform(*X.shape))
     return space.snap(moved)
 
 
@@ -178,11 +186,11 @@ def ascend(acquisition: Score, space: SearchSpace, X: Tensor) -> Tensor:
         values = -acquisition(points.unsqueeze(-2))
         (gradient,) = torch.autograd.grad(values.sum(), points)
         gradient = gradient[:, free].nan_to_num().masked_fill(held[batch_indices], 0.0)
-        return values.detach().cpu().numpy(), gradient.cpu().numpy()
+        return values.numpy(force=True), gradient.numpy(force=True)
 
     reached, _, _ = fmin_l_bfgs_b_batched(
         negated,
-        X[:, free].cpu().numpy(),
+        X[:, free].numpy(force=True),
         bounds=[_ordinary_range(parameter) for parameter in space if parameter.size is None],
         maxiter=MAX_ASCENT,
         pass_batch_indices=True,

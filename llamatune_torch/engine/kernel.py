@@ -108,6 +108,8 @@ class ProductKernel:
         centre = B.mean(dim=-2, keepdim=True).detach()
         A, B = A - centre, B - centre
         squares = A.square().sum(dim=-1).unsqueeze(-1) + B.square().sum(dim=-1).unsqueeze(-2)
+        if A.dim() == B.dim() == 2:
+            return torch.addmm(squares, A, B.mT, alpha=-2).clamp_min_(0.0)
         return (squares - 2 * A @ B.mT).clamp_min(0.0)
 
     def _differs(self, A: Tensor, B: Tensor) -> Tensor:
@@ -124,10 +126,12 @@ def matern(r2: Tensor) -> Tensor:
 
 def matern_and_slope(r2: Tensor) -> tuple[Tensor, Tensor]:
     """The Matern-5/2 function of ``r^2``, and its derivative ``-5/6 (1 + s) exp(-s)``, finite everywhere."""
-    s = (5 * r2).sqrt_()
-    decay = (-s).exp_()
-    slope = (1 + s).mul_(decay)
-    return slope + (5 / 3) * r2 * decay, slope.mul_(-5 / 6)
+    # In place where it can be: of large matrices, making room takes longer than the arithmetic.
+    s = r2.mul(5).sqrt_()
+    decay = s.neg().exp_()
+    slope = s.add_(1).mul_(decay)
+    value = torch.addcmul(slope, r2, decay, value=5 / 3)
+    return value, slope.mul_(-5 / 6)
 
 
 class _Matern(torch.autograd.Function):

@@ -8,7 +8,9 @@ on exactly as it would have. ``examples/minimal_bo.py`` does the same by hand.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +26,9 @@ from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.settings import Settings
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Origin, Study, Trial, TrialState
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Suggestion(NamedTuple):
@@ -48,6 +53,23 @@ class TrainingData(NamedTuple):
     X_pending: Tensor
 
 
+def ignoring_default_device(function: Callable[P, T]) -> Callable[P, T]:
+    """Tensors that are made without a device are on the CPU, whatever ``torch.set_default_device`` was told.
+
+    The space, and some of torch's own code, make such; those of the engine follow the data.
+    """
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.get_default_device().type == "cpu":
+            return function(*args, **kwargs)  # the context below would double the time of every small operation
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return wrapped
+
+
+@ignoring_default_device
 def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[Suggestion]:
     """The next ``n`` sets of parameters to evaluate, all different, none done or running.
 

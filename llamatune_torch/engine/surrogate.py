@@ -53,6 +53,7 @@ TWO_STARTS_BELOW = 50  # with more observations both starts lead to the same max
 FIT_TOLERANCE = 1e-6  # of the log posterior per observation
 # Posterior variances below this are rounding errors; outcomes have unit variance.
 MIN_VARIANCE = 1e-12
+JITTER = 1e-8  # on the variances of joint samples, so that points that all but coincide can be sampled together
 
 
 def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = (), features: Features | None = None) -> Surrogate:
@@ -171,7 +172,8 @@ class GaussianPosterior(GPyTorchPosterior):
     @cached_property
     def distribution(self) -> MultivariateNormal:  # type: ignore[override]  # an attribute of the parent
         mean, covariance = self._moments
-        return MultivariateNormal(mean, to_linear_operator(covariance))  # lazy: no Cholesky yet
+        jitter = JITTER * torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
+        return MultivariateNormal(mean, to_linear_operator(covariance + jitter))  # lazy: no Cholesky yet
 
     @property
     def mean(self) -> Tensor:
@@ -251,16 +253,17 @@ class Surrogate(SingleTaskGP):
     features: Features | None = None
 
     def __init__(self, X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> None:
-        super().__init__(
-            X,
-            Y.unsqueeze(-1),
-            likelihood=make_likelihood(),
-            covar_module=make_kernel(X.shape[-1], categorical),
-            outcome_transform=None,
-        )
+        with torch.device(X.device):  # where gpytorch makes its parameters: else on the default device
+            super().__init__(
+                X,
+                Y.unsqueeze(-1),
+                likelihood=make_likelihood(),
+                covar_module=make_kernel(X.shape[-1], categorical),
+                outcome_transform=None,
+            )
         self.categorical = list(categorical)
         self.numeric = [j for j in range(X.shape[-1]) if j not in self.categorical]
-        self.set_hyperparameters(self.prior_modes())
+        self.set_hyperparameters(self.prior_modes())  # gpytorch's own initial values have the default dtype
 
     def train(self, mode: bool = True) -> Self:
         if mode:
@@ -313,7 +316,7 @@ class Surrogate(SingleTaskGP):
         root = psd_safe_cholesky(self._with_noise(K))
         a = torch.cholesky_solve(r.unsqueeze(-1), root)
         value = -0.5 * r @ a.squeeze(-1) - root.diagonal().log().sum() - 0.5 * n * math.log(2 * math.pi)
-        slope = 0.5 * (a @ a.mT - torch.cholesky_inverse(root))
+        slope = torch.addr(torch.cholesky_inverse(root), a.squeeze(-1), a.squeeze(-1), beta=-0.5, alpha=0.5)
         gradient = [*kernel.slopes(X, K, dK, slope), slope.trace() * self.noise]
         for i, (scales, prior, _) in enumerate(self._scales()):
             value = value + prior.log_prob(scales).sum()
@@ -385,16 +388,16 @@ class Surrogate(SingleTaskGP):
         kernel: Any = self.covar_module
         factors = kernel.kernels if self.numeric and self.categorical else [kernel]
         noise = self.likelihood.noise_covar
+        # gpytorch's constraints hold the same bounds, rounded to the default dtype.
         return [
-            *(
-                Scales(k.raw_lengthscale, k.lengthscale_prior, float(k.raw_lengthscale_constraint.lower_bound))
-                for k in factors
-            ),
-            Scales(noise.raw_noise, noise.noise_prior, float(noise.raw_noise_constraint.lower_bound)),
+            *(Scales(factor.raw_lengthscale, factor.lengthscale_prior, MIN_LENGTH_SCALE) for factor in factors),
+            Scales(noise.raw_noise, noise.noise_prior, MIN_NOISE),
         ]
 
     def _with_noise(self, K: Tensor) -> Tensor:
-        return K + torch.diag_embed(self.noise.expand(len(K)))
+        """``K`` itself, the noise added to its diagonal."""
+        K.diagonal().add_(self.noise)
+        return K
 
     @torch.no_grad()
     def predictor(self) -> Predictor:
