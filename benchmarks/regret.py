@@ -35,6 +35,7 @@ import recorded
 import torch
 
 from llamatune_torch import Categorical, Integer, LlamaTune, Outcome, Real, problems
+from llamatune_torch.parameter import Parameter
 from llamatune_torch.problems import Problem
 
 HERE = Path(__file__).parent
@@ -73,6 +74,18 @@ def random_search(problem: Problem, evaluate: Evaluate, evals: int, seed: int) -
             continue
 
 
+def suggested(trial: Any, name: str, parameter: Parameter) -> Any:
+    """A value from an Optuna trial; a special one by a choice that comes before the range."""
+    if isinstance(parameter, Categorical):
+        return trial.suggest_categorical(name, list(parameter.choices))
+    if parameter.special:
+        kind = trial.suggest_categorical(f"kind of {name}", ["ordinary", *parameter.special])
+        if kind != "ordinary":
+            return kind
+    suggest = trial.suggest_int if isinstance(parameter, Integer) else trial.suggest_float
+    return suggest(name, parameter.low, parameter.high, log=parameter.prior == "log-uniform")
+
+
 def optuna_with(sampler: str) -> Callable[[Problem, Evaluate, int, int], None]:
     def run(problem: Problem, evaluate: Evaluate, evals: int, seed: int) -> None:
         import optuna
@@ -80,16 +93,12 @@ def optuna_with(sampler: str) -> Callable[[Problem, Evaluate, int, int], None]:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
 
         def objective(trial: optuna.Trial) -> float:
+            # Conditions in Optuna's own manner: define-by-run asks for the active parameters only.
             params: Params = {}
-            for name, parameter in problem.space.parameters.items():
-                if isinstance(parameter, Categorical):
-                    params[name] = trial.suggest_categorical(name, list(parameter.choices))
-                elif isinstance(parameter, Integer):
-                    log = parameter.prior == "log-uniform"
-                    params[name] = trial.suggest_int(name, parameter.low, parameter.high, log=log)
-                elif isinstance(parameter, Real):
-                    log = parameter.prior == "log-uniform"
-                    params[name] = trial.suggest_float(name, parameter.low, parameter.high, log=log)
+            for name in problem.space.parents_first:
+                conditions = problem.space.conditions[name]
+                if all(parent in params and params[parent] in values for parent, values in conditions.items()):
+                    params[name] = suggested(trial, name, problem.space[name])
             return evaluate(params)
 
         with warnings.catch_warnings():

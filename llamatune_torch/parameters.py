@@ -37,9 +37,6 @@ MAX_INTEGER = 10**12
 # multiple of four on fall one in each quarter: an initial design visits a special value for certain.
 SPECIAL_SHARE = 0.25
 
-# Ordinary coordinates closer than this to a special value's place in the range stand for the special value.
-COINCIDENCE = 1e-9
-
 
 @dataclass(frozen=True, repr=False)
 class Number(Parameter):
@@ -70,7 +67,9 @@ class Number(Parameter):
         return (torch.arange(len(self.special), dtype=torch.float64) + 0.5) * SPECIAL_SHARE / max(len(self.special), 1)
 
     def _cell(self, U: Tensor) -> Tensor:
-        """The number of the special value whose cell holds each coordinate, -1 beyond the special quarter."""
+        """The number of the special value whose cell holds each coordinate, -1 beyond the special quarter; int64."""
+        if not self.special:
+            return torch.full_like(U, -1, dtype=torch.int64)
         cell = (U * (len(self.special) / SPECIAL_SHARE)).floor().clamp_min(0)
         return torch.where(U < SPECIAL_SHARE, cell, -1.0).to(torch.int64)
 
@@ -151,7 +150,7 @@ class Real(Number):
             return self.special[self.special.index(value)]
         if not self.low <= value <= self.high:  # also refuses nan
             raise self._outside(value)
-        return self._unless_special(self._canonical(float(value)))
+        return self._canonical(float(value))
 
     def encode(self, values: Sequence[float]) -> Tensor:
         U = self._outer(self._places(values))
@@ -161,28 +160,17 @@ class Real(Number):
         return torch.where(number < 0, U, self.special_coordinates()[number.clamp_min(0)])
 
     def decode(self, U: Tensor) -> list[float]:
-        low, high = self._ends()
-        inner = self._inner(U.to(low))
-        scaled = low + (high - low) * inner
-        values = scaled.exp() if self.prior == "log-uniform" else scaled
-        ordinary = [
-            float(self.low) if u <= 0 else float(self.high) if u >= 1 else self._canonical(value)
-            for u, value in zip(inner.tolist(), values.tolist(), strict=True)
-        ]
-        if not self.special:
-            return ordinary
-        number = self.special_of(U.to(low)).tolist()
-        return [
-            self._unless_special(value) if i < 0 else self.special[i] for i, value in zip(number, ordinary, strict=True)
-        ]
+        ordinary = self._ordinary(U)
+        return [self.special[i] if i >= 0 else v for i, v in zip(self._cell(U).tolist(), ordinary, strict=True)]
 
     def special_of(self, U: Tensor) -> Tensor:
-        if not self.special:
-            return super().special_of(U)
         number = self._cell(U)
         for i, place in enumerate(self._outer(self._places(self.special)).to(U)):
-            if self.low <= self.special[i] <= self.high:
-                number = torch.where((U >= SPECIAL_SHARE) & ((U - place).abs() <= COINCIDENCE), i, number)
+            # A special value inside the range also has coordinates there, where `decode` rounds to it.
+            near = (U >= SPECIAL_SHARE) & ((U - place).abs() <= self._rounding())
+            if self.low <= self.special[i] <= self.high and near.any():
+                hit = torch.tensor([value == self.special[i] for value in self._ordinary(U[near])], device=U.device)
+                number[near] = torch.where(hit, i, number[near])
         return number
 
     def snap(self, U: Tensor) -> Tensor:
@@ -202,12 +190,16 @@ class Real(Number):
         coordinates: Tensor = (self._scale(inside) - low) / (high - low)
         return coordinates.clamp(0.0, 1.0)
 
-    def _unless_special(self, value: float) -> float:
-        """A canonical value of the range, or the special value that its coordinate stands for."""
-        if not self.special:
-            return value
-        number = int(self.special_of(self._outer(self._places([value]))))
-        return value if number < 0 else self.special[number]
+    def _ordinary(self, U: Tensor) -> list[float]:
+        """The values that the coordinates, shape ``n``, have in the ordinary range."""
+        low, high = self._ends()
+        inner = self._inner(U.detach().to(device="cpu", dtype=torch.float64))
+        scaled = low + (high - low) * inner
+        values = scaled.exp() if self.prior == "log-uniform" else scaled
+        return [
+            float(self.low) if u <= 0 else float(self.high) if u >= 1 else self._canonical(value)
+            for u, value in zip(inner.tolist(), values.tolist(), strict=True)
+        ]
 
     def _scale(self, values: Tensor) -> Tensor:
         return values.log() if self.prior == "log-uniform" else values
@@ -226,9 +218,18 @@ class Real(Number):
     def _rounded(self, value: float) -> float:
         if self.prior == "log-uniform":
             return float(f"{value:.12g}")
+        return round(value, self._decimals())
+
+    def _decimals(self) -> int:
         # A grid of 1e-12 of the width, but never finer than what doubles of this magnitude resolve.
         width, magnitude = self.high - self.low, max(abs(self.low), abs(self.high))
-        return round(value, min(12 - _exponent(width), 14 - _exponent(magnitude)))
+        return min(12 - _exponent(width), 14 - _exponent(magnitude))
+
+    def _rounding(self) -> float:
+        """A bound on how far, in the unit interval, a coordinate and that of its rounded value are apart."""
+        low, high = map(float, self._ends())
+        grid = 1e-11 if self.prior == "log-uniform" else math.pow(10.0, -self._decimals())
+        return max(1e-9, 2 * grid / (high - low))
 
 
 @dataclass(frozen=True, repr=False)

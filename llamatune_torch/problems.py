@@ -5,6 +5,8 @@
     fine_tuning           a simulated fine-tune: a ridge in the learning rate that moves with the batch size, a
                           cliff beyond it where runs diverge, a flat top with the noise of a seed
     memory_limited        the same, with a wall: what does not fit into memory fails
+    switched_off          regularisation that is best off, though the least of it does harm; and some best left on
+    adapters              full fine-tuning, LoRA or QLoRA, each with parameters that only it has
 
 Each maps parameters to the value a person would see; ``true_value`` is that value without noise.
 """
@@ -177,4 +179,59 @@ memory_limited = Problem(
     noise=0.001,
 )
 
-ALL = (branin, hartmann6, mixed, fine_tuning, memory_limited)
+
+def _switched_off(params: Params) -> float:
+    loss: float = math.log10(params["learning_rate"] / 3e-4) ** 2
+    # Off is best, and there is no way to it down the slope: the best of what is on lies at 1e-2.
+    if params["weight_decay"] > 0:
+        loss += 0.4 + 0.2 * math.log10(params["weight_decay"] / 1e-2) ** 2
+    # These two are better on.
+    loss += 0.5 if params["dropout"] == 0 else ((params["dropout"] - 0.1) / 0.3) ** 2
+    loss += 0.5 if params["warmup_steps"] == 0 else 0.2 * math.log10(params["warmup_steps"] / 100) ** 2
+    return loss
+
+
+switched_off = Problem(
+    name="switched_off",
+    space=SearchSpace(
+        {
+            "learning_rate": Real(1e-5, 1e-2, prior="log-uniform"),
+            "weight_decay": Real(1e-4, 1, prior="log-uniform", special=[0.0]),
+            "dropout": Real(0, 0.5, special=[0.0]),
+            "warmup_steps": Integer(10, 1000, prior="log-uniform", special=[0]),
+        }
+    ),
+    direction="minimize",
+    optimum=0.0,  # 3e-4, no weight decay, dropout 0.1, 100 steps of warm-up
+    true_value=_switched_off,
+)
+
+
+def _adapters(params: Params) -> float:
+    if params["method"] == "full":
+        return 0.2 + 0.5 * math.log10(params["learning_rate"] / 2e-5) ** 2
+    loss = 0.5 * math.log10(params["adapter_learning_rate"] / 2e-4) ** 2
+    loss += 0.1 * math.log2(params["rank"] / 32) ** 2 / 4 + 0.1 * math.log2(params["alpha"] / params["rank"] / 2) ** 2
+    if params["method"] == "qlora":
+        loss += 0.1 if params["bits"] == 8 else 0.15
+    return loss
+
+
+adapters = Problem(
+    name="adapters",
+    space=SearchSpace(
+        {
+            "method": Categorical(["full", "lora", "qlora"]),
+            "learning_rate": Real(1e-6, 1e-3, prior="log-uniform", when={"method": "full"}),
+            "adapter_learning_rate": Real(1e-5, 1e-2, prior="log-uniform", when={"method": ["lora", "qlora"]}),
+            "rank": Integer(2, 256, prior="log-uniform", when={"method": ["lora", "qlora"]}),
+            "alpha": Integer(4, 512, prior="log-uniform", when={"method": ["lora", "qlora"]}),
+            "bits": Categorical([4, 8], ordered=True, when={"method": "qlora"}),
+        }
+    ),
+    direction="minimize",
+    optimum=0.0,  # LoRA with 2e-4, rank 32, alpha 64
+    true_value=_adapters,
+)
+
+ALL = (branin, hartmann6, mixed, fine_tuning, memory_limited, switched_off, adapters)

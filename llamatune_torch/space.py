@@ -320,20 +320,25 @@ def _condition(name: str, parameters: Mapping[str, Parameter]) -> dict[str, tupl
 
 
 def _parents_first(conditions: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The names, parents before their children, otherwise in their order."""
+    """The names, each followed by the children that it was the last parent of, otherwise in their order."""
     order: list[str] = []
 
-    def visit(name: str, path: list[str]) -> None:
-        if name in path:
-            cycle = " -> ".join(repr(step) for step in [*path[path.index(name) :], name])
-            raise SpaceError(f"no parameter may depend on itself, but got {cycle}")
-        if name not in order:
-            for parent in conditions[name]:
-                visit(parent, [*path, name])
-            order.append(name)
+    def place(name: str) -> None:
+        order.append(name)
+        for child, condition in conditions.items():
+            if name in condition and child not in order and all(parent in order for parent in condition):
+                place(child)
 
-    for name in conditions:
-        visit(name, [])
+    for name, condition in conditions.items():
+        if not condition:
+            place(name)
+    stuck = [name for name in conditions if name not in order]
+    if stuck:  # each of these has a parent among them
+        path = stuck[:1]
+        while path[-1] not in path[:-1]:
+            path.append(next(parent for parent in conditions[path[-1]] if parent in stuck))
+        cycle = " -> ".join(map(repr, path[path.index(path[-1]) :]))
+        raise SpaceError(f"no parameter may depend on itself, but got {cycle}")
     return order
 
 

@@ -201,14 +201,14 @@ class Study:
         return _value(self.best_trial)
 
     def dataframe(self) -> pd.DataFrame:
-        """One row a trial, parameters in columns ``params.<name>``; needs pandas (extra ``report``)."""
+        """One row a trial, parameters in columns ``params.<name>``, nan where inactive; needs pandas (``report``)."""
         try:
             import pandas as pd
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "Study.dataframe() needs pandas: pip install 'llamatune-torch[report]'"
             ) from error
-        return pd.DataFrame([_row(trial) for trial in self.trials])
+        return pd.DataFrame([_row(trial, self.space.names) for trial in self.trials])
 
     def summary(self) -> str:
         """The study in a few lines of plain text: counts, failures by reason, the best, its parameters."""
@@ -251,16 +251,16 @@ def show_params(params: Mapping[str, Any]) -> str:
 
 
 def trials_table(trials: Sequence[Trial]) -> str:
-    """The trials as aligned plain text, one a line."""
+    """The trials as aligned plain text, one a line; a parameter that was inactive shows as "-"."""
     if not trials:
         return "no trials"
-    names = list(trials[0].params)
+    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     rows = [["trial", "value", *names, "seconds", "state"]]
     for trial in trials:
         value = "-" if trial.value is None else f"{trial.value:.4f}"
         cost = "-" if trial.cost is None else f"{trial.cost:.1f}"
         state = f"{trial.state}: {trial.reason}" if trial.reason else str(trial.state)
-        shown = [show_value(trial.params[name]) for name in names]
+        shown = [show_value(trial.params[name]) if name in trial.params else "-" for name in names]
         rows.append([str(trial.number), value, *shown, cost, state])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
@@ -275,8 +275,8 @@ def _value(trial: Trial) -> float:
     return trial.value
 
 
-def _row(trial: Trial) -> dict[str, Any]:
-    params = {f"params.{name}": value for name, value in trial.params.items()}
+def _row(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
+    params = {f"params.{name}": trial.params.get(name, math.nan) for name in names}
     outcomes = {f"outcomes.{name}": value for name, value in trial.outcomes.items()}
     return {
         "number": trial.number,

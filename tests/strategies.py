@@ -63,9 +63,9 @@ def integers(draw: DrawFn, special: bool = True) -> Integer:
     return Integer(low, high, prior=prior, special=draw(specials(values)) if special else [])
 
 
-def categoricals() -> SearchStrategy[Categorical]:
+def categoricals(max_size: int = 8) -> SearchStrategy[Categorical]:
     """Any mixture of JSON scalars; 1, 1.0 and True may stand side by side."""
-    choices = st.lists(JSON_SCALARS, min_size=1, max_size=8, unique_by=lambda choice: (type(choice), choice))
+    choices = st.lists(JSON_SCALARS, min_size=1, max_size=max_size, unique_by=lambda choice: (type(choice), choice))
     return st.builds(Categorical, choices, ordered=st.booleans())
 
 
@@ -77,7 +77,7 @@ def parameters() -> SearchStrategy[Parameter]:
 def spaces(draw: DrawFn, max_dim: int = 4, named: SearchStrategy[Parameter] | None = None) -> SearchSpace:
     """Any parameters; some have conditions on others, on several and in chains too."""
     names = draw(st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=max_dim, unique=True))
-    drawn = {name: draw(named or parameters()) for name in names}
+    drawn = {name: draw(parameters() if named is None else named) for name in names}
     order = draw(st.permutations(names))  # parents may stand behind their children
     for i, name in enumerate(order):
         possible = [parent for parent in order[:i] if drawn[parent].size is not None or drawn[parent].special]

@@ -24,6 +24,8 @@ AT_OPTIMUM = {
         "learning_rate": 3e-5 * 2.5**0.31, "batch_size": 40, "epochs": 5, "weight_decay": 0.05, "warmup": 0.0,
         "dropout": 0.1,
     },
+    "switched_off": {"learning_rate": 3e-4, "weight_decay": 0.0, "dropout": 0.1, "warmup_steps": 100},
+    "adapters": {"method": "lora", "adapter_learning_rate": 2e-4, "rank": 32, "alpha": 64},
 }  # fmt: skip
 
 
@@ -51,6 +53,20 @@ def test_noise_has_the_stated_size_and_comes_from_the_given_generator() -> None:
     values = [problem.evaluate(params, generator) for _ in range(400)]
     assert np.std(values) == pytest.approx(problem.noise, rel=0.1)
     assert problem.evaluate(params, np.random.default_rng(0)) == values[0]
+
+
+def test_the_best_with_weight_decay_is_far_worse_than_the_best_without_it() -> None:
+    best = AT_OPTIMUM["switched_off"]
+    on = [problems.switched_off.regret({**best, "weight_decay": 10**exponent}) for exponent in np.linspace(-4, 0, 41)]
+    assert min(on) == pytest.approx(0.4)
+    assert on[0] > min(on)  # downhill leads away from zero
+
+
+def test_each_method_of_the_conditional_problem_has_an_optimum_of_its_own() -> None:
+    lora = AT_OPTIMUM["adapters"]
+    assert problems.adapters.regret({"method": "full", "learning_rate": 2e-5}) == pytest.approx(0.2)
+    assert problems.adapters.regret({**lora, "method": "qlora", "bits": 8}) == pytest.approx(0.1)
+    assert problems.adapters.regret({**lora, "method": "qlora", "bits": 4}) == pytest.approx(0.15)
 
 
 def test_a_quarter_of_the_fine_tuning_space_diverges() -> None:

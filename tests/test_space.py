@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -11,7 +14,17 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from strategies import categoricals, integers, parameters, reals, spaces, spaces_with_params, unit_points, values_of
+from strategies import (
+    categoricals,
+    integers,
+    is_active,
+    parameters,
+    reals,
+    spaces,
+    spaces_with_params,
+    unit_points,
+    values_of,
+)
 
 from llamatune_torch import Categorical, Integer, ParamsError, Real, SearchSpace, SpaceError
 from llamatune_torch.parameters import MAX_INTEGER, Parameter
@@ -208,6 +221,203 @@ def test_a_logarithmic_interval_too_narrow_for_its_logarithms_is_refused() -> No
         Real(1e-5, math.nextafter(1e-5, 1.0), prior="log-uniform")
 
 
+# --- Special values -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "coordinate"),
+    [
+        (Real(0, 0.1, special=[0.0]), 0.0, 1 / 8),
+        (Real(0, 0.1, special=[0.0]), 0.05, 1 / 4 + 3 / 4 * 0.5),
+        (Real(0, 0.1, special=[0.0]), 0.1, 1.0),
+        (Real(1e-4, 1, prior="log-uniform", special=[0, -1]), 0.0, 1 / 16),
+        (Real(1e-4, 1, prior="log-uniform", special=[0, -1]), -1.0, 3 / 16),
+        (Real(1e-4, 1, prior="log-uniform", special=[0, -1]), 1e-4, 1 / 4),
+        (Real(1e-4, 1, prior="log-uniform", special=[0, -1]), 1e-2, 1 / 4 + 3 / 4 * 0.5),
+        (Integer(10, 12, special=[0]), 0, 1 / 8),
+        (Integer(10, 12, special=[0]), 10, 1 / 4 + 3 / 4 * 0.5 / 3),
+        (Integer(1, 4, prior="log-uniform", special=[4, 0]), 4, 1 / 16),
+        (
+            Integer(1, 4, prior="log-uniform", special=[4, 0]),
+            2,
+            1 / 4 + 3 / 4 * math.log(2 / 0.5) / math.log(4.5 / 0.5),
+        ),
+    ],
+)
+def test_special_values_share_the_first_quarter_and_the_range_has_the_rest(
+    parameter: Parameter, value: float, coordinate: float
+) -> None:
+    assert parameter.encode([parameter.validate(value)]).item() == pytest.approx(coordinate, abs=1e-12)
+    decoded = parameter.decode(torch.tensor([coordinate], dtype=torch.float64))
+    assert typed({"value": decoded[0]}) == typed({"value": parameter.validate(value)})
+
+
+def test_every_coordinate_of_a_cell_stands_for_its_special_value_and_snaps_to_the_centre() -> None:
+    parameter = Real(1e-4, 1, prior="log-uniform", special=[0.0, -1.0])
+    U = torch.tensor([0.0, 0.124, 0.126, 0.249, 0.25, 0.5], dtype=torch.float64)
+    assert parameter.decode(U) == [0.0, 0.0, -1.0, -1.0, 1e-4, parameter.decode(U)[-1]]
+    assert parameter.special_of(U).tolist() == [0, 0, 1, 1, -1, -1]
+    assert parameter.snap(U).tolist() == [1 / 16, 1 / 16, 3 / 16, 3 / 16, 0.25, 0.5]
+
+
+@pytest.mark.parametrize("low", [0.0, -0.05, 1e-300])
+def test_a_special_value_in_the_range_has_one_coordinate_only(low: float) -> None:
+    parameter = Real(low, 0.1, special=[low, 0.05, 0.1])
+    inside = torch.tensor([0.25, 0.25 + 0.75 * (0.05 - low) / (0.1 - low), 1.0], dtype=torch.float64)
+    assert parameter.decode(inside) == [low, 0.05, 0.1]
+    assert torch.equal(parameter.snap(inside), parameter.special_coordinates())
+    assert torch.equal(parameter.encode([low, 0.05, 0.1]), parameter.special_coordinates())
+    assert parameter.special_of(inside).tolist() == [0, 1, 2]
+
+
+def test_numbers_of_integers_with_special_values_count_each_value_once() -> None:
+    parameter = Integer(3, 8, special=[5, 0])
+    assert parameter.size == 7
+    listed = parameter.decode(parameter.coordinate(torch.arange(7)))
+    assert listed == [5, 0, 3, 4, 6, 7, 8]
+    grid = torch.linspace(0, 1, 5000, dtype=torch.float64)
+    assert set(parameter.decode(grid)) == set(listed)
+    assert torch.equal(parameter.snap(grid), parameter.encode(parameter.decode(grid)))
+
+
+@given(st.one_of(reals(), integers()), st.floats(0, 1))
+def test_the_position_of_a_value_on_its_scale_is_its_coordinate_without_special_values(
+    parameter: Real | Integer, u: float
+) -> None:
+    """One from outside the range stands at the nearer end."""
+    U = torch.tensor([u], dtype=torch.float64)
+    plain = replace(parameter, special=())
+    value = min(max(parameter.decode(U)[0], parameter.low), parameter.high)
+    assert parameter.position(U).item() == pytest.approx(plain.encode([value]).item(), abs=plain_error(parameter))
+
+
+def plain_error(parameter: Real | Integer) -> float:
+    """How far a coordinate may be from that of its decoded value: rounding, or half a cell of an integer."""
+    if isinstance(parameter, Real):
+        return 1e-9 + max(parameter._rounding(), 0)
+    widest = replace(parameter, special=()).coordinate(torch.tensor([0, 1])).diff().item()
+    return 1e-9 + widest
+
+
+# --- Conditions ---------------------------------------------------------------------------------------------------
+
+LORA = SearchSpace(
+    {
+        "bits": Categorical([4, 8], when={"quantized": True}),
+        "method": ["full", "lora", "dora"],
+        "rank": Integer(1, 64, when={"method": ["lora", "dora"]}),
+        "quantized": Categorical([True, False], when={"method": "lora"}),
+        "dropout": Real(0, 0.5, special=[0.0], when={"method": "lora"}),
+        "seed": Integer(1, 3, when={"dropout": 0.0, "quantized": False}),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"method": "full"},
+        {"method": "dora", "rank": 8},
+        {"bits": 4, "method": "lora", "rank": 8, "quantized": True, "dropout": 0.0},
+        {"method": "lora", "rank": 8, "quantized": False, "dropout": 0.1},
+        {"method": "lora", "rank": 8, "quantized": False, "dropout": 0.0, "seed": 2},
+    ],
+)
+def test_inactive_parameters_are_absent_to_any_depth(params: dict[str, Any]) -> None:
+    assert LORA.validate(params) == params
+    x = LORA.encode(params)
+    assert typed(LORA.decode(x)) == typed(params)
+    assert list(LORA.decode(x)) == list(params)
+    assert LORA.active(x).tolist() == [name in params for name in LORA.names]
+
+
+def test_the_coordinate_of_what_is_inactive_is_the_middle() -> None:
+    x = LORA.encode({"method": "full"})
+    assert x.tolist() == [0.75, 1 / 6, 32.5 / 64, 0.75, 0.5, 0.5]  # 1/2, or that of the middle value
+    other = torch.tensor([0.1, 1 / 6, 0.9, 0.2, 0.3, 0.4], dtype=torch.float64)
+    assert torch.equal(LORA.snap(other), x)
+    assert torch.equal(LORA.resolved(other), LORA.resolved(x))
+
+
+def brute_force(space: SearchSpace) -> list[dict[str, Any]]:
+    """All different parameter sets: every combination of values, without what is inactive."""
+    values = [p.decode(p.coordinate(torch.arange(p.size or 0))) for p in space]
+    found: dict[str, dict[str, Any]] = {}
+    for row in itertools.product(*values):
+        params: dict[str, Any] = dict(zip(space.names, row, strict=True))
+        while True:  # children of what is taken out go too
+            inactive = [name for name in params if not is_active(space, name, params)]
+            if not inactive:
+                break
+            del params[inactive[0]]
+        found[repr(params)] = params
+    return list(found.values())
+
+
+@given(spaces(max_dim=5, named=st.one_of(categoricals(3), st.builds(Integer, st.just(1), st.integers(2, 4)),
+                                         st.just(Integer(2, 3, special=[0, 3])))))  # fmt: skip
+def test_size_counts_and_grid_lists_every_point_once(space: SearchSpace) -> None:
+    expected = brute_force(space)
+    assert space.size == len(expected)
+    grid = space.grid()
+    assert torch.equal(space.snap(grid), grid)
+    assert sorted(map(repr, space.decode_all(grid))) == sorted(map(repr, expected))
+
+
+def test_the_size_of_a_large_conditional_space_is_exact() -> None:
+    deep: dict[str, Any] = {"p0": ["on", "off"]}
+    for i in range(1, 40):
+        deep[f"p{i}"] = Categorical(["on", "off"], when={f"p{i - 1}": "on"})
+    assert SearchSpace(deep).size == 41
+    assert len(SearchSpace(deep).grid()) == 41
+    pairs = {f"n{i}": (1, 10) for i in range(30)} | {
+        f"c{i}": Integer(1, 10**12, when={f"n{i}": [1, 2, 2]}) for i in range(30)
+    }
+    assert SearchSpace(pairs).size == (2 * 10**12 + 8) ** 30
+
+
+@given(spaces_with_params())
+def test_a_name_that_is_inactive_or_missing_is_refused(drawn: tuple[SearchSpace, dict[str, Any]]) -> None:
+    space, params = drawn
+    for name, parameter in space.parameters.items():
+        if name in params:
+            without = {other: value for other, value in params.items() if other != name}
+            with pytest.raises(ParamsError, match="missing parameters"):
+                space.validate(without)
+        else:
+            value = parameter.decode(torch.tensor([0.5], dtype=torch.float64))[0]
+            with pytest.raises(ParamsError, match="is inactive unless"):
+                space.validate({**params, name: value})
+
+
+def test_conditions_tell_one_and_true_apart() -> None:
+    def space(value: Any) -> SearchSpace:
+        return SearchSpace({"p": [1, True], "c": Integer(1, 2, when={"p": value})})
+
+    assert space(1).decode(torch.tensor([0.25, 0.0])) == {"p": 1, "c": 1}
+    assert space(1).decode(torch.tensor([0.75, 0.0])) == {"p": True}
+    assert space(1) == space([1]) == space((1, 1)[:1])
+    assert space(1) != space(True)
+    assert space(1) != space([1, True])
+    assert hash(space(1)) == hash(space([1]))
+
+
+def test_special_values_and_conditions_are_shown_compared_and_hashed() -> None:
+    shown = repr(Real(0, 0.1, special=[0], when={"method": "lora", "n": [1, 2]}))
+    assert shown == "Real(low=0, high=0.1, prior='uniform', special=[0.0], when={'method': 'lora', 'n': [1, 2]})"
+    assert repr(Integer(1, 4)) == "Integer(low=1, high=4, prior='uniform')"
+    assert repr(Categorical(["a"], when={"n": 1})) == "Categorical(choices=('a',), ordered=False, when={'n': 1})"
+    assert "special=[0.0]" in repr(LORA)
+    one, same = Real(0, 0.1, special=[0], when={"n": 1}), Real(0, 0.1, special=(0.0,), when={"n": [1]})
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != Real(0, 0.1, when={"n": 1})
+    assert one != Real(0, 0.1, special=[0])
+    assert Categorical(["a"], when={"n": 1}) != Categorical(["a"])
+    assert eval(repr(one)) == one
+    assert pickle.loads(pickle.dumps(LORA)) == LORA
+
+
 # --- Spaces ----------------------------------------------------------------------------------------------------
 
 
@@ -286,6 +496,46 @@ def test_decoding_accepts_single_precision_and_gradients() -> None:
         (lambda: Categorical({1, 2}), r"choices must be a list or tuple, but got \{1, 2\} \(set\)"),
         (lambda: Categorical([[1], [2]]), r"choices must be JSON scalars, but got \[1\] \(list\)"),
         (lambda: Categorical([1.0, math.nan]), r"choices must be finite, but got nan"),
+        (lambda: Real(0, 1, special=0.0), r"special must be a list of values, but got 0.0 \(float\)"),
+        (lambda: Real(0, 1, special="off"), r"special must be a list of values, but got 'off' \(str\)"),
+        (lambda: Real(0, 1, special=["off"]), r"special values must be finite numbers, but got 'off' \(str\)"),
+        (lambda: Real(0, 1, special=[math.inf]), r"special values must be finite numbers, but got inf"),
+        (lambda: Real(0, 1, special=[False]), r"special values must be finite numbers, but got False \(bool\)"),
+        (lambda: Real(0, 1, special=[0, 0.0]), r"special values must differ from each other, but got \[0.0, 0.0\]"),
+        (lambda: Integer(0, 1, special=[0.5]), r"special values must be integers within 1000000000000, but got 0.5"),
+        (
+            lambda: Integer(0, 1, special=[10**13]),
+            r"special values must be integers within 1000000000000, but got 1000",
+        ),
+        (lambda: Real(0, 1, when="lora"), r"when must be a dict of parents and their values, but got 'lora' \(str\)"),
+        (lambda: Categorical(["a"], when=["p"]), r"when must be a dict of parents and their values, but got \['p'\]"),
+        (lambda: Integer(0, 1, when={"method": []}), r"when must name at least one value of 'method', but got \[\]"),
+        (
+            lambda: SearchSpace({"rank": Integer(1, 8, when={"methd": "lora"}), "method": ["full", "lora"]}),
+            r"parameter 'rank' depends on 'methd', but the space has \['rank', 'method'\]",
+        ),
+        (
+            lambda: SearchSpace({"rank": Integer(1, 8, when={"method": "Lora"}), "method": ["full", "lora"]}),
+            r"parameter 'rank' depends on 'method', which must be one of \['full', 'lora'\], but got 'Lora' \(str\)",
+        ),
+        (
+            lambda: SearchSpace({"n": Integer(1, 8), "c": Integer(1, 8, when={"n": [8, 9]})}),
+            r"parameter 'c' depends on 'n', which must lie in \[1, 8\], but got 9",
+        ),
+        (
+            lambda: SearchSpace({"p": Real(0, 1, special=[0.0]), "c": Integer(1, 8, when={"p": [0.0, 0.5]})}),
+            r"'c' depends on 'p', a Real: that must be one of its special values \[0.0\], but got \[0.0, 0.5\]",
+        ),
+        (
+            lambda: SearchSpace(
+                {n: Categorical(["x"], when={w: "x"}) for n, w in [("a", "c"), ("b", "a"), ("c", "b")]}
+            ),
+            r"no parameter may depend on itself, but got 'a' -> 'c' -> 'b' -> 'a'",
+        ),
+        (
+            lambda: SearchSpace({"a": Categorical(["x"], when={"a": "x"})}),
+            r"no parameter may depend on itself, but got 'a' -> 'a'",
+        ),
         (lambda: SearchSpace({}), r"at least one parameter, but got \{\}"),
         (lambda: SearchSpace([("x", (0, 1))]), r"a space is a dict of parameters, but got .*\(list\)"),
         (lambda: SearchSpace({3: (0, 1)}), r"name of a parameter must be a non-empty string, but got 3"),
@@ -325,6 +575,7 @@ GOOD = {"lr": 1e-4, "batch": 16, "opt": "adamw"}
         ({**GOOD, "opt": ["adamw"]}, r"parameter 'opt' must be one of .*\(list\)"),
         ({**GOOD, "warmup": 3}, r"unknown parameters \['warmup'\]; the space has \['lr', 'batch', 'opt'\]"),
         ({"lr": 1e-4}, r"missing parameters \['batch', 'opt'\]; the space has"),
+        ({**GOOD, "wd": 0.2}, r"unknown parameters \['wd'\]"),
         ([1e-4, 16, "adamw"], r"parameters must be a dict, but got .*\(list\)"),
     ],
 )
@@ -333,6 +584,35 @@ def test_parameters_outside_the_space_are_refused_with_rule_name_and_value(param
         SPACE.validate(params)
     with pytest.raises(ParamsError, match=message):
         SPACE.encode(params)
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        (
+            {"method": "full", "rank": 8},
+            r"'rank' is inactive unless method in \['lora', 'dora'\]: leave it out, but got 8",
+        ),
+        (
+            {"method": "dora", "rank": 8, "bits": 4},
+            r"'bits' is inactive unless quantized == True: leave it out, but got 4",
+        ),
+        (
+            {"method": "lora", "rank": 8, "quantized": True, "bits": 8, "dropout": 0.0, "seed": 1},
+            r"parameter 'seed' is inactive unless dropout == 0.0 and quantized == False: leave it out, but got 1",
+        ),
+        ({"method": "lora", "quantized": True, "dropout": 0.1}, r"missing parameters \['rank', 'bits'\]"),
+        ({"rank": 8}, r"missing parameters \['method'\]"),
+        ({"method": "dora", "rank": 0}, r"parameter 'rank' must lie in \[1, 64\], but got 0"),
+        (
+            {"method": "lora", "rank": 8, "quantized": False, "dropout": 0.6},
+            r"parameter 'dropout' must lie in \[0, 0.5\] or be one of the special values \[0.0\], but got 0.6",
+        ),
+    ],
+)
+def test_parameters_against_their_conditions_are_refused(params: Any, message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        LORA.validate(params)
 
 
 def test_continua_cannot_be_listed_or_numbered() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import sys
+from typing import Any
 
 import pytest
 from strategies import make_study, make_trial
 
 from llamatune_torch import (
     Curve,
+    Integer,
     NoCompletedTrialError,
     Outcome,
     OutcomeError,
@@ -200,6 +202,30 @@ def test_the_table_has_a_line_for_each_trial() -> None:
     assert lines[1].split() == ["0", "0.5000", "0.25", "'adamw'", "-", "complete"]
     assert lines[2].split() == ["1", "-", "0.5", "'adamw'", "-", "failed"]
     assert trials_table([]) == "no trials"
+
+
+CONDITIONAL = SearchSpace({"method": ["full", "lora"], "rank": Integer(1, 8, when={"method": "lora"}), "x": (0.0, 1.0)})
+BRANCHES: list[tuple[dict[str, Any], float | None]] = [
+    ({"method": "full", "x": 0.5}, 0.5),
+    ({"method": "lora", "rank": 4, "x": 0.25}, 0.75),
+]
+
+
+def test_inactive_parameters_are_dashes_in_the_table_and_absent_from_the_summary() -> None:
+    study = make_study(CONDITIONAL, BRANCHES)
+    lines = [line.split() for line in trials_table(study.trials).splitlines()]
+    assert lines[0] == ["trial", "value", "method", "x", "rank", "seconds", "state"]
+    assert lines[1] == ["0", "0.5000", "'full'", "0.5", "-", "-", "complete"]
+    assert lines[2] == ["1", "0.7500", "'lora'", "0.25", "4", "-", "complete"]
+    assert "rank" not in make_study(CONDITIONAL, BRANCHES[:1]).summary()
+
+
+def test_inactive_parameters_are_nan_in_the_dataframe() -> None:
+    pytest.importorskip("pandas", reason="the extra `report` is not installed")
+    frame = make_study(CONDITIONAL, BRANCHES).dataframe()
+    assert [name for name in frame if name.startswith("params.")] == ["params.method", "params.rank", "params.x"]
+    assert math.isnan(frame["params.rank"][0])
+    assert frame["params.rank"][1] == 4
 
 
 def test_dataframe_has_a_row_for_each_trial_and_a_column_for_each_parameter() -> None:

@@ -8,6 +8,7 @@ import statistics
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -34,6 +35,29 @@ def test_regret_after_40_evaluations_is_far_below_random_search(
         return statistics.median(run["regrets"][-1] for run in runs)
 
     assert median("llamatune", 2) < share_of_random * median("random", 10)
+
+
+@pytest.mark.parametrize("method", ["random", "optuna-tpe", "optuna-gp"])
+@pytest.mark.parametrize("problem", ["switched_off", "adapters"])
+def test_peers_are_given_special_values_and_conditions_in_their_own_manner(
+    regret: ModuleType, problem: str, method: str
+) -> None:
+    if method != "random":
+        pytest.importorskip("optuna", reason="the extra `bench` is not installed")
+    space = regret.problem_named(problem).space
+    seen = []
+
+    def evaluate(params: dict[str, Any]) -> float:
+        seen.append(params)
+        assert list(space.validate(params)) == [name for name in space.names if name in params]
+        return len(seen) % 5
+
+    regret.METHODS[method](regret.problem_named(problem), evaluate, 15, 0)
+    assert len(seen) == 15
+    if problem == "switched_off":
+        assert {params["weight_decay"] == 0 for params in seen} == {True, False}
+    else:
+        assert {params["method"] for params in seen} == {"full", "lora", "qlora"}
 
 
 def test_script_writes_its_record_and_prints_its_table(

@@ -18,6 +18,7 @@ from llamatune_torch.engine.candidates import (
     CHUNK,
     MAX_ENUMERATED,
     around,
+    ascend,
     choose_starts,
     climb,
     evaluate,
@@ -74,6 +75,33 @@ SPACES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         },
         {"lr": 2e-4, "batch": 48, "opt": "lion", "size": "base", "epochs": 17},
     ),
+    "off": (
+        {
+            "wd": Real(1e-4, 1, prior="log-uniform", special=[0.0]),
+            "dropout": Real(0, 0.5, special=[0.0, 0.1]),
+            "warmup": Integer(10, 100_000, special=[0]),
+        },
+        {"wd": 0.0, "dropout": 0.1, "warmup": 0},
+    ),
+    "on": (
+        {"wd": Real(1e-4, 1, prior="log-uniform", special=[0.0]), "warmup": Integer(10, 100_000, special=[0])},
+        {"wd": 1e-3, "warmup": 31_416},
+    ),
+    "conditional": (
+        {
+            "rank": Integer(1, 256, prior="log-uniform", when={"method": ["lora", "dora"]}),
+            "method": ["full", "lora", "dora"],
+            "lr": Real(1e-5, 1e-2, prior="log-uniform", when={"method": "full"}),
+            "adapter_lr": Real(1e-5, 1e-2, prior="log-uniform", when={"method": ["lora", "dora"]}),
+            "decay": Real(0, 1, special=[0.0], when={"method": "dora"}),
+            "schedule": Categorical(["linear", "cosine"], when={"decay": 0.0}),
+        },
+        {"rank": 4, "method": "dora", "adapter_lr": 4e-3, "decay": 0.0, "schedule": "cosine"},
+    ),
+    "conditional, off": (
+        {"method": ["full", "lora"], "lr": Real(0, 1, when={"method": "full"}), "rank": Real(0, 1)},
+        {"method": "full", "lr": 0.9, "rank": 0.2},
+    ),
 }
 ALL_SPACES = pytest.mark.parametrize("name", SPACES)
 
@@ -94,7 +122,7 @@ def test_the_top_of_a_hill_is_found(name: str, device: torch.device) -> None:
     assert x.device.type == device.type
     assert (x.cpu() - space.encode(top)).abs().max() < 1e-4
     for parameter, value in top.items():
-        if space[parameter].size is not None:
+        if space[parameter].size is not None or value in space[parameter].special:
             assert space.decode(x)[parameter] == value
 
 
@@ -147,6 +175,48 @@ def test_climbing_never_ends_below_its_start() -> None:
     starts = sobol(space, 16, seed=0)
     climbed = climb(score, space, starts)
     assert (evaluate(score, climbed) >= evaluate(score, starts)).all()
+
+
+def test_ascending_moves_what_is_active_and_ordinary_and_holds_the_rest() -> None:
+    space = SearchSpace(
+        {
+            "method": ["full", "lora"],
+            "x": Real(0, 1),
+            "wd": Real(0, 1, special=[0.0]),
+            "lr": Real(0, 1, when={"method": "full"}),
+        }
+    )
+
+    def score(X: Tensor) -> Tensor:
+        return -X[..., 1:].sum(dim=(-1, -2))
+
+    rows = [
+        {"method": "full", "x": 0.5, "wd": 0.5, "lr": 0.5},
+        {"method": "full", "x": 0.5, "wd": 0.0, "lr": 0.5},
+        {"method": "lora", "x": 0.5, "wd": 0.5},
+    ]
+    reached = space.decode_all(ascend(score, space, space.encode_all(rows)))
+    nearly_off = pytest.approx(RESOLUTION)  # the smallest value that is not the same as zero
+    assert reached == [
+        {"method": "full", "x": 0.0, "wd": nearly_off, "lr": 0.0},
+        {"method": "full", "x": 0.0, "wd": 0.0, "lr": 0.0},
+        {"method": "lora", "x": 0.0, "wd": nearly_off},
+    ]
+
+
+def test_a_special_value_that_is_better_than_any_other_is_found_and_so_is_one_that_is_worse() -> None:
+    space = SearchSpace({"x": Real(0, 1), "wd": Real(0, 1, special=[0.0])})
+    for better in (True, False):
+
+        def score(X: Tensor, better: bool = better) -> Tensor:
+            x, wd = X[..., 0, 0], X[..., 0, 1]
+            off = wd < 0.25
+            # Where it is on, the best is at the far end; the jump at zero is up or down.
+            return -(x - 0.3).square() + torch.where(off, 2.0 if better else -2.0, wd)
+
+        params = space.decode(best(space, score, num_restarts=1, num_screened=8))
+        assert params["wd"] == (0.0 if better else pytest.approx(1.0))
+        assert params["x"] == pytest.approx(0.3, abs=1e-3)
 
 
 # --- What it proposes can be trained ----------------------------------------------------------------------------
@@ -331,4 +401,58 @@ def test_neighbours_differ_in_one_discrete_column_and_lead_to_every_choice() -> 
     around_top = space.decode_all(options)
     assert {p["opt"] for p in around_top} == {"adamw", "sgd", "lion"}
     assert {p["size"] for p in around_top} == {"small", "base", "large"}
-    assert {1, 46, 47, 49, 50, 304} <= {p["batch"] for p in around_top}  # steps of 1, 2, ..., 256, at most to a bound
+    # Steps of 1, 2, ..., 256, at most to a bound.
+    assert {1, 46, 47, 49, 50, 304} <= {p["batch"] for p in around_top}
+
+
+def test_neighbours_include_each_special_value_and_the_ways_back() -> None:
+    space = SearchSpace({"wd": Real(0, 1, special=[0.0, 2.0]), "steps": Integer(10, 1000, special=[0])})
+    rows = [{"wd": 0.0, "steps": 0}, {"wd": 0.5, "steps": 500}]
+    for row, options in zip(rows, neighbours(space, space.encode_all(rows)), strict=True):
+        assert torch.equal(space.snap(options), options)
+        found = space.decode_all(options)
+        assert all((p["wd"] == row["wd"]) + (p["steps"] == row["steps"]) >= 1 for p in found)
+        assert {0.0, 2.0, 0.125, 0.375, 0.625, 0.875} <= {p["wd"] for p in found}
+        assert 0 in {p["steps"] for p in found}
+        for share in (0.125, 0.375, 0.625, 0.875):
+            assert min(abs(p["steps"] - (10 + 990 * share)) for p in found) < 5
+
+
+def test_parameters_that_become_active_start_at_several_places() -> None:
+    definition, _ = SPACES["conditional"]
+    space = SearchSpace(definition)
+    x = space.encode({"method": "full", "lr": 1e-3})
+    options = neighbours(space, x.unsqueeze(0))[0]
+    assert torch.equal(space.snap(options), options)
+    found = space.decode_all(options)
+    lora = [p for p in found if p["method"] == "lora"]
+    dora = [p for p in found if p["method"] == "dora"]
+    for group in (lora, dora):
+        assert len({p["rank"] for p in group}) >= 6
+        assert len({p["adapter_lr"] for p in group}) >= 6
+    assert {p["decay"] == 0.0 for p in dora} == {True, False}
+    assert {p["decay"] == 0.0 for p in dora if "schedule" in p} == {True}
+    assert all(p == {"method": "full", "lr": 1e-3} for p in found if p["method"] == "full")
+
+
+def test_points_around_a_centre_visit_other_choices_with_all_that_they_need() -> None:
+    definition, top = SPACES["conditional"]
+    space = SearchSpace(definition)
+    points = around(space, space.encode(top).unsqueeze(0), 400, torch.Generator().manual_seed(0))
+    assert torch.equal(space.snap(points), points)
+    found = space.decode_all(points)
+    rates = [p["lr"] for p in found if p["method"] == "full"]
+    assert len(rates) > 10
+    assert min(rates) < 1e-4 < 1e-3 < max(rates)
+    assert {p["decay"] == 0.0 for p in found if p["method"] == "dora"} == {True, False}
+
+
+def test_what_differs_only_where_it_is_inactive_is_not_new() -> None:
+    definition, _ = SPACES["conditional"]
+    space = SearchSpace(definition)
+    done = space.encode({"method": "full", "lr": 1e-3}).unsqueeze(0)
+    other = done.clone()
+    other[0, [0, 3, 4, 5]] = torch.tensor([0.1, 0.2, 0.1, 0.3], dtype=torch.float64)
+    assert is_new(space, other, done).tolist() == [False]
+    other[0, 1] = 0.5
+    assert is_new(space, other, done).tolist() == [True]

@@ -32,6 +32,7 @@ from llamatune_torch import (
 )
 from llamatune_torch.engine.candidates import is_new
 from llamatune_torch.engine.suggest import Suggestion, derived_seed, suggest, training_data
+from llamatune_torch.engine.surrogate import fit_gp
 
 MIXED = SearchSpace(
     {
@@ -232,6 +233,30 @@ def test_a_lost_trial_counts_for_nothing_but_its_sobol_point_is_not_drawn_twice(
     assert nxt.params not in [trial.params for trial in lost.trials]
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_the_initial_design_visits_every_parameters_special_values(seed: int) -> None:
+    space = SearchSpace(
+        {
+            "wd": Real(1e-4, 1, prior="log-uniform", special=[0.0]),
+            "dropout": Real(0, 0.5, special=[0.0]),
+            "lr": Real(1e-5, 1e-3),
+            "warmup": Integer(10, 1000, special=[0]),
+        }
+    )
+    batch = params_of(suggest(Study(space), quick(seed=seed, n_initial=4), 4))
+    for name in ("wd", "dropout", "warmup"):
+        assert sorted(params[name] == 0 for params in batch) == [False, False, False, True]
+
+
+def test_the_first_points_of_a_conditional_space_try_its_choices() -> None:
+    methods = ["full", "lora", "qlora"]
+    space = SearchSpace({"method": methods, "rank": Integer(1, 64, when={"method": ["lora", "qlora"]})})
+    batch = params_of(suggest(Study(space), quick(n_initial=6), 6))
+    assert {params["method"] for params in batch} == set(methods)
+    assert all(("rank" in params) == (params["method"] != "full") for params in batch)
+    assert sum(params["method"] == "full" for params in batch) == 1  # there is but one such point
+
+
 # --- New points only ---------------------------------------------------------------------------------------------
 
 
@@ -269,6 +294,35 @@ def test_a_batch_larger_than_what_is_left_is_refused() -> None:
             suggest(make_study(space, tried), quick(n_initial=n_initial), 4)
 
 
+# --- The same parameters evaluated again -------------------------------------------------------------------------
+
+
+def repeated(spread: float) -> Study:
+    """Five places, evaluated three times each; ``spread`` is how far apart the outcomes of one place are."""
+    tried = [({"x": x}, -((x - 0.6) ** 2) + e * spread) for x in (0.1, 0.3, 0.5, 0.7, 0.9) for e in (-1, 0, 1)]
+    return make_study(LINE, tried)
+
+
+def test_repeated_evaluations_teach_the_noise() -> None:
+    def learned(spread: float) -> tuple[float, torch.Tensor]:
+        data = training_data(repeated(spread), torch.device("cpu"), [])
+        surrogate = fit_gp(data.X, data.Y)
+        means = surrogate.posterior(data.X[:1]).mean
+        return surrogate.likelihood.noise.item(), torch.cat([means.flatten(), data.Y[:3]]).detach()
+
+    quiet, _ = learned(0.0)
+    loud, (mean, *values) = learned(0.1)
+    assert quiet < 0.01 < 0.1 < loud
+    assert min(values) < mean < max(values)
+
+
+def test_what_was_evaluated_several_times_is_not_advised_once_more() -> None:
+    study = repeated(0.02)
+    batch = params_of(suggest(study, quick(), 3))
+    X = LINE.encode_all([trial.params for trial in study.trials])
+    assert is_new(LINE, LINE.encode_all(batch), X).all()
+
+
 # --- It finds what is good and avoids what fails -----------------------------------------------------------------
 
 
@@ -281,6 +335,20 @@ def test_it_closes_in_on_the_optimum_of_a_mixed_space() -> None:
     study = play(Study(space), value, 18, quick(seed=1, n_initial=6))
     assert study.best_value > -0.01
     assert study.best_params["c"] == "b"
+
+
+def test_branches_that_fail_are_left_alone() -> None:
+    """The crash model knows special values and conditions too."""
+    space = SearchSpace(
+        {
+            "method": ["full", "lora"],
+            "batch": Real(0, 1, special=[0.0]),
+            "rank": Real(0, 1, when={"method": "lora"}),
+        }
+    )
+    study = play(Study(space), lambda p: None if p["batch"] == 0.0 else 1 - p["batch"] + p.get("rank", 0), 14, quick())
+    assert num_failed(study.trials[6:]) <= 2
+    assert study.best_value > 1.3
 
 
 def num_failed(trials: Sequence[Trial]) -> int:

@@ -32,8 +32,10 @@ from llamatune_torch import (
     Trial,
     TrialState,
     TrialStateError,
+    problems,
 )
 from llamatune_torch.engine.recommend import recommend
+from llamatune_torch.problems import Problem
 
 SPACE = {"x": Real(-1, 1), "n": Integer(1, 8)}
 CLASSIC = {
@@ -104,6 +106,21 @@ def test_a_search_is_repeated_by_its_seed() -> None:
         return [trial.params for trial in optimizer.study.trials]
 
     assert run(1) == run(1) != run(2)
+
+
+@pytest.mark.parametrize("name", ["switched_off", "adapters"])
+def test_switches_and_branches_of_a_space_are_set_right(name: str) -> None:
+    """Special values that are best, others that are not; a method among others with parameters of their own."""
+    problem: Problem = getattr(problems, name)
+    optimizer = LlamaTune(problem.space, problem.true_value, 30, direction=problem.direction, seed=1, progress=False)
+    best_params, _ = optimizer.optimize()
+    assert problem.regret(best_params) < 0.15
+    if name == "adapters":
+        assert best_params["method"] == "lora"
+    else:
+        assert best_params["weight_decay"] == 0
+        assert best_params["dropout"] > 0
+        assert best_params["warmup_steps"] > 0
 
 
 def test_minimising_returns_the_smallest_value() -> None:
@@ -412,6 +429,16 @@ def test_added_trials_inform_the_search_like_its_own() -> None:
             {"x": 0.3 * i, "n": 2 * i + 1},
         )
     assert optimizer.ask().origin == "surrogate"
+
+
+def test_the_same_parameters_may_be_added_again_with_another_value() -> None:
+    optimizer = tuner(None, n_initial=3)
+    for value in (0.1, 0.3, 0.1):
+        optimizer.add_trial({"x": 0.5, "n": 2}, value)
+    assert [trial.value for trial in optimizer.study.completed] == [0.1, 0.3, 0.1]
+    trial = optimizer.ask()
+    assert trial.origin == "surrogate"
+    assert trial.params != {"x": 0.5, "n": 2}
 
 
 def test_params_outside_the_space_or_a_bad_score_add_nothing() -> None:
