@@ -22,8 +22,10 @@ failed=()
 install() {  # name of the peer, what pip is to install
     local name=$1
     shift
-    # pip can search for fitting versions for hours; everything is pinned, so minutes are plenty.
-    timeout 600 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c "$pins" "$@" || failed+=("$name")
+    # pip can search for fitting versions for hours; with everything pinned, minutes are plenty.
+    timeout 1200 "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c "$pins" "$@" && return
+    failed+=("$name")
+    return 1
 }
 
 install llamatune --editable . scikit-learn || exit 1

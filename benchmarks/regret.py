@@ -4,7 +4,7 @@
     python benchmarks/regret.py --seeds 2 --evals 20 --problems branin mixed --methods llamatune random
     python benchmarks/regret.py --methods llamatune --q 4 --append
     benchmarks/.venv-peers/bin/python benchmarks/regret.py --methods ax smac hebo skopt --append   # install_peers.sh
-    python benchmarks/regret.py --report --markdown --plot    # no new runs: tables and picture of those there are
+    python benchmarks/regret.py --report --plot               # no new runs: tables and picture of those there are
 
 One run is one method on one problem from one seed. Each is written to ``benchmarks/results/regret.jsonl`` as soon as
 it is done, so that an interrupted benchmark goes on with ``--append``: runs in the file are kept and not repeated.
@@ -163,7 +163,7 @@ def seen(problem: Problem, params: Params, generator: np.random.Generator) -> pe
 
 
 def rounded(value: float) -> float:
-    return float(f"{value:.5g}")
+    return float(f"{value:.5g}") + 0.0  # never -0.0
 
 
 def versions(method: str) -> str:
@@ -194,7 +194,6 @@ def key(run: Run) -> tuple[Any, ...]:
 
 
 def write_anew(path: Path, runs: Iterable[Run]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(run) + "\n" for run in runs))
 
 
@@ -220,6 +219,7 @@ def perform(options: argparse.Namespace) -> None:
     installed = [method for method in options.methods if peers.version(method)]
     for missing in sorted(set(options.methods) - set(installed)):
         print(f"{missing}: not installed for this Python, no runs (benchmarks/install_peers.sh)", file=sys.stderr)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
     files = (options.output, beside(options.output))
     kept = {path: read_runs(path) for path in files}
     if not options.append:
@@ -295,8 +295,7 @@ def report(options: argparse.Namespace) -> None:
     all_scores = {q: Scores(runs, q, noisy) for q in sorted({run["q"] for run in runs})}
     printed = [tables(scores, "sequential" if q == 1 else f"q={q}") for q, scores in all_scores.items()]
     printed += list(compared(all_scores))
-    text = "\n\n".join(printed)
-    print(text if options.markdown else text.replace("**", "").replace("|---", "").replace("|", " "))
+    print("\n\n".join(printed))
     options.output.with_suffix(".json").write_text(json.dumps(summary(all_scores, runs), indent=1) + "\n")
     if options.plot and 1 in all_scores:
         plot(all_scores[1], options.output.with_suffix(".png"))
@@ -363,10 +362,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, help="the file of runs, .jsonl")
     parser.add_argument("--append", action="store_true", help="keep and do not repeat runs that are in the file")
     parser.add_argument("--report", action="store_true", help="no new runs")
-    parser.add_argument("--markdown", action="store_true", help="tables for README.md")
     parser.add_argument("--plot", action="store_true", help="draw the picture too (needs matplotlib)")
     options = parser.parse_args(arguments)
-    # For the worker processes: tiny matrices, where a second thread only waits.
+    # For the worker processes: with matrices as small as these, a second thread only waits.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if not recorded.DATA.is_dir():
         print("recorded problems: no shared/data next to this checkout, left out", file=sys.stderr)

@@ -59,9 +59,7 @@ def ranks(values: Sequence[float]) -> list[float]:
         >>> ranks([0.3, 0.1, 0.3])
         [2.5, 1.0, 2.5]
     """
-    return [
-        sum(other < value for other in values) + (1 + sum(other == value for other in values)) / 2 for value in values
-    ]
+    return [sum(other < value for other in values) + (1 + values.count(value)) / 2 for value in values]
 
 
 class Scores:
@@ -166,37 +164,38 @@ def tables(scores: Scores, title: str) -> str:
     """Two tables in Markdown: over all problems, and each problem."""
     points = scores.points
     head = [f"n={n}" for n in points]
-    lines = [f"**{title}**, over {len(scores.problems)} problems", ""]
-    columns = ["method", *(f"rank, {h}" for h in head), *(f"regret, {h}" for h in head), "seeds"]
-    lines += _header(columns)
+    overall = [["method", *(f"rank, {h}" for h in head), *(f"regret, {h}" for h in head), "seeds"]]
     all_ranks = {n: scores.mean_ranks(n) for n in points}
     for method in scores.methods:
-        seeds = [len(group) for (_, who), group in scores.groups.items() if who == method]
-        broken = [scores.error(problem, method) for problem in scores.problems]
-        if all(broken):
-            lines.append(f"| {method} | failed: {broken[0]} |" + " |" * (len(columns) - 2))
+        errors = [scores.error(problem, method) for problem in scores.problems]
+        if errors and all(errors):
+            overall.append([method, f"failed: {errors[0]}"])
             continue
         cells = [f"{all_ranks[n][method]:.2f}" if method in all_ranks[n] else "-" for n in points]
         for n in points:
             mean_and_median = scores.aggregate(method, n)
             cells.append("-" if mean_and_median is None else "{:.2f} ({:.2f})".format(*mean_and_median))
-        between = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)}-{max(seeds)}"
-        lines.append(f"| {method} | " + " | ".join([*cells, between]) + " |")
-    lines += ["", *_header(["problem", "method", *head, "failed", "cpu s"])]
-    for problem in scores.problems:
-        for method in scores.methods:
-            if (problem, method) in scores.groups:
-                lines.append(_row(scores, problem, method))
-    return "\n".join(lines)
+        seeds = sorted({len(group) for (_, who), group in scores.groups.items() if who == method})
+        overall.append([method, *cells, f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]}-{seeds[-1]}"])
+    each = [["problem", "method", *head, "failed", "cpu s"]]
+    each += [_row(scores, p, m) for p in scores.problems for m in scores.methods if (p, m) in scores.groups]
+    about = f"**{title}**, {len(scores.problems)} problems; regret: mean (median) of the normalised regret"
+    return "\n".join([about, "", markdown(overall), "", markdown(each)])
 
 
-def _row(scores: Scores, problem: str, method: str) -> str:
+def _row(scores: Scores, problem: str, method: str) -> list[str]:
     if error := scores.error(problem, method):
-        return f"| {problem} | {method} | failed: {error} |" + " |" * (len(scores.points) + 1)
-    cells = [f"{value:.3f}" for n in scores.points if (value := scores.normalised(problem, method, n)) is not None]
+        return [problem, method, f"failed: {error}"]
+    values = [scores.normalised(problem, method, n) for n in scores.points]
     failed, seconds = (scores.mean(problem, method, key) for key in ("failures", "cpu_seconds"))
-    return f"| {problem} | {method} | " + " | ".join([*cells, f"{failed:.1f}", f"{seconds:.1f}"]) + " |"
+    cells = ["-" if value is None else f"{value:.3f}" for value in values]
+    return [problem, method, *cells, f"{failed:.1f}", f"{seconds:.1f}"]
 
 
-def _header(columns: list[str]) -> list[str]:
-    return ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+def markdown(rows: list[list[str]]) -> str:
+    """A table that reads well as plain text, too; the first row is its head, short rows are filled up."""
+    rows = [row + [""] * (len(rows[0]) - len(row)) for row in rows]
+    # A cell with a sentence (why something failed) must not widen its column.
+    widths = [max(len(cell) for cell in column if len(cell) < 30) for column in zip(*rows, strict=True)]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

@@ -29,7 +29,18 @@ from llamatune_torch.problems import Problem
 from llamatune_torch.space import Params
 
 SEEDS = range(4)
-BEST_KNOWN = {"svc_digits": 0.0205, "mlp_cancer": 0.0, "boosting_diabetes": 0.0}
+BEST_KNOWN = {"svc_digits": 0.0205, "mlp_cancer": 0.0669173, "boosting_diabetes": 55.1855}
+BEST_PARAMS: dict[str, Params] = {
+    "svc_digits": {"C": 67.8647183273, "gamma": 0.00546925881016, "kernel": "sigmoid", "coef0": -1.0},
+    "mlp_cancer": {
+        "learning_rate_init": 0.00189462166831, "alpha": 6.97681673587e-06, "batch_size": 10, "width": 42, "layers": 1,
+        "activation": "tanh", "solver": "adam",
+    },
+    "boosting_diabetes": {
+        "learning_rate": 0.022179236832, "n_estimators": 200, "max_depth": 4, "subsample": 0.3, "min_samples_leaf": 8,
+        "max_features": 0.1902900029975,
+    },
+}  # fmt: skip
 NOISE = {"svc_digits": 0.003, "mlp_cancer": 0.008, "boosting_diabetes": 0.7}
 
 
