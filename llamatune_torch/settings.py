@@ -10,6 +10,13 @@ import torch
 
 from llamatune_torch.errors import SettingsError
 
+# From so many observations on, device="auto" takes a GPU. An estimate, not a measurement (``benchmarks/gpu.py`` takes
+# it and names the number that its figures would give). A small GP is a long chain of small operations: on a GPU each
+# costs some ten microseconds to launch, whatever its size, and L-BFGS waits for the last one before it can start
+# the next; on a CPU such an operation on 50 x 50 numbers is over sooner. At several hundred observations the
+# Cholesky factor and the n x n kernel matrices, which a GPU does in parallel, outweigh the launches.
+CUDA_FROM_TRIALS = 500
+
 AcquisitionName = Literal["logei", "ei", "logpi", "pi", "ucb", "qlogei", "qlognei"]
 
 
@@ -26,7 +33,8 @@ class Settings:
         n_initial: trials before the surrogate takes over; ``None`` for the number of parameters plus one,
             between 4 and 10.
         seed: everything random follows from it.
-        device: "auto" (CUDA where there is a GPU), "cpu", or a CUDA device such as "cuda:1".
+        device: "auto" (the CPU; a GPU, if there is one, from ``CUDA_FROM_TRIALS`` observations on), "cpu", or a
+            CUDA device such as "cuda:1".
         num_restarts: starting points of the gradient ascent on the acquisition.
         num_screened: quasi-random points among which those starting points are chosen.
         mc_samples: posterior samples of the Monte Carlo acquisitions.
@@ -63,16 +71,16 @@ class Settings:
                 raise SettingsError(f"{name} must be an integer >= {low}, but got {value!r}")
             if value >= 2**63:  # torch's generators take no more
                 raise SettingsError(f"{name} must be < 2**63, but got {value!r}")
-        self.torch_device()
+        self.torch_device(0)
 
-    def torch_device(self) -> torch.device:
-        """The device the engine computes on.
+    def torch_device(self, n: int) -> torch.device:
+        """The device the engine computes on with ``n`` observations; only "auto" depends on them.
 
         Raises:
             SettingsError: torch does not know it, or it asks for a GPU that is not there.
         """
         if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+            return torch.device("cuda" if n >= CUDA_FROM_TRIALS and torch.cuda.is_available() else "cpu")
         try:
             device = torch.device(self.device)
         except (RuntimeError, TypeError) as error:

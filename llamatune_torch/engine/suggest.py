@@ -17,6 +17,7 @@ from torch import Tensor
 from llamatune_torch.engine.acquisition import make_acquisition, posterior_mean
 from llamatune_torch.engine.candidates import is_new, maximize, sobol
 from llamatune_torch.engine.feasibility import Feasibility
+from llamatune_torch.engine.features import features_of
 from llamatune_torch.engine.outcome import robust
 from llamatune_torch.engine.surrogate import fit_gp
 from llamatune_torch.errors import SpaceExhaustedError
@@ -68,8 +69,8 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
         return suggestions
 
     space = study.space
-    data = training_data(study, settings.torch_device(), [s.params for s in suggestions])
-    surrogate = fit_gp(data.X, data.Y, space.categorical_columns)
+    data = training_data(study, settings.torch_device(len(study.completed)), [s.params for s in suggestions])
+    surrogate = fit_gp(data.X, data.Y, space.categorical_columns, features_of(space))
     feasibility = feasibility_of(data, space)
     incumbents = data.X[posterior_mean(surrogate, data.X).topk(min(4, len(data.X))).indices]
     while len(suggestions) < n:
@@ -145,7 +146,7 @@ def feasibility_of(data: TrainingData, space: SearchSpace) -> Feasibility | None
         return None
     X = torch.cat([data.X, data.X_failed])
     works = torch.arange(len(X), device=X.device) < len(data.X)
-    return Feasibility(X, works, space.categorical_columns)
+    return Feasibility(X, works, space.categorical_columns, features_of(space))
 
 
 def derived_seed(*keys: int) -> int:

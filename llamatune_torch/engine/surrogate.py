@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Self
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -28,14 +29,11 @@ from botorch.acquisition.objective import PosteriorTransform
 from botorch.exceptions import UnsupportedError
 from botorch.models import SingleTaskGP
 from botorch.models.kernels import CategoricalKernel
-from botorch.models.utils.gpytorch_modules import (
-    get_covar_module_with_dim_scaled_prior,
-    get_gaussian_likelihood_with_lognormal_prior,
-)
 from botorch.posteriors import GPyTorchPosterior
 from gpytorch.constraints import GreaterThan
 from gpytorch.distributions import MultivariateNormal
-from gpytorch.kernels import Kernel
+from gpytorch.kernels import Kernel, MaternKernel
+from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.priors import LogNormalPrior
 from linear_operator import to_linear_operator
 from linear_operator.utils.cholesky import psd_safe_cholesky
@@ -44,16 +42,20 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
+from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.errors import SurrogateWarning
 
 MAX_FIT_ITERATIONS = 200
+MIN_LENGTH_SCALE = 2.5e-2  # of a column of the unit cube
+MIN_NOISE = 1e-4  # of the outcomes' variance
 TWO_STARTS_BELOW = 50  # with more observations both starts lead to the same maximum
 FIT_TOLERANCE = 1e-6  # of the log posterior per observation
 # Posterior variances below this are rounding errors; outcomes have unit variance.
 MIN_VARIANCE = 1e-12
 
 
-def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
+def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = (), features: Features | None = None) -> Surrogate:
     """The GP whose hyperparameters maximise the marginal likelihood times their priors (MAP).
 
     One ascent (L-BFGS-B) from the priors' modes; with few observations, or if that failed, another one from their
@@ -64,6 +66,7 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
         X: shape ``n x d``, in the unit cube, float64.
         Y: shape ``n``, zero mean and unit variance, same dtype and device.
         categorical: columns whose coordinates are mere labels.
+        features: what the kernels see instead of the columns; ``None`` for the columns themselves.
 
     Returns:
         A fitted model in evaluation mode, on the device of ``X``.
@@ -77,13 +80,15 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
         >>> gp.posterior(X[:1]).mean.shape
         torch.Size([1, 1])
     """
+    if features is not None:
+        X, categorical = features(X), features.categorical
     fits: list[tuple[float, Surrogate]] = []
     for start_at_medians in (False, True):
         if fits and len(Y) >= TWO_STARTS_BELOW:
             break
         gp = make_gp(X, Y, categorical)
         if start_at_medians:
-            _move_to_prior_medians(gp)
+            gp.set_hyperparameters(gp.prior_medians())
         reached = _maximize_posterior(gp)
         if math.isfinite(reached):
             fits.append((reached, gp))
@@ -96,19 +101,14 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
             stacklevel=2,
         )
         gp = make_gp(X, Y, categorical)
+    gp.features = features
     gp.eval()
     return gp
 
 
 def make_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
     """The GP before fitting, its hyperparameters at their priors' modes; arguments as :func:`fit_gp`."""
-    return Surrogate(
-        X,
-        Y.unsqueeze(-1),
-        likelihood=get_gaussian_likelihood_with_lognormal_prior(),
-        covar_module=make_kernel(X.shape[-1], categorical),
-        outcome_transform=None,
-    )
+    return Surrogate(X, Y, categorical)
 
 
 def make_kernel(dim: int, categorical: Sequence[int] = ()) -> Kernel:
@@ -116,25 +116,125 @@ def make_kernel(dim: int, categorical: Sequence[int] = ()) -> Kernel:
     numeric = [j for j in range(dim) if j not in categorical]
     factors: list[Kernel] = []
     if numeric:
+        prior = _log_normal(math.sqrt(2) + math.log(len(numeric)) / 2, math.sqrt(3))
+        constraint = GreaterThan(MIN_LENGTH_SCALE, transform=None, initial_value=prior.mode)
         factors.append(
-            get_covar_module_with_dim_scaled_prior(ard_num_dims=len(numeric), use_rbf_kernel=False, active_dims=numeric)
+            MaternKernel(
+                ard_num_dims=len(numeric),
+                active_dims=numeric,
+                lengthscale_prior=prior,
+                lengthscale_constraint=constraint,
+            )
         )
     if categorical:
-        # The kernel takes the mean over its columns, which already scales with their number.
-        prior = LogNormalPrior(loc=0.0, scale=1.0)
+        # The kernel takes the mean over its columns, which already scales with their number. Choices are taken for
+        # alike until the data say otherwise: what is learnt with one optimizer then carries over to the others.
+        prior = _log_normal(1.5, 1.0)
+        constraint = GreaterThan(MIN_LENGTH_SCALE, transform=None, initial_value=prior.mode)
         factors.append(
             CategoricalKernel(
                 ard_num_dims=len(categorical),
                 active_dims=list(categorical),
                 lengthscale_prior=prior,
-                lengthscale_constraint=GreaterThan(2.5e-2, transform=None, initial_value=prior.mode),
+                lengthscale_constraint=constraint,
             )
         )
     return math.prod(factors[1:], start=factors[0])
 
 
+def make_likelihood() -> GaussianLikelihood:
+    """Gaussian noise; the prior prefers little of it (of a variance of outcomes of one), and allows much."""
+    prior = _log_normal(-4.0, 1.0)
+    return GaussianLikelihood(prior, noise_constraint=GreaterThan(MIN_NOISE, transform=None, initial_value=prior.mode))
+
+
+def _log_normal(loc: float, scale: float) -> LogNormalPrior:
+    # Of floats gpytorch would make tensors of the default dtype.
+    return LogNormalPrior(torch.tensor(loc, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64))
+
+
+class GaussianPosterior(GPyTorchPosterior):
+    """``q`` jointly normal outcomes; gpytorch's distribution of them is made when somebody wants to draw.
+
+    An analytic acquisition asks for mean and variance only, and making the distribution takes longer than both.
+
+    Args:
+        mean: shape ``... x q``.
+        covariance: shape ``... x q x q``.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        # Not the parent's: it takes the finished distribution, and these follow from it.
+        self._moments = mean, covariance
+        self._is_mt, self._device, self._dtype = False, mean.device, mean.dtype
+
+    @cached_property
+    def distribution(self) -> MultivariateNormal:  # type: ignore[override]  # an attribute of the parent
+        mean, covariance = self._moments
+        return MultivariateNormal(mean, to_linear_operator(covariance))  # lazy: no Cholesky yet
+
+    @property
+    def mean(self) -> Tensor:
+        return self._moments[0].unsqueeze(-1)
+
+    @property
+    def variance(self) -> Tensor:
+        return self._moments[1].diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
+
+
+class Scales(NamedTuple):
+    """Hyperparameters that are positive: length scales or the noise variance."""
+
+    values: torch.nn.Parameter
+    prior: LogNormalPrior
+    at_least: float
+
+
+class Predictor(NamedTuple):
+    """A GP given its hyperparameters and the observations, ready to predict at many points.
+
+    kernel        the covariance of ``f``
+    inputs        n x d
+    mean          the constant mean ``m``
+    weights       n       K^-1 (Y - m), where K includes the noise
+    inverse_root  n x n   L^-1, where L L' = K
+    """
+
+    kernel: ProductKernel
+    inputs: Tensor
+    mean: Tensor
+    weights: Tensor
+    inverse_root: Tensor
+
+    def moments(self, X: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of ``f`` at each row of ``X`` (``b x d``), both of shape ``b``; differentiable."""
+        mean, variance = _Moments.apply(X, self)  # type: ignore[no-untyped-call]  # torch's
+        return mean, variance.clamp_min(MIN_VARIANCE)
+
+
+class _Moments(torch.autograd.Function):
+    """A prediction with its gradient in closed form: one node for autograd instead of thirty."""
+
+    @staticmethod
+    def forward(ctx: Any, X: Tensor, given: Predictor) -> tuple[Tensor, Tensor]:
+        cross, slope = given.kernel.cross_and_slope(X, given.inputs)
+        whitened = cross @ given.inverse_root.mT
+        ctx.given = given
+        ctx.save_for_backward(X, slope, whitened)
+        return given.mean + cross @ given.weights, 1 - whitened.square().sum(dim=-1)
+
+    @staticmethod
+    def backward(ctx: Any, by_mean: Tensor, by_variance: Tensor) -> tuple[Tensor, None]:
+        X, slope, whitened = ctx.saved_tensors
+        given: Predictor = ctx.given
+        by_cross = by_mean.unsqueeze(-1) * given.weights - 2 * by_variance.unsqueeze(-1) * (
+            whitened @ given.inverse_root
+        )
+        return given.kernel.pull_back(X, given.inputs, slope, by_cross), None
+
+
 class Surrogate(SingleTaskGP):
-    """BoTorch's exact GP with the textbook's prediction instead of its general one.
+    """BoTorch's exact GP, held in gpytorch's modules, computed by the textbook's formulas.
 
     With ``L L' = K = k(X, X) + noise I`` known once and for all, the posterior at ``Z`` is
 
@@ -144,8 +244,23 @@ class Surrogate(SingleTaskGP):
     is what the search for candidates spends its time on.
     """
 
-    # L and K^-1 (Y - m), once they are needed; forgotten as soon as the hyperparameters may change.
-    _solved: tuple[Tensor, Tensor] | None = None
+    # Solved once it is needed; forgotten as soon as the hyperparameters may change.
+    _solved: Predictor | None = None
+
+    # From points of the unit cube to what the kernels see; ``train_inputs`` holds the latter.
+    features: Features | None = None
+
+    def __init__(self, X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> None:
+        super().__init__(
+            X,
+            Y.unsqueeze(-1),
+            likelihood=make_likelihood(),
+            covar_module=make_kernel(X.shape[-1], categorical),
+            outcome_transform=None,
+        )
+        self.categorical = list(categorical)
+        self.numeric = [j for j in range(X.shape[-1]) if j not in self.categorical]
+        self.set_hyperparameters(self.prior_modes())
 
     def train(self, mode: bool = True) -> Self:
         if mode:
@@ -163,116 +278,158 @@ class Surrogate(SingleTaskGP):
         """The joint posterior of the ``q`` points of each batch; ``X`` has shape ``... x q x d``."""
         if output_indices is not None or posterior_transform is not None or isinstance(observation_noise, Tensor):
             raise UnsupportedError("the surrogate has one outcome, one noise level and no transform")
-        self.eval()
-        if self._solved is None:
-            self._solved = self._solve()
-        root, weights = self._solved
+        if self.features is not None:
+            X = self.features(X)
         q, d = X.shape[-2:]
-        # Batches share the training data, so k(Z, X) is one matrix of all their points.
-        cross = self.covar_module(X.reshape(-1, d), self._inputs).to_dense()
-        mean = self.mean_module.constant + (cross @ weights).view(X.shape[:-1])
-        whitened = torch.linalg.solve_triangular(root, cross.mT, upper=False).mT.view(*X.shape[:-1], -1)
-        if q == 1:  # the diagonal alone: a stationary kernel's gradient there is zero, not 0/0
-            prior, explained = self.covar_module(X, diag=True), whitened.square().sum(dim=-1)
-            covariance = (prior - explained).clamp_min(MIN_VARIANCE).unsqueeze(-1)
+        given = self.predictor()
+        if q == 1:
+            mean, covariance = given.moments(X.reshape(-1, d))
         else:
-            covariance = self.covar_module(X).to_dense() - whitened @ whitened.mT
+            # Batches share the training data, so k(Z, X) is one matrix of all their points.
+            cross = given.kernel(X.reshape(-1, d), given.inputs)
+            mean = given.mean + cross @ given.weights
+            whitened = (cross @ given.inverse_root.mT).view(*X.shape[:-1], -1)
+            covariance = given.kernel(X, X) - whitened @ whitened.mT
+        mean, covariance = mean.view(X.shape[:-1]), covariance.view(*X.shape[:-1], q)
         if observation_noise:
-            covariance = covariance + self._noise * torch.eye(q, dtype=X.dtype, device=X.device)
-        return GPyTorchPosterior(MultivariateNormal(mean, to_linear_operator(covariance)))  # lazy: no Cholesky yet
+            covariance = covariance + self.noise * torch.eye(q, dtype=X.dtype, device=X.device)
+        return GaussianPosterior(mean, covariance)
 
-    def log_posterior(self) -> Tensor:
-        """Log marginal likelihood plus log priors of the hyperparameters, divided by ``n``; a scalar.
+    @torch.no_grad()
+    def log_posterior(self) -> tuple[Tensor, Tensor]:
+        """Log marginal likelihood plus log priors, divided by ``n``, and its gradient.
 
         ``-1/2 r' K^-1 r - 1/2 log|K| - n/2 log(2 pi)`` with ``r = Y - m`` (Rasmussen & Williams, 2006, eq. 2.30), as
-        gpytorch's ``ExactMarginalLogLikelihood``. Its gradient with respect to ``K`` is known in closed form,
-        ``1/2 (a a' - K^-1)`` with ``a = K^-1 r`` (eq. 5.9), so that autograd goes through the kernel only.
+        gpytorch's ``ExactMarginalLogLikelihood``. The gradient follows from the one with respect to ``K``, which is
+        ``1/2 (a a' - K^-1)`` with ``a = K^-1 r`` (eq. 5.9).
+
+        Returns:
+            A scalar, and its gradient with respect to :meth:`hyperparameters`, shape ``d + 2``.
         """
-        Y = self.train_targets
-        n = len(Y)
-        K = self._noisy_kernel_matrix()
-        m = self.mean_module.constant
-        with torch.no_grad():
-            root = psd_safe_cholesky(K)
-            a = torch.cholesky_solve((Y - m).unsqueeze(-1), root).squeeze(-1)
-            slope = 0.5 * (torch.outer(a, a) - torch.cholesky_inverse(root))
-            log_likelihood = -0.5 * (Y - m) @ a - root.diagonal().log().sum() - 0.5 * n * math.log(2 * math.pi)
-        # The terms in brackets are zero; they only carry the gradients.
-        log_likelihood = log_likelihood + (slope * (K - K.detach())).sum() + a.sum() * (m - m.detach())
-        priors = self.named_priors()  # type: ignore[operator]  # gpytorch is untyped
-        log_prior = sum(prior.log_prob(value_of(module)).sum() for _, module, prior, value_of, _ in priors)
-        per_observation: Tensor = (log_likelihood + log_prior) / n
-        return per_observation
+        X, r = self.inputs, self.train_targets - self.mean
+        n = len(r)
+        kernel = self.kernel()
+        K, dK = kernel.matrix_and_slope(X)
+        root = psd_safe_cholesky(self._with_noise(K))
+        a = torch.cholesky_solve(r.unsqueeze(-1), root)
+        value = -0.5 * r @ a.squeeze(-1) - root.diagonal().log().sum() - 0.5 * n * math.log(2 * math.pi)
+        slope = 0.5 * (a @ a.mT - torch.cholesky_inverse(root))
+        gradient = [*kernel.slopes(X, K, dK, slope), slope.trace() * self.noise]
+        for i, (scales, prior, _) in enumerate(self._scales()):
+            value = value + prior.log_prob(scales).sum()
+            gradient[i] = gradient[i] - 1 - (scales.flatten().log() - prior.loc) / prior.scale**2
+        return value / n, torch.cat([*gradient, a.sum().reshape(1)]) / n
+
+    def hyperparameters(self) -> Tensor:
+        """What a fit moves: logarithms of the length scales (numeric first) and of the noise, then the mean.
+
+        Shape ``d + 2``. In logarithms, an ascent takes a quarter of the steps: they differ by orders of magnitude.
+        """
+        return torch.cat([*(scales.values.detach().flatten().log() for scales in self._scales()), self.mean.reshape(1)])
+
+    @torch.no_grad()
+    def set_hyperparameters(self, hyperparameters: Tensor) -> None:
+        """The inverse of :meth:`hyperparameters`."""
+        self._solved = None
+        *logs, mean = hyperparameters.split([scales.values.numel() for scales in self._scales()] + [1])
+        for scales, log in zip(self._scales(), logs, strict=True):
+            scales.values.copy_(log.exp().view_as(scales.values).clamp_min(scales.at_least))
+        self.mean_module.constant.copy_(mean.squeeze())
+
+    def prior_medians(self) -> Tensor:
+        """The hyperparameters at the medians of their priors, the mean at zero."""
+        medians = [scales.prior.loc.expand(scales.values.numel()) for scales in self._scales()]
+        return torch.cat([*medians, torch.zeros_like(self.mean).reshape(1)])
+
+    def prior_modes(self) -> Tensor:
+        """The hyperparameters at the modes of their priors, the mean at zero."""
+        modes = [scales.prior.mode.log().expand(scales.values.numel()) for scales in self._scales()]
+        return torch.cat([*modes, torch.zeros_like(self.mean).reshape(1)])
+
+    def hyperparameter_bounds(self) -> list[tuple[float | None, float | None]]:
+        """The range of each of :meth:`hyperparameters`."""
+        limits = [(math.log(s.at_least), None) for s in self._scales() for _ in range(s.values.numel())]
+        return [*limits, (None, None)]
+
+    def kernel(self) -> ProductKernel:
+        """The covariance of ``f``, with the length scales of now."""
+        *scales, _ = (scales.values.detach().flatten() for scales in self._scales())
+        none = self.inputs.new_empty(0)
+        return ProductKernel(
+            self.numeric,
+            self.categorical,
+            scales[0] if self.numeric else none,
+            scales[-1] if self.categorical else none,
+        )
 
     @property
-    def _inputs(self) -> Tensor:
+    def inputs(self) -> Tensor:
+        """``X``, on which the GP is conditioned."""
         (X,) = self.train_inputs
         return X
 
     @property
-    def _noise(self) -> Tensor:
+    def noise(self) -> Tensor:
+        """The variance of the noise, shape 1; outcomes have unit variance."""
         noise: Tensor = self.likelihood.noise_covar.noise
-        return noise
+        return noise.detach()
 
-    def _noisy_kernel_matrix(self) -> Tensor:
-        covariance: Tensor = self.covar_module(self._inputs).to_dense()
-        return covariance + torch.diag_embed(self._noise.expand(len(covariance)))
+    @property
+    def mean(self) -> Tensor:
+        """The constant mean ``m``, a scalar."""
+        mean: Tensor = self.mean_module.constant
+        return mean.detach()
+
+    def _scales(self) -> list[Scales]:
+        """Length scales of the numeric and of the categorical columns, if any; the noise."""
+        kernel: Any = self.covar_module
+        factors = kernel.kernels if self.numeric and self.categorical else [kernel]
+        noise = self.likelihood.noise_covar
+        return [
+            *(
+                Scales(k.raw_lengthscale, k.lengthscale_prior, float(k.raw_lengthscale_constraint.lower_bound))
+                for k in factors
+            ),
+            Scales(noise.raw_noise, noise.noise_prior, float(noise.raw_noise_constraint.lower_bound)),
+        ]
+
+    def _with_noise(self, K: Tensor) -> Tensor:
+        return K + torch.diag_embed(self.noise.expand(len(K)))
 
     @torch.no_grad()
-    def _solve(self) -> tuple[Tensor, Tensor]:
-        """``L`` and ``K^-1 (Y - m)``."""
-        root = psd_safe_cholesky(self._noisy_kernel_matrix())
-        residual = (self.train_targets - self.mean_module.constant).unsqueeze(-1)
-        return root, torch.cholesky_solve(residual, root).squeeze(-1)
+    def predictor(self) -> Predictor:
+        """The GP given all observations."""
+        if self.training:
+            self.eval()
+        if self._solved is None:
+            kernel = self.kernel()
+            root = psd_safe_cholesky(self._with_noise(kernel.matrix_and_slope(self.inputs)[0]))
+            residual = (self.train_targets - self.mean).unsqueeze(-1)
+            weights = torch.cholesky_solve(residual, root).squeeze(-1)
+            identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+            inverse_root = torch.linalg.solve_triangular(root, identity, upper=False)
+            self._solved = Predictor(kernel, self.inputs, self.mean, weights, inverse_root)
+        return self._solved
 
 
 def _maximize_posterior(gp: Surrogate) -> float:
-    """Moves the hyperparameters of ``gp`` to a maximum of ``log_posterior``; its value, nan if that failed.
-
-    The ascent moves their logarithms: length scales and noise differ by orders of magnitude, and in that scale
-    the problem takes a quarter of the steps.
-    """
-    constrained = list(gp.named_parameters_and_constraints())  # type: ignore[operator]
-    parameters = [parameter for _, parameter, _ in constrained]
-    positive = [constraint is not None for _, _, constraint in constrained]
-    bounds = [
-        (None if constraint is None else math.log(float(constraint.lower_bound)), None)
-        for _, parameter, constraint in constrained
-        for _ in range(parameter.numel())
-    ]
-
-    def set_to(x: NDArray[np.float64]) -> None:
-        pieces = torch.from_numpy(x).split([parameter.numel() for parameter in parameters])
-        with torch.no_grad():
-            for parameter, is_positive, piece in zip(parameters, positive, pieces, strict=True):
-                parameter.copy_((piece.exp() if is_positive else piece).view_as(parameter))
-
-    def flat(tensors: Iterable[Tensor]) -> NDArray[np.float64]:
-        return torch.cat([tensor.detach().reshape(-1).cpu() for tensor in tensors]).numpy()
+    """Moves the hyperparameters of ``gp`` to a maximum of ``log_posterior``; its value, nan if that failed."""
 
     def negated(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        set_to(x)
-        value = -gp.log_posterior()
-        gradients = torch.autograd.grad(value, parameters)
-        chained = zip(gradients, parameters, positive, strict=True)
-        return value.item(), flat(g * p if is_positive else g for g, p, is_positive in chained)
+        gp.set_hyperparameters(torch.from_numpy(x).to(gp.inputs))
+        value, gradient = gp.log_posterior()
+        return -value.item(), -gradient.numpy(force=True)
 
-    start = flat(p.log() if is_positive else p for p, is_positive in zip(parameters, positive, strict=True))
     try:
         result = minimize(
             negated,
-            start,
+            gp.hyperparameters().numpy(force=True),
             jac=True,
             method="L-BFGS-B",
-            bounds=bounds,
+            bounds=gp.hyperparameter_bounds(),
             options={"maxiter": MAX_FIT_ITERATIONS, "ftol": FIT_TOLERANCE},
         )
     except (NanError, NotPSDError):
         return math.nan
-    set_to(result.x)
+    gp.set_hyperparameters(torch.from_numpy(result.x).to(gp.inputs))
     return -float(result.fun)
-
-
-def _move_to_prior_medians(gp: Surrogate) -> None:
-    for _, module, prior, _, set_value in gp.named_priors():  # type: ignore[operator]  # gpytorch is untyped
-        set_value(module, prior.loc.exp())

@@ -47,7 +47,7 @@ class LlamaTune:
         xi: the improvement that EI and PI ask for, in standard deviations of the outcomes.
         kappa: the weight of the standard deviation in UCB.
         seed: everything random follows from it: same history, same advice.
-        device: where the surrogate is computed: "auto", "cpu", "cuda" ...
+        device: where the surrogate is computed: "auto", "cpu", "cuda" ...; see ``Settings``.
         timeout: seconds after which ``optimize`` starts no further trial.
         max_failures: ``optimize`` stops once more trials than this have failed; ``None`` for never.
         callbacks: called as ``callback(optimizer, trial)`` after each finished trial; may call ``stop()``.
@@ -118,7 +118,7 @@ class LlamaTune:
         if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
             raise SettingsError(f"ask(n) needs an integer n >= 1, but got {n!r}")
         with self._lock:
-            with _one_thread(self.settings.torch_device()):
+            with _one_thread(self.settings.torch_device(len(self.study.completed))):
                 suggestions = suggest(self.study, self.settings, n or 1)
             trials = [self._started(suggestion) for suggestion in suggestions]
         return trials[0] if n is None else trials
