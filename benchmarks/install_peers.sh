@@ -33,10 +33,10 @@ install optuna optuna
 install ax ax-platform==1.3.1
 install smac smac==2.4.0
 install skopt scikit-optimize==0.10.2
-# HEBO's wheel asks for numpy < 1.25 and pymoo == 0.6.0, which has no wheels; it works with the numpy of the others and
-# pymoo 0.6.2. So it comes without its dependencies, and they by name (GPy and catboost: it imports them on the way).
-install hebo pymoo==0.6.2 pandas disjoint-set==0.8.0 GPy==1.13.2 catboost==1.2.10 'setuptools<81'
-install hebo --no-deps HEBO==0.3.6
+# HEBO's wheel asks for numpy < 1.25 and pymoo == 0.6.0, which has no wheels, and GPy's for an old scipy; both work with
+# the versions of the others. So these come without their dependencies, and those by name.
+install hebo pymoo==0.6.2 pandas disjoint-set==0.8.0 catboost==1.2.10
+install hebo --no-deps HEBO==0.3.6 GPy==1.13.2 paramz==0.10.0
 
 for import in optuna ax.api.client smac skopt hebo.optimizers.hebo; do
     "$VENV/bin/python" -W ignore -c "import $import" > /dev/null 2>&1 || failed+=("import $import")
