@@ -1,52 +1,92 @@
 """How good is the best of so many evaluations? This engine next to random search and its peers.
 
-    python benchmarks/regret.py                               # everything, 10 seeds, 40 evaluations
-    python benchmarks/regret.py --seeds 2 --evals 15 --problems branin mixed --methods llamatune random
+    python benchmarks/regret.py                               # what is installed here, 10 seeds, 50 evaluations
+    python benchmarks/regret.py --seeds 2 --evals 20 --problems branin mixed --methods llamatune random
+    python benchmarks/regret.py --methods llamatune --q 4 --append
+    benchmarks/.venv-peers/bin/python benchmarks/regret.py --methods ax smac hebo skopt --append   # install_peers.sh
+    python benchmarks/regret.py --report --plot               # no new runs: tables and picture of those there are
 
-Writes ``benchmarks/results/regret.json`` (with ``--plot`` the picture too) and prints the table of normalised
-regret: the median over the seeds of the regret of the best evaluation so far, divided by random search's at the
-same number of evaluations (0 is the optimum, 1 is random search). Peers run in their default set-up; one that is
-not installed is left out and named. Recorded problems (a look-up of the nearest of other people's runs) join
-where their data are there.
+One run is one method on one problem from one seed. Each is written to ``benchmarks/results/regret.jsonl`` as soon as
+it is done, so that an interrupted benchmark goes on with ``--append``: runs in the file are kept and not repeated.
+Without it the chosen methods are measured anew on the chosen problems, and all other runs are kept. Medians, ranks
+and what they mean: ``scores.py``; they go to ``regret.json``. Runs on recorded problems stay in a file beside it
+that is not committed: other people's data are theirs to publish. Peers and how they are set up: ``peers.py``.
+
+With ``--q 4`` four evaluations are asked for and told together. Seeds are paired: the noise of the ``k``-th
+evaluation is the same for all methods. ``cpu s`` is what all decisions of a run took, without the evaluations.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
-import importlib.metadata
-import importlib.util
 import json
 import logging
+import math
+import multiprocessing
 import os
 import platform
-import statistics
 import sys
 import time
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import landscapes
 import numpy as np
+import peers
 import recorded
+import sklearn_problems
 import torch
+from scores import CHECKPOINTS, Run, Scores, evaluations_ratio, median_curve, tables
 
-from llamatune_torch import Categorical, Integer, LlamaTune, Outcome, Real, problems
-from llamatune_torch.parameter import Parameter
+from llamatune_torch import LlamaTune, Outcome, problems
 from llamatune_torch.problems import Problem
+from llamatune_torch.space import Params
 
-HERE = Path(__file__).parent
-CHECKPOINTS = (10, 20, 30, 40)
-PROBLEMS = {problem.name: problem for problem in (*problems.ALL, *landscapes.ALL)}
+RESULTS = Path(__file__).parent / "results" / "regret.jsonl"
+PROBLEMS = {problem.name: problem for problem in (*problems.ALL, *landscapes.ALL, *sklearn_problems.ALL)}
+FAILURES = (MemoryError, FloatingPointError)  # what a problem raises where training would fail
 
-Params = dict[str, Any]
-Evaluate = Callable[[Params], float]  # raises for a failed run
+
+class Llamatune:
+    """This engine; ``settings`` are arguments of ``LlamaTune``."""
+
+    def __init__(self, problem: Problem, evals: int, seed: int, **settings: Any) -> None:
+        logging.getLogger("llamatune_torch").setLevel(logging.CRITICAL)
+        self.tuner = LlamaTune(
+            problem.space, max_evals=evals, direction=problem.direction, seed=seed, progress=False, **settings
+        )
+        self.asked: list[Any] = []
+
+    def ask(self, q: int) -> list[Params]:
+        self.asked = [self.tuner.ask()] if q == 1 else self.tuner.ask(q)
+        return [dict(trial.params) for trial in self.asked]
+
+    def tell(self, values: list[peers.Value]) -> None:
+        for trial, value in zip(self.asked, values, strict=True):
+            self.tuner.tell(trial, Outcome.failure("failed") if value is None else value)
+
+    def recommended(self) -> Params | None:
+        return dict(self.tuner.recommend().params)
+
+
+METHODS: dict[str, Callable[..., peers.Searcher]] = {"llamatune": Llamatune, **peers.METHODS}
+
+
+def recommended_regret(searcher: peers.Searcher, problem: Problem, best_seen: Params | None) -> float:
+    """How far what a method would hand over now truly is from the optimum: its own word, else what looks best."""
+    if best_seen is None:
+        return math.inf
+    try:
+        return problem.regret(searcher.recommended() or best_seen)
+    except FAILURES:
+        return math.inf
 
 
 def problem_named(name: str) -> Problem:
+    # A recorded problem remembers which of its runs were drawn, so each search gets its own.
     return recorded.MAKERS[name]() if name in recorded.MAKERS else PROBLEMS[name]
 
 
@@ -54,221 +94,283 @@ def problem_names() -> list[str]:
     return [*PROBLEMS, *(recorded.MAKERS if recorded.DATA.is_dir() else ())]
 
 
-def llamatune(problem: Problem, evaluate: Evaluate, evals: int, seed: int, **settings: Any) -> None:
-    def outcome(params: Params) -> float | Outcome:
-        try:
-            return evaluate(params)
-        except MemoryError:
-            return Outcome.failure("out of memory")
+def run_one(
+    problem_name: str, method: str, seed: int, evals: int = 50, q: int = 1, settings: dict[str, Any] | None = None
+) -> Run:
+    """One search, as a record of plain numbers.
 
-    tuner = LlamaTune(problem.space, outcome, evals, direction=problem.direction, seed=seed, progress=False, **settings)
-    tuner.run(lambda trial: outcome(dict(trial.params)))
-
-
-def random_search(problem: Problem, evaluate: Evaluate, evals: int, seed: int) -> None:
-    U = torch.rand(evals, problem.space.dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    for params in problem.space.decode_all(problem.space.snap(U)):
-        try:
-            evaluate(params)
-        except MemoryError:
-            continue
-
-
-def suggested(trial: Any, name: str, parameter: Parameter) -> Any:
-    """A value from an Optuna trial; a special one by a choice that comes before the range."""
-    if isinstance(parameter, Categorical):
-        return trial.suggest_categorical(name, list(parameter.choices))
-    if parameter.special:
-        kind = trial.suggest_categorical(f"kind of {name}", ["ordinary", *parameter.special])
-        if kind != "ordinary":
-            return kind
-    suggest = trial.suggest_int if isinstance(parameter, Integer) else trial.suggest_float
-    return suggest(name, parameter.low, parameter.high, log=parameter.prior == "log-uniform")
-
-
-def optuna_with(sampler: str) -> Callable[[Problem, Evaluate, int, int], None]:
-    def run(problem: Problem, evaluate: Evaluate, evals: int, seed: int) -> None:
-        import optuna
-
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-
-        def objective(trial: optuna.Trial) -> float:
-            # Conditions in Optuna's own manner: define-by-run asks for the active parameters only.
-            params: Params = {}
-            for name in problem.space.parents_first:
-                conditions = problem.space.conditions[name]
-                if all(parent in params and params[parent] in values for parent, values in conditions.items()):
-                    params[name] = suggested(trial, name, problem.space[name])
-            return evaluate(params)
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # "experimental" notices of the peer
-            chosen = {
-                "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True),
-                "gp": lambda: optuna.samplers.GPSampler(seed=seed),
-            }[sampler]()
-            study = optuna.create_study(sampler=chosen, direction=problem.direction)
-            study.optimize(objective, n_trials=evals, catch=(MemoryError,))
-
-    return run
-
-
-METHODS: dict[str, Callable[..., None]] = {
-    "llamatune": llamatune,
-    "random": random_search,
-    "optuna-tpe": optuna_with("tpe"),
-    "optuna-gp": optuna_with("gp"),
-}
-
-
-def in_worker() -> None:
-    """One thread for each of the processes that run side by side, and no line for each of their trials."""
-    torch.set_num_threads(1)
-    logging.getLogger("llamatune_torch").setLevel(logging.CRITICAL)
-
-
-def run_one(problem_name: str, method: str, seed: int, evals: int, settings: dict[str, Any]) -> dict[str, Any]:
-    """One optimization: the regret of the best evaluation (as seen) after each evaluation, and the failures."""
+    ``regrets`` holds ``[n, regret]`` for each ``n`` at which another evaluation began to look best, ``recommended``
+    the regret of what the method would hand over, at the checkpoints that lie before the next batch. Numbers are left
+    out while nothing has worked. ``error`` says in one line what broke the method, if anything did.
+    """
     problem = problem_named(problem_name)
     generator = np.random.default_rng(seed)
     sign = 1.0 if problem.direction == "maximize" else -1.0
-    best_seen, regret, failures = -np.inf, np.nan, 0
-    regrets: list[float] = []
-
-    def evaluate(params: Params) -> float:
-        nonlocal best_seen, regret, failures
-        try:
-            value = problem.evaluate(params, generator)
-        except MemoryError:
-            failures += 1
-            regrets.append(regret)
-            raise
-        if sign * value > best_seen:
-            # What was seen decides which evaluation counts; what is true decides how good it is.
-            best_seen, regret = sign * value, problem.regret(params)
-        regrets.append(float(f"{regret:.6g}"))
-        return value
-
-    started = time.process_time()
-    METHODS[method](problem, evaluate, evals, seed, **settings)
+    best_value, best_seen = -math.inf, None
+    regrets: list[list[float]] = []
+    recommended: list[list[float]] = []
+    n = failures = 0
+    seconds, error = 0.0, None
+    try:
+        started = time.process_time()
+        searcher = METHODS[method](problem, evals, seed, **(settings or {}))
+        seconds += time.process_time() - started
+        while n < evals:
+            started = time.process_time()
+            rows = searcher.ask(min(q, evals - n))
+            seconds += time.process_time() - started
+            values: list[peers.Value] = []
+            for params in rows:
+                n += 1
+                value = seen(problem, params, generator)
+                values.append(value)
+                if value is None:
+                    failures += 1
+                elif sign * value > best_value:
+                    # What was seen decides which evaluation counts; what is true decides how good it is.
+                    best_value, best_seen = sign * value, params
+                    regrets.append([n, rounded(problem.regret(params))])
+            started = time.process_time()
+            searcher.tell(values)
+            seconds += time.process_time() - started
+            for checkpoint in {*CHECKPOINTS, evals} & set(range(n, n + min(q, max(evals - n, 1)))):
+                handed_over = recommended_regret(searcher, problem, best_seen)
+                if math.isfinite(handed_over):
+                    recommended.append([checkpoint, rounded(handed_over)])
+    except Exception as broken:  # a method that breaks becomes a row that says so, and the others go on
+        error = f"{type(broken).__name__}: {' '.join(str(broken).split())[:160]}"
     return {
         "problem": problem_name,
         "method": method,
+        "q": q,
         "seed": seed,
+        "evals": evals,
         "regrets": regrets,
+        "recommended": recommended,
         "failures": failures,
-        "cpu_seconds": round(time.process_time() - started, 2),
+        "cpu_seconds": round(seconds, 2),
+        "with": versions(method),
+        **({"error": error} if error else {}),
     }
 
 
-def table(runs: list[dict[str, Any]], evals: int) -> str:
-    """Normalised regret (median over seeds / random search's median) at the checkpoints, and failures."""
-    points = [n for n in CHECKPOINTS if n <= evals]
-    names = list(dict.fromkeys(run["problem"] for run in runs))
-    methods = list(dict.fromkeys(run["method"] for run in runs))
-
-    def median(problem: str, method: str, n: int) -> float:
-        return statistics.median(
-            run["regrets"][n - 1] for run in runs if (run["problem"], run["method"]) == (problem, method)
-        )
-
-    lines = [f"{'problem':<16}{'method':<14}" + "".join(f"{f'n={n}':>9}" for n in points) + "   failed  cpu s/run"]
-    for name in names:
-        scale = {n: median(name, "random", n) if "random" in methods else 1.0 for n in points}
-        for method in methods:
-            mine = [run for run in runs if (run["problem"], run["method"]) == (name, method)]
-            cells = "".join(f"{median(name, method, n) / scale[n]:>9.3f}" for n in points)
-            failed = statistics.mean(run["failures"] for run in mine)
-            seconds = statistics.median(run["cpu_seconds"] for run in mine)
-            lines.append(f"{name:<16}{method:<14}{cells}{failed:>9.1f}{seconds:>11.1f}")
-    return "\n".join(lines)
+def seen(problem: Problem, params: Params, generator: np.random.Generator) -> peers.Value:
+    """What one evaluation shows; ``None`` if it fails."""
+    try:
+        return problem.evaluate(params, generator)
+    except FAILURES:
+        return None
 
 
-def plot(record: dict[str, Any], path: Path) -> None:
-    """Median regret against evaluations, a panel for each problem, a line for each method."""
+def rounded(value: float) -> float:
+    return float(f"{value:.5g}") + 0.0  # never -0.0
+
+
+def versions(method: str) -> str:
+    import sklearn
+
+    common = f"torch {torch.__version__}, numpy {np.__version__}, scikit-learn {sklearn.__version__}"
+    return f"{peers.version(method)}, {common}, Python {platform.python_version()}"
+
+
+def read_runs(path: Path) -> list[Run]:
+    """The runs in a file; a last line that was cut off in writing is dropped from the file as well."""
+    if not path.exists():
+        return []
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+def beside(path: Path) -> Path:
+    """Where the runs on recorded problems go."""
+    return path.with_name(f"{path.stem}.recorded.jsonl")
+
+
+def key(run: Run) -> tuple[Any, ...]:
+    return run["problem"], run["method"], run["q"], run["seed"], run["evals"]
+
+
+def write_anew(path: Path, runs: Iterable[Run]) -> None:
+    path.write_text("".join(json.dumps(run) + "\n" for run in runs))
+
+
+def in_worker() -> None:
+    """One thread for each of the processes that run side by side."""
+    torch.set_num_threads(1)
+
+
+def executed(jobs: list[tuple[Any, ...]], workers: int) -> Iterator[Run]:
+    """The runs, as they finish; in this process for one worker."""
+    if workers == 1:
+        yield from (run_one(*job) for job in jobs)
+        return
+    # Fresh processes: what one library sets up in threads must not be inherited half done.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=in_worker) as pool:
+        for future in as_completed([pool.submit(run_one, *job) for job in jobs]):
+            yield future.result()
+
+
+def perform(options: argparse.Namespace) -> None:
+    """Makes the runs that are asked for, and writes each down when it is done."""
+    installed = [method for method in options.methods if peers.version(method)]
+    for missing in sorted(set(options.methods) - set(installed)):
+        print(f"{missing}: not installed for this Python, no runs (benchmarks/install_peers.sh)", file=sys.stderr)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    files = (options.output, beside(options.output))
+    kept = {path: read_runs(path) for path in files}
+    if not options.append:
+        for path, runs in kept.items():
+            kept[path] = [
+                run
+                for run in runs
+                if not (run["problem"] in options.problems and run["method"] in installed and run["q"] == options.q)
+            ]
+            write_anew(path, kept[path])
+    done = {key(run) for runs in kept.values() for run in runs}
+    settings = dict(setting(item) for item in options.set)
+    jobs = [
+        (problem, method, seed, options.evals, options.q, settings if method == "llamatune" else {})
+        for seed in range(max(options.seeds, options.random_seeds))  # one seed after another: all are equally far
+        for problem in options.problems
+        for method in installed
+        if seed < (options.random_seeds if method == "random" else options.seeds)
+        if (problem, method, options.q, seed, options.evals) not in done
+    ]
+    for count, run in enumerate(executed(jobs, min(options.workers, max(len(jobs), 1))), start=1):
+        path = beside(options.output) if run["problem"] in recorded.MAKERS else options.output
+        with path.open("a") as file:
+            file.write(json.dumps(run) + "\n")
+        if sys.stderr.isatty() or count == len(jobs):
+            print(f"\r{count} of {len(jobs)} runs", end="" if count < len(jobs) else "\n", file=sys.stderr)
+
+
+def setting(item: str) -> tuple[str, Any]:
+    """``NAME=VALUE`` with a JSON value, or else a string."""
+    name, _, text = item.partition("=")
+    try:
+        return name, json.loads(text)
+    except json.JSONDecodeError:
+        return name, text
+
+
+def summary(all_scores: dict[int, Scores], runs: list[Run]) -> dict[str, Any]:
+    """What is committed of all runs: medians, normalised regrets, ranks, by ``q``, method and evaluations."""
+    found: dict[str, Any] = {
+        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU used",
+        "with": sorted({f"{run['method']}: {run['with']}" for run in runs}),
+    }
+    for q, scores in all_scores.items():
+        ranks = {n: scores.mean_ranks(n) for n in scores.points}
+        found[f"q={q}"] = {
+            method: {
+                "mean_rank": {n: ranks[n].get(method) for n in scores.points},
+                "mean_and_median_normalised_regret": {n: scores.aggregate(method, n) for n in scores.points},
+                "median_regret": {
+                    problem: {n: finite(scores.median(problem, method, n)) for n in scores.points}
+                    for problem in scores.problems
+                },
+                "errors": {p: error for p in scores.problems if (error := scores.error(p, method))},
+            }
+            for method in scores.methods
+        }
+    return found
+
+
+def finite(value: float | None) -> float | None:
+    return None if value is None or math.isinf(value) else value
+
+
+def report(options: argparse.Namespace) -> None:
+    """Tables of all runs there are, on the chosen problems."""
+    runs = [run for path in (options.output, beside(options.output)) for run in read_runs(path)]
+    runs = [run for run in runs if run["problem"] in options.problems]
+    order = {name: i for i, name in enumerate([*METHODS, *problem_names()])}
+    runs.sort(key=lambda run: (order[run["problem"]], order[run["method"]], run["q"], run["seed"]))
+    noisy = {name for name, problem in PROBLEMS.items() if problem.noise}
+    all_scores = {q: Scores(runs, q, noisy) for q in sorted({run["q"] for run in runs})}
+    printed = [tables(scores, "sequential" if q == 1 else f"q={q}") for q, scores in all_scores.items()]
+    printed += list(compared(all_scores))
+    print("\n\n".join(printed))
+    options.output.with_suffix(".json").write_text(json.dumps(summary(all_scores, runs), indent=1) + "\n")
+    if options.plot and 1 in all_scores:
+        plot(all_scores[1], options.output.with_suffix(".png"))
+
+
+def compared(all_scores: dict[int, Scores]) -> Iterator[str]:
+    """How many more evaluations a batched search needs."""
+    for q, scores in all_scores.items():
+        if q == 1 or 1 not in all_scores:
+            continue
+        for method in scores.methods:
+            ratios = {n: evaluations_ratio(all_scores[1], scores, method, n) for n in scores.points}
+            told = ", ".join(f"n={n}: {ratio:.2f}" for n, ratio in ratios.items() if ratio)
+            if told and method != "random":
+                yield f"{method}, q={q}: evaluations for the sequential run's regret at n, times those it took: {told}"
+
+
+def plot(scores: Scores, path: Path) -> None:
+    """Median regret of what looks best against evaluations, a panel for each problem, a line for each method."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    runs = record["runs"]
-    names = list(dict.fromkeys(run["problem"] for run in runs))
-    methods = list(dict.fromkeys(run["method"] for run in runs))
-    columns = min(4, len(names))
-    rows = -(-len(names) // columns)
+    columns = min(4, len(scores.problems))
+    rows = -(-len(scores.problems) // columns)
     figure, axes = pyplot.subplots(rows, columns, figsize=(3.2 * columns, 2.6 * rows), squeeze=False)
-    for axis in axes.flat[len(names) :]:
+    for axis in axes.flat[len(scores.problems) :]:
         axis.set_visible(False)
-    for name, axis in zip(names, axes.flat, strict=False):
-        for method in methods:
-            curves = [run["regrets"] for run in runs if (run["problem"], run["method"]) == (name, method)]
+    for name, axis in zip(scores.problems, axes.flat, strict=False):
+        for method in scores.methods:
+            group = [run for run in scores.groups.get((name, method), []) if not run.get("error")]
+            if not group:
+                continue
+            median = np.array(median_curve(group, min(run["evals"] for run in group)))
             width = 2.2 if method == "llamatune" else 1.2
-            median = np.maximum(np.nanmedian(np.array(curves), axis=0), 1e-6)
-            axis.plot(range(1, len(median) + 1), median, label=method, linewidth=width)
+            shown = np.where(np.isfinite(median), np.maximum(median, 1e-6), np.nan)
+            axis.plot(range(1, len(median) + 1), shown, label=method, linewidth=width, color=color(method))
         axis.set_yscale("log")
         axis.set_title(name, fontsize=10)
         axis.set_xlabel("evaluations", fontsize=8)
         axis.tick_params(labelsize=7)
     axes[0, 0].set_ylabel("regret, median of seeds", fontsize=8)
-    axes[0, 0].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 
-def environment() -> dict[str, str]:
-    packages = ("torch", "gpytorch", "botorch", "optuna", "numpy", "scipy")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "date": datetime.datetime.now(tz=datetime.UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, no GPU used",
-        "python": platform.python_version(),
-        **versions,
-    }
+def color(method: str) -> str:
+    return f"C{list(METHODS).index(method)}"
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--evals", type=int, default=40)
-    parser.add_argument("--problems", nargs="+", default=problem_names())
+    parser.add_argument("--random-seeds", type=int, default=50, help="random search is the scale, and cheap")
+    parser.add_argument("--evals", type=int, default=50)
+    parser.add_argument("--q", type=int, default=1, help="evaluations asked for and told together")
+    parser.add_argument("--problems", nargs="+", default=problem_names(), choices=problem_names())
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="settings for llamatune")
-    parser.add_argument("--output", type=Path, default=HERE / "results" / "regret.json")
+    parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="arguments of LlamaTune")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="the file of runs, .jsonl")
+    parser.add_argument("--append", action="store_true", help="keep and do not repeat runs that are in the file")
+    parser.add_argument("--report", action="store_true", help="no new runs")
     parser.add_argument("--plot", action="store_true", help="draw the picture too (needs matplotlib)")
     options = parser.parse_args(arguments)
-
-    settings = dict(item.split("=", 1) for item in options.set)
-    methods = [m for m in options.methods if not m.startswith("optuna") or importlib.util.find_spec("optuna")]
-    for missing in sorted(set(options.methods) - set(methods)):
-        print(f"{missing}: not installed, left out")
-    runs = []
-    with ProcessPoolExecutor(options.workers, initializer=in_worker) as pool:
-        jobs = [
-            pool.submit(run_one, problem, method, seed, options.evals, settings if method == "llamatune" else {})
-            for problem in options.problems
-            for method in methods
-            for seed in range(options.seeds)
-        ]
-        for job in as_completed(jobs):
-            runs.append(job.result())
-            print(f"\r{len(runs)} of {len(jobs)} runs", end="", file=sys.stderr)
-    print(file=sys.stderr)
-    order = [(p, m) for p in options.problems for m in methods]
-    runs.sort(key=lambda run: (order.index((run["problem"], run["method"])), run["seed"]))
-    record = {"environment": environment(), "evals": options.evals, "seeds": options.seeds, "runs": runs}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    own = [run for run in runs if run["problem"] not in recorded.MAKERS]  # other people's data stay where they are
-    options.output.write_text(json.dumps({**record, "runs": own}) + "\n")
-    print(table(runs, options.evals))
-    if options.plot:
-        plot(record, options.output.with_suffix(".png"))
+    # For the worker processes: with matrices as small as these, a second thread only waits.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not recorded.DATA.is_dir():
+        print("recorded problems: no shared/data next to this checkout, left out", file=sys.stderr)
+    if not options.report:
+        perform(options)
+    report(options)
 
 
 if __name__ == "__main__":
