@@ -50,6 +50,7 @@ MAX_FIT_ITERATIONS = 200
 MIN_LENGTH_SCALE = 2.5e-2  # of a column of the unit cube
 MIN_NOISE = 1e-4  # of the outcomes' variance
 TWO_STARTS_BELOW = 50  # with more observations both starts lead to the same maximum
+FIT_AT_MOST = 500  # observations; d + 2 hyperparameters do not get better with more, and the time grows as n^3
 FIT_TOLERANCE = 1e-6  # of the log posterior per observation
 # Posterior variances below this are rounding errors; outcomes have unit variance.
 MIN_VARIANCE = 1e-12
@@ -62,6 +63,9 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = (), features: Feat
     One ascent (L-BFGS-B) from the priors' modes; with few observations, or if that failed, another one from their
     medians, and the better one wins. The same data always give the same fit. Should both fail, the GP keeps the
     modes and says so.
+
+    Of more than ``FIT_AT_MOST`` observations so many, evenly spread over the record, choose the hyperparameters; the
+    GP is conditioned on all of them.
 
     Args:
         X: shape ``n x d``, in the unit cube, float64.
@@ -83,7 +87,18 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = (), features: Feat
     """
     if features is not None:
         X, categorical = features(X), features.categorical
-    fits: list[tuple[float, Surrogate]] = []
+    rows = torch.linspace(0, len(Y) - 1, min(len(Y), FIT_AT_MOST), dtype=torch.float64, device=X.device)
+    chosen = rows.round().long()
+    gp = make_gp(X, Y, categorical)
+    gp.set_hyperparameters(_most_probable(X[chosen], Y[chosen], categorical))
+    gp.features = features
+    gp.eval()
+    return gp
+
+
+def _most_probable(X: Tensor, Y: Tensor, categorical: Sequence[int]) -> Tensor:
+    """The hyperparameters of the best fit to these observations."""
+    fits: list[tuple[float, Tensor]] = []
     for start_at_medians in (False, True):
         if fits and len(Y) >= TWO_STARTS_BELOW:
             break
@@ -92,19 +107,15 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = (), features: Feat
             gp.set_hyperparameters(gp.prior_medians())
         reached = _maximize_posterior(gp)
         if math.isfinite(reached):
-            fits.append((reached, gp))
+            fits.append((reached, gp.hyperparameters()))
     if fits:
-        _, gp = max(fits, key=lambda fit: fit[0])
-    else:
-        warnings.warn(
-            f"fitting the surrogate to {len(Y)} observations failed; its priors' modes are used instead",
-            SurrogateWarning,
-            stacklevel=2,
-        )
-        gp = make_gp(X, Y, categorical)
-    gp.features = features
-    gp.eval()
-    return gp
+        return max(fits, key=lambda fit: fit[0])[1]
+    warnings.warn(
+        f"fitting the surrogate to {len(Y)} observations failed; its priors' modes are used instead",
+        SurrogateWarning,
+        stacklevel=3,
+    )
+    return make_gp(X, Y, categorical).hyperparameters()
 
 
 def make_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
