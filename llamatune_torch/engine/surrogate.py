@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -29,13 +28,10 @@ from botorch.acquisition.objective import PosteriorTransform
 from botorch.exceptions import UnsupportedError
 from botorch.models import SingleTaskGP
 from botorch.models.kernels import CategoricalKernel
-from botorch.posteriors import GPyTorchPosterior
 from gpytorch.constraints import GreaterThan
-from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel, MaternKernel
 from gpytorch.likelihoods import GaussianLikelihood
 from gpytorch.priors import LogNormalPrior
-from linear_operator import to_linear_operator
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from linear_operator.utils.errors import NanError, NotPSDError
 from numpy.typing import NDArray
@@ -44,6 +40,7 @@ from torch import Tensor
 
 from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.kernel import ProductKernel
+from llamatune_torch.engine.prediction import GaussianPosterior, Predictor
 from llamatune_torch.errors import SurrogateWarning
 
 MAX_FIT_ITERATIONS = 200
@@ -52,9 +49,6 @@ MIN_NOISE = 1e-4  # of the outcomes' variance
 TWO_STARTS_BELOW = 50  # with more observations both starts lead to the same maximum
 FIT_AT_MOST = 500  # observations; d + 2 hyperparameters do not get better with more, and the time grows as n^3
 FIT_TOLERANCE = 1e-6  # of the log posterior per observation
-# Posterior variances below this are rounding errors; outcomes have unit variance.
-MIN_VARIANCE = 1e-12
-JITTER = 1e-8  # on the variances of joint samples, so that points that all but coincide can be sampled together
 
 
 def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = (), features: Features | None = None) -> Surrogate:
@@ -165,85 +159,12 @@ def _log_normal(loc: float, scale: float) -> LogNormalPrior:
     return LogNormalPrior(torch.tensor(loc, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64))
 
 
-class GaussianPosterior(GPyTorchPosterior):
-    """``q`` jointly normal outcomes; gpytorch's distribution of them is made when somebody wants to draw.
-
-    An analytic acquisition asks for mean and variance only, and making the distribution takes longer than both.
-
-    Args:
-        mean: shape ``... x q``.
-        covariance: shape ``... x q x q``.
-    """
-
-    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
-        # Not the parent's: it takes the finished distribution, and these follow from it.
-        self._moments = mean, covariance
-        self._is_mt, self._device, self._dtype = False, mean.device, mean.dtype
-
-    @cached_property
-    def distribution(self) -> MultivariateNormal:  # type: ignore[override]  # an attribute of the parent
-        mean, covariance = self._moments
-        jitter = JITTER * torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
-        return MultivariateNormal(mean, to_linear_operator(covariance + jitter))  # lazy: no Cholesky yet
-
-    @property
-    def mean(self) -> Tensor:
-        return self._moments[0].unsqueeze(-1)
-
-    @property
-    def variance(self) -> Tensor:
-        return self._moments[1].diagonal(dim1=-2, dim2=-1).unsqueeze(-1)
-
-
 class Scales(NamedTuple):
     """Hyperparameters that are positive: length scales or the noise variance."""
 
     values: torch.nn.Parameter
     prior: LogNormalPrior
     at_least: float
-
-
-class Predictor(NamedTuple):
-    """A GP given its hyperparameters and the observations, ready to predict at many points.
-
-    kernel        the covariance of ``f``
-    inputs        n x d
-    mean          the constant mean ``m``
-    weights       n       K^-1 (Y - m), where K includes the noise
-    inverse_root  n x n   L^-1, where L L' = K
-    """
-
-    kernel: ProductKernel
-    inputs: Tensor
-    mean: Tensor
-    weights: Tensor
-    inverse_root: Tensor
-
-    def moments(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of ``f`` at each row of ``X`` (``b x d``), both of shape ``b``; differentiable."""
-        mean, variance = _Moments.apply(X, self)  # type: ignore[no-untyped-call]  # torch's
-        return mean, variance.clamp_min(MIN_VARIANCE)
-
-
-class _Moments(torch.autograd.Function):
-    """A prediction with its gradient in closed form: one node for autograd instead of thirty."""
-
-    @staticmethod
-    def forward(ctx: Any, X: Tensor, given: Predictor) -> tuple[Tensor, Tensor]:
-        cross, slope = given.kernel.cross_and_slope(X, given.inputs)
-        whitened = cross @ given.inverse_root.mT
-        ctx.given = given
-        ctx.save_for_backward(X, slope, whitened)
-        return given.mean + cross @ given.weights, 1 - whitened.square().sum(dim=-1)
-
-    @staticmethod
-    def backward(ctx: Any, by_mean: Tensor, by_variance: Tensor) -> tuple[Tensor, None]:
-        X, slope, whitened = ctx.saved_tensors
-        given: Predictor = ctx.given
-        by_cross = by_mean.unsqueeze(-1) * given.weights - 2 * by_variance.unsqueeze(-1) * (
-            whitened @ given.inverse_root
-        )
-        return given.kernel.pull_back(X, given.inputs, slope, by_cross), None
 
 
 class Surrogate(SingleTaskGP):
@@ -288,7 +209,7 @@ class Surrogate(SingleTaskGP):
         output_indices: list[int] | None = None,
         observation_noise: bool | Tensor = False,
         posterior_transform: PosteriorTransform | None = None,
-    ) -> GPyTorchPosterior:
+    ) -> GaussianPosterior:
         """The joint posterior of the ``q`` points of each batch; ``X`` has shape ``... x q x d``."""
         if output_indices is not None or posterior_transform is not None or isinstance(observation_noise, Tensor):
             raise UnsupportedError("the surrogate has one outcome, one noise level and no transform")
