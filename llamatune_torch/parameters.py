@@ -17,7 +17,6 @@ the range has the rest.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -48,20 +47,6 @@ class Number(Parameter):
     special: Sequence[float] = ()
     when: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    @abstractmethod
-    def _places(self, values: Sequence[float]) -> Tensor:
-        """Where values stand on the (logarithmic) way from ``low`` to ``high``, at most at its ends; in [0, 1]."""
-
-    def position(self, U: Tensor) -> Tensor:
-        """Where the value at each coordinate stands on the (logarithmic) way from ``low`` to ``high``; in [0, 1].
-
-        A special value from outside stands at the nearer end. Differentiable where values are ordinary.
-        """
-        if not self.special:
-            return U
-        number = self.special_of(U)
-        return torch.where(number < 0, self._inner(U), self._places(self.special).to(U)[number.clamp_min(0)])
-
     def special_coordinates(self) -> Tensor:
         """The coordinates of the special values, in order; float64."""
         return (torch.arange(len(self.special), dtype=torch.float64) + 0.5) * SPECIAL_SHARE / max(len(self.special), 1)
@@ -73,12 +58,12 @@ class Number(Parameter):
         cell = (U * (len(self.special) / SPECIAL_SHARE)).floor().clamp_min(0)
         return torch.where(U < SPECIAL_SHARE, cell, -1.0).to(torch.int64)
 
-    def _inner(self, U: Tensor) -> Tensor:
-        """Coordinates within the ordinary range, from coordinates of the unit interval."""
+    def inner(self, U: Tensor) -> Tensor:
+        """Coordinates within the ordinary range, from ordinary coordinates of the unit interval; differentiable."""
         return ((U - SPECIAL_SHARE) / (1 - SPECIAL_SHARE)).clamp(0.0, 1.0) if self.special else U
 
     def _outer(self, U: Tensor) -> Tensor:
-        """The inverse of :meth:`_inner`."""
+        """The inverse of :meth:`inner`."""
         return SPECIAL_SHARE + (1 - SPECIAL_SHARE) * U if self.special else U
 
     def _settle(self, is_value: Callable[[Any], bool], kind: str, convert: Callable[[Any], float]) -> None:
@@ -185,6 +170,7 @@ class Real(Number):
         return torch.isin(self.special_of(U), numbers)
 
     def _places(self, values: Sequence[float]) -> Tensor:
+        """Where values stand on the (logarithmic) way from ``low`` to ``high``, at most at its ends; in [0, 1]."""
         low, high = self._ends()
         inside = torch.tensor(values, dtype=torch.float64).clamp(self.low, self.high)
         coordinates: Tensor = (self._scale(inside) - low) / (high - low)
@@ -193,7 +179,7 @@ class Real(Number):
     def _ordinary(self, U: Tensor) -> list[float]:
         """The values that the coordinates, shape ``n``, have in the ordinary range."""
         low, high = self._ends()
-        inner = self._inner(U.detach().to(device="cpu", dtype=torch.float64))
+        inner = self.inner(U.detach().to(device="cpu", dtype=torch.float64))
         scaled = low + (high - low) * inner
         values = scaled.exp() if self.prior == "log-uniform" else scaled
         return [
@@ -291,7 +277,7 @@ class Integer(Number):
 
     def index_of(self, U: Tensor) -> Tensor:
         U = U.to(torch.float64)
-        inner, count = self._inner(U), int(self.high) - int(self.low) + 1
+        inner, count = self.inner(U), int(self.high) - int(self.low) + 1
         if self.prior == "log-uniform":
             start, end = self._log_ends()
             steps = (start + (end - start) * inner).exp().round() - int(self.low)
@@ -311,14 +297,11 @@ class Integer(Number):
         index = self.index_of(U)
         return torch.where(index < len(self.special), index, -1)
 
-    def _places(self, values: Sequence[float]) -> Tensor:
-        return self._inner_coordinate(torch.tensor(values, dtype=torch.int64).clamp(int(self.low), int(self.high)))
-
     def _inner_coordinate(self, values: Tensor) -> Tensor:
         """The centres of the values' cells in the ordinary range; float64."""
         if self.prior == "log-uniform":
             start, end = self._log_ends()
-            return (values.clamp_min(1).to(torch.float64).log() - start) / (end - start)
+            return (values.to(torch.float64).log() - start) / (end - start)
         return ((values - int(self.low)).to(torch.float64) + 0.5) / (int(self.high) - int(self.low) + 1)
 
     def _special_inside(self) -> list[int]:

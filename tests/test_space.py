@@ -6,7 +6,6 @@ import itertools
 import math
 import pickle
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -278,25 +277,6 @@ def test_numbers_of_integers_with_special_values_count_each_value_once() -> None
     grid = torch.linspace(0, 1, 5000, dtype=torch.float64)
     assert set(parameter.decode(grid)) == set(listed)
     assert torch.equal(parameter.snap(grid), parameter.encode(parameter.decode(grid)))
-
-
-@given(st.one_of(reals(), integers()), st.floats(0, 1))
-def test_the_position_of_a_value_on_its_scale_is_its_coordinate_without_special_values(
-    parameter: Real | Integer, u: float
-) -> None:
-    """One from outside the range stands at the nearer end."""
-    U = torch.tensor([u], dtype=torch.float64)
-    plain = replace(parameter, special=())
-    value = min(max(parameter.decode(U)[0], parameter.low), parameter.high)
-    assert parameter.position(U).item() == pytest.approx(plain.encode([value]).item(), abs=plain_error(parameter))
-
-
-def plain_error(parameter: Real | Integer) -> float:
-    """How far a coordinate may be from that of its decoded value: rounding, or half a cell of an integer."""
-    if isinstance(parameter, Real):
-        return 1e-9 + max(parameter._rounding(), 0)
-    widest = replace(parameter, special=()).coordinate(torch.tensor([0, 1])).diff().item()
-    return 1e-9 + widest
 
 
 # --- Conditions ---------------------------------------------------------------------------------------------------

@@ -1,11 +1,13 @@
 """What the kernels see of a point of the unit cube, where a coordinate says too little or too much.
 
-A number with special values becomes two features: where its value stands on the numeric scale, and of which kind it is
-(ordinary, or which special value). The kernel's categorical factor between kinds has a length scale of its own: a long
-one means that "off" is merely a small value, a short one that the outcome jumps there.
+A number with special values becomes two features: where its value stands in the ordinary range, and of which kind it
+is (ordinary, or which special value). The kernel's categorical factor between kinds has a length scale of its own: a
+long one means that "off" is much like what is on, a short one that the outcome jumps there. A special value stands in
+the middle, wherever it might lie as a number: what is known about the good part of the range then counts for it too.
+At its own end of the range it would be judged by small values, and be left untried for good where these are bad.
 
-Inactive parameters hold one and the same coordinate, so they add no distance between points, and the column of an
-unordered parent tells active from inactive. An ordered parent says that neighbours are alike, which they are not where
+Inactive parameters stand in the middle too, so they add no distance between points, and the column of an unordered
+parent tells active from inactive. An ordered parent says that neighbours are alike, which they are not where
 one of them switches parameters on; then "is it active?" is a feature too.
 
 All other columns are features as they are.
@@ -28,10 +30,10 @@ class Features:
 
     Example:
         >>> features = Features(SearchSpace({"dropout": Real(0, 0.4, special=[0.0])}))
-        >>> features(torch.tensor([[0.125], [0.25], [1.0]]))  # off, nearly off, 0.4
-        tensor([[0., 1.],
-                [0., 1.],
-                [1., 0.]])
+        >>> features(torch.tensor([[0.125], [0.25001], [1.0]]))  # off, the least, 0.4
+        tensor([[0.5000, 1.0000],
+                [0.0000, 0.0000],
+                [1.0000, 0.0000]])
     """
 
     def __init__(self, space: SearchSpace) -> None:
@@ -48,9 +50,9 @@ class Features:
         columns = list(X.unbind(dim=-1))
         labels = []
         for j, number in self.numbers.items():
-            U = columns[j]
-            labels.append((number.special_of(U) + 1).to(X) / len(number.special))
-            columns[j] = number.position(U)
+            kind = number.special_of(columns[j])
+            labels.append((kind + 1).to(X) / len(number.special))
+            columns[j] = torch.where(kind < 0, number.inner(columns[j]), 0.5)
         if self.switched:
             labels += self.space.active(X)[..., self.switched].to(X).unbind(dim=-1)
         return torch.stack(columns + labels, dim=-1)
