@@ -10,7 +10,8 @@ logarithmic scales declared the way its documentation says; a failed run is told
                  It recommends by its own model (get_best_parameterization)
     smac         HyperparameterOptimizationFacade, deterministic, so that it spends no evaluation on repeats; a failed
                  run is told as CRASHED at the worst cost so far (with its default crash_cost, inf, the fit breaks)
-    hebo         HEBO; a failed run is told as nan, which it leaves out
+    hebo         HEBO; a failed run is told as nan, which it leaves out. In a small space of choices alone (nmt_lora) its
+                 evolution looks for new points almost for ever: that run ends by the time limit
     skopt        Optimizer; it has no word for a failure: told as the worst cost so far
 
 The libraries are imported when they are used, so that one that is missing is missing alone.
@@ -23,7 +24,7 @@ import logging
 import math
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -132,7 +133,9 @@ class Ax:
         from ax.api.client import Client
         from ax.api.configs import ChoiceParameterConfig, RangeParameterConfig
 
-        logging.getLogger("ax").setLevel(logging.CRITICAL)
+        for name in list(logging.root.manager.loggerDict):
+            if name.split(".")[0] == "ax":  # a line for each of its trials; each of its loggers has a level of its own
+                logging.getLogger(name).setLevel(logging.CRITICAL)
         self.labels = Labels(plain(problem.space))
         self.client = Client(random_seed=seed)
         parameters: list[Any] = []
@@ -146,7 +149,8 @@ class Ax:
                 assert isinstance(parameter, (Real, Integer))
                 kind: Any = "int" if isinstance(parameter, Integer) else "float"
                 scaling: Any = "log" if parameter.prior == "log-uniform" else "linear"
-                bounds = (parameter.low, parameter.high)
+                unit = self.unit(parameter)
+                bounds = (parameter.low / unit, parameter.high / unit)
                 parameters.append(RangeParameterConfig(name, bounds, parameter_type=kind, scaling=scaling))
         self.client.configure_experiment(parameters=parameters)
         self.client.configure_optimization(objective="value" if problem.direction == "maximize" else "-value")
@@ -163,7 +167,18 @@ class Ax:
                     raise RuntimeError(f"asked for {q} trials at once, Ax gives {len(trials)}")
                 trials.update(more)
         self.asked = list(trials)
-        return [self.labels.params(row) for row in trials.values()]
+        return [self.params(row) for row in trials.values()]
+
+    @staticmethod
+    def unit(parameter: Real | Integer) -> float:
+        """It refuses ranges as narrow as 1e-10 to 1e-5, and asks to scale them; on a log scale nothing else changes."""
+        return parameter.low if isinstance(parameter, Real) and parameter.prior == "log-uniform" else 1
+
+    def params(self, row: Mapping[str, Any]) -> Params:
+        units = {n: self.unit(p) for n, p in self.labels.space.parameters.items() if isinstance(p, (Real, Integer))}
+        return self.labels.params(
+            {name: value * units[name] if name in units else value for name, value in row.items()}
+        )
 
     def tell(self, values: list[Value]) -> None:
         for index, value in zip(self.asked, values, strict=True):
@@ -175,7 +190,7 @@ class Ax:
     def recommended(self) -> Params | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return self.labels.params(self.client.get_best_parameterization()[0])
+            return self.params(self.client.get_best_parameterization()[0])
 
 
 class Smac:

@@ -26,6 +26,7 @@ import math
 import multiprocessing
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -47,6 +48,7 @@ from llamatune_torch.space import Params
 
 RESULTS = Path(__file__).parent / "results" / "regret.jsonl"
 PROBLEMS = {problem.name: problem for problem in (*problems.ALL, *landscapes.ALL, *sklearn_problems.ALL)}
+LIMIT = 900
 FAILURES = (MemoryError, FloatingPointError)  # what a problem raises where training would fail
 
 
@@ -101,7 +103,8 @@ def run_one(
 
     ``regrets`` holds ``[n, regret]`` for each ``n`` at which another evaluation began to look best, ``recommended``
     the regret of what the method would hand over, at the checkpoints that lie before the next batch. Numbers are left
-    out while nothing has worked. ``error`` says in one line what broke the method, if anything did.
+    out while nothing has worked. ``error`` says in one line what broke the method, if anything did; a run of more
+    than ``LIMIT`` seconds of CPU time counts as that.
     """
     problem = problem_named(problem_name)
     generator = np.random.default_rng(seed)
@@ -112,6 +115,7 @@ def run_one(
     n = failures = 0
     seconds, error = 0.0, None
     try:
+        limit_time()
         started = time.process_time()
         searcher = METHODS[method](problem, evals, seed, **(settings or {}))
         seconds += time.process_time() - started
@@ -139,6 +143,8 @@ def run_one(
                     recommended.append([checkpoint, rounded(handed_over)])
     except Exception as broken:  # a method that breaks becomes a row that says so, and the others go on
         error = f"{type(broken).__name__}: {' '.join(str(broken).split())[:160]}"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return {
         "problem": problem_name,
         "method": method,
@@ -152,6 +158,16 @@ def run_one(
         "with": versions(method),
         **({"error": error} if error else {}),
     }
+
+
+def limit_time() -> None:
+    """Lets a run that never ends, end as an error: one peer's endless loop must not hold up all others."""
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"more than {LIMIT} s of CPU time for one run")
+
+    signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, LIMIT)
 
 
 def seen(problem: Problem, params: Params, generator: np.random.Generator) -> peers.Value:

@@ -80,12 +80,12 @@ class Scores:
         self.problems = list(dict.fromkeys(problem for problem, method in self.groups if method == "random"))
         self.methods = list(dict.fromkeys(method for _, method in self.groups))
         evals = [run["evals"] for group in self.groups.values() for run in group]
-        self.points = [n for n in CHECKPOINTS if n <= min(evals, default=0)]
+        self.points = [n for n in CHECKPOINTS if n <= max(evals, default=0)]
 
     def regrets(self, problem: str, method: str, n: int) -> dict[int, float]:
-        """Seed -> regret."""
+        """Seed -> regret, of the runs that are long enough."""
         group = self.groups.get((problem, method), [])
-        return {run["seed"]: regret_at(run, n, problem in self.noisy) for run in group}
+        return {run["seed"]: regret_at(run, n, problem in self.noisy) for run in group if run["evals"] >= n}
 
     def median(self, problem: str, method: str, n: int) -> float | None:
         """The median over the seeds; ``None`` without a run."""

@@ -109,6 +109,18 @@ def test_a_peer_that_breaks_is_a_row_that_says_so(
     assert all("failed: ValueError: Input y contains NaN." in row for row in rows)
 
 
+def test_a_peer_that_never_answers_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Endless(peers.RandomSearch):
+        def ask(self, q: int) -> Any:
+            while True:
+                pass
+
+    monkeypatch.setattr(regret, "LIMIT", 0.2)
+    monkeypatch.setitem(regret.METHODS, "random", Endless)
+    run = regret.run_one("branin", "random", 0, 10)
+    assert run["error"] == "TimeoutError: more than 0.2 s of CPU time for one run"
+
+
 def test_a_peer_that_is_not_installed_is_named(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,6 +92,13 @@ def test_a_method_that_has_not_run_everywhere_has_no_aggregate() -> None:
     assert found.normalised("r", "a", 10) is None
 
 
+def test_a_short_run_counts_as_far_as_it_goes() -> None:
+    found = Scores([run("random", 0, [[1, 4.0]]), run("a", 0, [[1, 1.0]], evals=10)], 1, noisy=())
+    assert [found.normalised("p", "a", n) for n in found.points] == [0.25, None]
+    assert found.aggregate("a", 20) is None
+    assert "a" not in found.mean_ranks(20)
+
+
 def test_batches_are_compared_by_the_evaluations_that_the_same_regret_takes() -> None:
     random = run("random", 0, [[1, 9.0]])
     one = Scores([random, run("a", 0, [[1, 9.0], [8, 2.0]])], 1, noisy=())
