@@ -49,6 +49,7 @@ MAX_FIT_ITERATIONS = 200
 MIN_LENGTH_SCALE = 2.5e-2  # of a column of the unit cube
 MIN_NOISE = 1e-4  # of the outcomes' variance
 TWO_STARTS_BELOW = 50  # with more observations both starts lead to the same maximum
+FIT_AT_MOST = 500  # observations; d + 2 hyperparameters do not get better with more, and the time grows as n^3
 FIT_TOLERANCE = 1e-6  # of the log posterior per observation
 # Posterior variances below this are rounding errors; outcomes have unit variance.
 MIN_VARIANCE = 1e-12
@@ -61,6 +62,9 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
     One ascent (L-BFGS-B) from the priors' modes; with few observations, or if that failed, another one from their
     medians, and the better one wins. The same data always give the same fit. Should both fail, the GP keeps the
     modes and says so.
+
+    Of more than ``FIT_AT_MOST`` observations so many, evenly spread over the record, choose the hyperparameters; the
+    GP is conditioned on all of them.
 
     Args:
         X: shape ``n x d``, in the unit cube, float64.
@@ -79,6 +83,12 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
         >>> gp.posterior(X[:1]).mean.shape
         torch.Size([1, 1])
     """
+    if len(Y) > FIT_AT_MOST:
+        rows = torch.linspace(0, len(Y) - 1, FIT_AT_MOST, dtype=torch.float64, device=X.device).round().long()
+        gp = make_gp(X, Y, categorical)
+        gp.set_hyperparameters(fit_gp(X[rows], Y[rows], categorical).hyperparameters())
+        gp.eval()
+        return gp
     fits: list[tuple[float, Surrogate]] = []
     for start_at_medians in (False, True):
         if fits and len(Y) >= TWO_STARTS_BELOW:

@@ -19,6 +19,7 @@ from strategies import halton
 from torch import Tensor
 
 from llamatune_torch import SurrogateWarning
+from llamatune_torch.engine import surrogate
 from llamatune_torch.engine.outcome import standardize
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp, make_gp, make_kernel
 
@@ -225,6 +226,23 @@ def test_the_noise_level_is_learned() -> None:
     noisy = hyperparameters(fit_gp(X, standardize(X[:, 0] + 0.5 * noise)), [])
     assert clean["noise"] < 1e-2
     assert 0.3 < noisy["noise"] < 1.2  # of a variance of 1, of which the noise has 0.75
+
+
+def test_a_part_of_many_observations_chooses_the_hyperparameters_and_all_of_them_are_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    X, Y = mixed_data(60, 2, [])
+    whole = fit_gp(X, Y)
+    monkeypatch.setattr(surrogate, "FIT_AT_MOST", 30)
+    part = fit_gp(X, Y)
+    rows = torch.linspace(0, 59, 30).round().long()
+    expected = fit_gp(X[rows], Y[rows])
+    assert torch.equal(part.hyperparameters(), expected.hyperparameters())
+    assert not torch.equal(part.hyperparameters(), whole.hyperparameters())
+    mean, variance = textbook_prediction(part, X, Y, halton(70, 2)[60:], [])
+    posterior = part.posterior(halton(70, 2)[60:])
+    assert posterior.mean.squeeze(-1).tolist() == pytest.approx(mean.tolist(), abs=1e-6)
+    assert posterior.variance.squeeze(-1).tolist() == pytest.approx(variance.tolist(), abs=1e-6)
 
 
 def test_the_same_data_give_the_same_fit() -> None:
