@@ -6,92 +6,127 @@ Every parameter owns one column of the unit cube, and its own way there and back
 - ``Integer``: the value's cell of equal (logarithmic) width; uniform draws are unbiased after rounding.
 - ``Categorical``: the ``i``-th of ``k`` choices sits at ``(i + 1/2) / k``, whether ordered or not; only an
   ordered one means anything by that position, and the surrogate is told which is which.
+
+A number may have special values besides its range: "off" is a kind of its own (no dropout, no weight decay), not
+merely the smallest value. They share the first quarter of the unit interval, in equal cells, and sit at the centres;
+the range has the rest.
+
+``when={"method": "lora"}`` makes any of them conditional; what follows from that is the search space's business.
 """
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from abc import abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from llamatune_torch.errors import ParamsError, SpaceError
+from llamatune_torch.parameter import Parameter, conditions, plain, show, typed
 
 Prior = Literal["uniform", "log-uniform"]
 
 # Integers beyond this would share a cell of the unit cube with their neighbours in double precision.
 MAX_INTEGER = 10**12
 
+# What special values have of the unit interval. A quarter, because any four points of a Sobol sequence from a
+# multiple of four on fall one in each quarter: an initial design visits a special value for certain.
+SPECIAL_SHARE = 0.25
 
-class Parameter(ABC):
-    """One hyperparameter: a set of values and its map to one column of the unit cube.
+# Ordinary coordinates closer than this to a special value's place in the range stand for the special value.
+COINCIDENCE = 1e-9
 
-    ``size`` is the number of values, ``None`` for a continuum. A parameter with a ``size`` also numbers its
-    values ``0 .. size - 1``: ``index_of`` and ``coordinate`` translate between numbers and coordinates.
-    """
 
-    #: Whether neighbouring coordinates mean neighbouring values (false for unordered choices only).
-    ordered: bool = True
+@dataclass(frozen=True, repr=False)
+class Number(Parameter):
+    """What ``Real`` and ``Integer`` share: a range, its scale, and special values."""
 
-    @property
+    low: float
+    high: float
+    prior: Prior = "uniform"
+    special: Sequence[float] = ()
+    when: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
     @abstractmethod
-    def size(self) -> int | None:
-        """How many values there are; ``None`` if they form a continuum."""
+    def _places(self, values: Sequence[float]) -> Tensor:
+        """Where values stand on the (logarithmic) way from ``low`` to ``high``, at most at its ends; in [0, 1]."""
 
-    @abstractmethod
-    def validate(self, value: Any) -> Any:
-        """The value in its canonical form.
+    def position(self, U: Tensor) -> Tensor:
+        """Where the value at each coordinate stands on the (logarithmic) way from ``low`` to ``high``; in [0, 1].
 
-        Raises:
-            ParamsError: the value is not one of this parameter's.
+        A special value from outside stands at the nearer end. Differentiable where values are ordinary.
         """
+        if not self.special:
+            return U
+        number = self.special_of(U)
+        return torch.where(number < 0, self._inner(U), self._places(self.special).to(U)[number.clamp_min(0)])
 
-    @abstractmethod
-    def encode(self, values: Sequence[Any]) -> Tensor:
-        """Coordinates in [0, 1] of canonical values, shape ``n``, float64."""
+    def special_coordinates(self) -> Tensor:
+        """The coordinates of the special values, in order; float64."""
+        return (torch.arange(len(self.special), dtype=torch.float64) + 0.5) * SPECIAL_SHARE / max(len(self.special), 1)
 
-    @abstractmethod
-    def decode(self, U: Tensor) -> list[Any]:
-        """The values at the coordinates ``U`` in [0, 1], shape ``n``."""
+    def _cell(self, U: Tensor) -> Tensor:
+        """The number of the special value whose cell holds each coordinate, -1 beyond the special quarter."""
+        cell = (U * (len(self.special) / SPECIAL_SHARE)).floor().clamp_min(0)
+        return torch.where(U < SPECIAL_SHARE, cell, -1.0).to(torch.int64)
 
-    def index_of(self, U: Tensor) -> Tensor:
-        """The number of the value whose cell holds each coordinate; int64, the shape of ``U``."""
-        raise NotImplementedError(f"{type(self).__name__} is a continuum")
+    def _inner(self, U: Tensor) -> Tensor:
+        """Coordinates within the ordinary range, from coordinates of the unit interval."""
+        return ((U - SPECIAL_SHARE) / (1 - SPECIAL_SHARE)).clamp(0.0, 1.0) if self.special else U
 
-    def coordinate(self, index: Tensor) -> Tensor:
-        """The coordinate of the value with each number; float64, the shape of ``index``."""
-        raise NotImplementedError(f"{type(self).__name__} is a continuum")
+    def _outer(self, U: Tensor) -> Tensor:
+        """The inverse of :meth:`_inner`."""
+        return SPECIAL_SHARE + (1 - SPECIAL_SHARE) * U if self.special else U
 
-    def snap(self, U: Tensor) -> Tensor:
-        """The nearest coordinates that stand for a value; the identity on a continuum."""
-        return U if self.size is None else self.coordinate(self.index_of(U)).to(U)
+    def _settle(self, is_value: Callable[[Any], bool], kind: str, convert: Callable[[Any], float]) -> None:
+        """Checks ``special`` and ``when``, and stores them in canonical form."""
+        if isinstance(self.special, str) or not isinstance(self.special, Sequence):
+            raise SpaceError(f"special must be a list of values, but got {show(self.special)}")
+        for value in self.special:
+            if not is_value(value):
+                raise SpaceError(f"special values must be {kind}, but got {show(value)}")
+        special = tuple(convert(plain(value)) for value in self.special)
+        if len(set(special)) < len(special):
+            raise SpaceError(f"special values must differ from each other, but got {list(special)!r}")
+        # A frozen dataclass sets its fields this way.
+        object.__setattr__(self, "special", special)
+        object.__setattr__(self, "when", conditions(self.when))
+
+    def _outside(self, value: float) -> ParamsError:
+        besides = f" or be one of the special values {list(self.special)}" if self.special else ""
+        return ParamsError(f"must lie in [{self.low}, {self.high}]{besides}, but got {value!r}")
 
 
-@dataclass(frozen=True)
-class Real(Parameter):
-    """A real number in ``[low, high]``, both ends included.
+@dataclass(frozen=True, repr=False)
+class Real(Number):
+    """A real number in ``[low, high]``, both ends included, or one of the ``special`` values.
 
     ``prior="log-uniform"`` spreads the search evenly over orders of magnitude (learning rates). Values are
     kept to 12 significant digits (of the width, for a uniform prior), so that they survive the way to the
     unit cube and back.
 
+    Args:
+        low, high: the bounds.
+        prior: "uniform" or "log-uniform".
+        special: values of a kind of their own, inside the range or not: ``Real(1e-4, 1, prior="log-uniform",
+            special=[0.0])`` is a weight decay that may be off.
+        when: ``{"method": "lora"}`` or ``{"method": ["lora", "qlora"]}``: matters only then; see ``SearchSpace``.
+
     Raises:
-        SpaceError: ``low < high`` does not hold, a bound is not finite, or a log prior meets ``low <= 0``.
+        SpaceError: ``low < high`` does not hold, a bound or special value is not finite, special values are not
+            different, or a log prior meets ``low <= 0``.
 
     Example:
         >>> Real(1e-5, 1e-3, prior="log-uniform").decode(torch.tensor([0.0, 0.5, 1.0]))
         [1e-05, 0.0001, 0.001]
     """
 
-    low: float
-    high: float
-    prior: Prior = "uniform"
-
     def __post_init__(self) -> None:
+        self._settle(lambda value: _is_number(value) and _is_finite(value), "finite numbers", float)
         for bound in (self.low, self.high):
             if not _is_number(bound) or not _is_finite(bound):
                 raise SpaceError(f"bounds must be finite numbers, but got {self!r}")
@@ -112,24 +147,67 @@ class Real(Parameter):
     def validate(self, value: Any) -> float:
         if not _is_number(value):
             raise ParamsError(f"must be a number, but got {show(value)}")
+        if value in self.special:
+            return self.special[self.special.index(value)]
         if not self.low <= value <= self.high:  # also refuses nan
-            raise ParamsError(f"must lie in [{self.low}, {self.high}], but got {value!r}")
-        return self._canonical(float(value))
+            raise self._outside(value)
+        return self._unless_special(self._canonical(float(value)))
 
     def encode(self, values: Sequence[float]) -> Tensor:
-        low, high = self._ends()
-        scaled = self._scale(torch.tensor(values, dtype=torch.float64))
-        coordinates: Tensor = (scaled - low) / (high - low)
-        return coordinates.clamp(0.0, 1.0)
+        U = self._outer(self._places(values))
+        if not self.special:
+            return U
+        number = torch.tensor([self.special.index(v) if v in self.special else -1 for v in values], dtype=torch.int64)
+        return torch.where(number < 0, U, self.special_coordinates()[number.clamp_min(0)])
 
     def decode(self, U: Tensor) -> list[float]:
         low, high = self._ends()
-        scaled = low + (high - low) * U.to(low)
+        inner = self._inner(U.to(low))
+        scaled = low + (high - low) * inner
         values = scaled.exp() if self.prior == "log-uniform" else scaled
-        return [
+        ordinary = [
             float(self.low) if u <= 0 else float(self.high) if u >= 1 else self._canonical(value)
-            for u, value in zip(U.tolist(), values.tolist(), strict=True)
+            for u, value in zip(inner.tolist(), values.tolist(), strict=True)
         ]
+        if not self.special:
+            return ordinary
+        number = self.special_of(U.to(low)).tolist()
+        return [
+            self._unless_special(value) if i < 0 else self.special[i] for i, value in zip(number, ordinary, strict=True)
+        ]
+
+    def special_of(self, U: Tensor) -> Tensor:
+        if not self.special:
+            return super().special_of(U)
+        number = self._cell(U)
+        for i, place in enumerate(self._outer(self._places(self.special)).to(U)):
+            if self.low <= self.special[i] <= self.high:
+                number = torch.where((U >= SPECIAL_SHARE) & ((U - place).abs() <= COINCIDENCE), i, number)
+        return number
+
+    def snap(self, U: Tensor) -> Tensor:
+        if not self.special:
+            return U
+        number = self.special_of(U)
+        return torch.where(number < 0, U, self.special_coordinates().to(U)[number.clamp_min(0)])
+
+    def stands_for(self, U: Tensor, values: Sequence[float]) -> Tensor:
+        """As for any parameter, but the ``values`` must be special ones."""
+        numbers = torch.tensor([self.special.index(value) for value in values], device=U.device)
+        return torch.isin(self.special_of(U), numbers)
+
+    def _places(self, values: Sequence[float]) -> Tensor:
+        low, high = self._ends()
+        inside = torch.tensor(values, dtype=torch.float64).clamp(self.low, self.high)
+        coordinates: Tensor = (self._scale(inside) - low) / (high - low)
+        return coordinates.clamp(0.0, 1.0)
+
+    def _unless_special(self, value: float) -> float:
+        """A canonical value of the range, or the special value that its coordinate stands for."""
+        if not self.special:
+            return value
+        number = int(self.special_of(self._outer(self._places([value]))))
+        return value if number < 0 else self.special[number]
 
     def _scale(self, values: Tensor) -> Tensor:
         return values.log() if self.prior == "log-uniform" else values
@@ -153,16 +231,23 @@ class Real(Parameter):
         return round(value, min(12 - _exponent(width), 14 - _exponent(magnitude)))
 
 
-@dataclass(frozen=True)
-class Integer(Parameter):
-    """An integer in ``{low, ..., high}``, both ends included.
+@dataclass(frozen=True, repr=False)
+class Integer(Number):
+    """An integer in ``{low, ..., high}``, both ends included, or one of the ``special`` values.
 
     With ``prior="uniform"`` every value has the same share of the unit interval; with ``"log-uniform"`` the
-    value ``v`` has the share of ``[v - 1/2, v + 1/2]`` on a logarithmic axis.
+    value ``v`` has the share of ``[v - 1/2, v + 1/2]`` on a logarithmic axis. The special values are numbered first,
+    then the others in order.
+
+    Args:
+        low, high: the bounds.
+        prior: "uniform" or "log-uniform".
+        special: values of a kind of their own, inside the range or not: ``Integer(10, 1000, special=[0])``.
+        when: ``{"method": "lora"}`` or ``{"method": ["lora", "qlora"]}``: matters only then; see ``SearchSpace``.
 
     Raises:
-        SpaceError: ``low < high`` does not hold, a bound is no integer or beyond ``MAX_INTEGER``, or a log
-            prior meets ``low < 1``.
+        SpaceError: ``low < high`` does not hold, a bound or special value is no integer or beyond ``MAX_INTEGER``,
+            special values are not different, or a log prior meets ``low < 1``.
 
     Example:
         >>> Integer(8, 32).decode(torch.tensor([0.0, 0.5, 1.0]))
@@ -171,9 +256,11 @@ class Integer(Parameter):
 
     low: int
     high: int
-    prior: Prior = "uniform"
 
     def __post_init__(self) -> None:
+        self._settle(
+            lambda value: _is_integer(value) and abs(value) <= MAX_INTEGER, f"integers within {MAX_INTEGER}", int
+        )
         for bound in (self.low, self.high):
             if not _is_integer(bound):
                 raise SpaceError(f"bounds must be integers, but got {self!r}")
@@ -186,46 +273,86 @@ class Integer(Parameter):
 
     @property
     def size(self) -> int:
-        return int(self.high) - int(self.low) + 1
+        return int(self.high) - int(self.low) + 1 + len(self.special) - len(self._special_inside())
 
     def validate(self, value: Any) -> int:
         if not _is_integer(value):
             raise ParamsError(f"must be an integer, but got {show(value)}")
-        if not self.low <= value <= self.high:
-            raise ParamsError(f"must lie in [{self.low}, {self.high}], but got {value!r}")
+        if not self.low <= value <= self.high and value not in self.special:
+            raise self._outside(value)
         return int(value)
 
     def encode(self, values: Sequence[int]) -> Tensor:
-        return self.coordinate(torch.tensor(values, dtype=torch.int64) - int(self.low))
+        return self.coordinate(self._index(torch.tensor(values, dtype=torch.int64)))
 
     def decode(self, U: Tensor) -> list[int]:
-        return [int(self.low) + int(i) for i in self.index_of(U).tolist()]
+        return [int(value) for value in self._value(self.index_of(U)).tolist()]
 
     def index_of(self, U: Tensor) -> Tensor:
         U = U.to(torch.float64)
+        inner, count = self._inner(U), int(self.high) - int(self.low) + 1
         if self.prior == "log-uniform":
             start, end = self._log_ends()
-            index = (start + (end - start) * U).exp().round() - int(self.low)
+            steps = (start + (end - start) * inner).exp().round() - int(self.low)
         else:
-            index = (U * self.size).floor()
-        return index.clamp(0, self.size - 1).to(torch.int64)
+            steps = (inner * count).floor()
+        index = self._index(int(self.low) + steps.clamp(0, count - 1).to(torch.int64))
+        return torch.where(U < SPECIAL_SHARE, self._cell(U), index) if self.special else index
 
     def coordinate(self, index: Tensor) -> Tensor:
+        U = self._outer(self._inner_coordinate(self._value(index)))
+        if not self.special:
+            return U
+        centres = self.special_coordinates().to(U)
+        return torch.where(index < len(centres), centres[index.clamp_max(len(centres) - 1)], U)
+
+    def special_of(self, U: Tensor) -> Tensor:
+        index = self.index_of(U)
+        return torch.where(index < len(self.special), index, -1)
+
+    def _places(self, values: Sequence[float]) -> Tensor:
+        return self._inner_coordinate(torch.tensor(values, dtype=torch.int64).clamp(int(self.low), int(self.high)))
+
+    def _inner_coordinate(self, values: Tensor) -> Tensor:
+        """The centres of the values' cells in the ordinary range; float64."""
         if self.prior == "log-uniform":
             start, end = self._log_ends()
-            return ((index + int(self.low)).to(torch.float64).log() - start) / (end - start)
-        return (index.to(torch.float64) + 0.5) / self.size
+            return (values.clamp_min(1).to(torch.float64).log() - start) / (end - start)
+        return ((values - int(self.low)).to(torch.float64) + 0.5) / (int(self.high) - int(self.low) + 1)
+
+    def _special_inside(self) -> list[int]:
+        """The special values that lie in the range, ascending."""
+        return sorted(int(value) for value in self.special if self.low <= value <= self.high)
+
+    def _index(self, values: Tensor) -> Tensor:
+        """The numbers of values: special ones first, then the others in order."""
+        index = len(self.special) + values - int(self.low)
+        for value in self._special_inside():
+            index = index - (values > value).to(index)
+        for i, special in enumerate(self.special):
+            index = torch.where(values == special, i, index)
+        return index
+
+    def _value(self, index: Tensor) -> Tensor:
+        """The inverse of :meth:`_index`."""
+        values = int(self.low) + index - len(self.special)
+        for value in self._special_inside():
+            values = values + (values >= value).to(values)
+        for i, special in enumerate(self.special):
+            values = torch.where(index == i, int(special), values)
+        return values
 
     def _log_ends(self) -> tuple[float, float]:
         return math.log(self.low - 0.5), math.log(self.high + 0.5)
 
 
-@dataclass(frozen=True, init=False, eq=False)
+@dataclass(frozen=True, init=False, eq=False, repr=False)
 class Categorical(Parameter):
     """One of a list of choices: strings, numbers, booleans or ``None``, mixed as you like.
 
     ``ordered=True`` says that neighbours in the list are alike (``["small", "base", "large"]``), which the
-    surrogate then uses. ``1``, ``1.0`` and ``True`` are three different choices.
+    surrogate then uses. ``1``, ``1.0`` and ``True`` are three different choices. ``when={"method": "lora"}``: it
+    matters only then; see ``SearchSpace``.
 
     Raises:
         SpaceError: no choices, the same one twice, or one that is no JSON scalar.
@@ -233,14 +360,16 @@ class Categorical(Parameter):
 
     choices: tuple[Any, ...]
     ordered: bool
+    when: Mapping[str, Any]
 
-    def __init__(self, choices: Sequence[Any], ordered: bool = False) -> None:
+    def __init__(self, choices: Sequence[Any], ordered: bool = False, when: Mapping[str, Any] | None = None) -> None:
         if isinstance(choices, str) or not isinstance(choices, Sequence):
             raise SpaceError(f"choices must be a list or tuple, but got {show(choices)}")
         scalars = tuple(plain(choice) for choice in choices)
         # A frozen dataclass sets its fields this way; `choices` is stored as a tuple of plain values.
         object.__setattr__(self, "choices", scalars)
         object.__setattr__(self, "ordered", bool(ordered))
+        object.__setattr__(self, "when", conditions({} if when is None else when))
         if not scalars:
             raise SpaceError("choices must not be empty, but got []")
         for choice in scalars:
@@ -258,13 +387,13 @@ class Categorical(Parameter):
     def validate(self, value: Any) -> Any:
         value = plain(value)
         try:
-            return self.choices[self._numbers()[_typed(value)]]
+            return self.choices[self._numbers()[typed(value)]]
         except (KeyError, TypeError):  # TypeError: a list or another unhashable value
             raise ParamsError(f"must be one of {list(self.choices)!r}, but got {show(value)}") from None
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         numbers = self._numbers()
-        return self.coordinate(torch.tensor([numbers[_typed(v)] for v in values]))
+        return self.coordinate(torch.tensor([numbers[typed(v)] for v in values]))
 
     def decode(self, U: Tensor) -> list[Any]:
         return [self.choices[i] for i in self.index_of(U).tolist()]
@@ -276,16 +405,18 @@ class Categorical(Parameter):
         return (index.to(torch.float64) + 0.5) / self.size
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Categorical) and self._identity() == other._identity()
+        if not isinstance(other, Categorical):
+            return False
+        return self._identity() == other._identity() and self.when == other.when
 
     def __hash__(self) -> int:
         return hash(self._identity())
 
     def _identity(self) -> Hashable:
-        return tuple(_typed(choice) for choice in self.choices), self.ordered
+        return tuple(typed(choice) for choice in self.choices), self.ordered
 
     def _numbers(self) -> dict[Hashable, int]:
-        return {_typed(choice): i for i, choice in enumerate(self.choices)}
+        return {typed(choice): i for i, choice in enumerate(self.choices)}
 
 
 def _check_prior(parameter: Parameter, prior: str, has_logarithm: bool, rule: str) -> None:
@@ -293,12 +424,6 @@ def _check_prior(parameter: Parameter, prior: str, has_logarithm: bool, rule: st
         raise SpaceError(f"prior must be 'uniform' or 'log-uniform', but got {parameter!r}")
     if prior == "log-uniform" and not has_logarithm:
         raise SpaceError(f"a log-uniform prior needs {rule}, but got {parameter!r}")
-
-
-def plain(value: Any) -> Any:
-    """A numpy or torch scalar as the Python value it holds; anything else as it is."""
-    item = getattr(value, "item", None)
-    return item() if callable(item) and getattr(value, "shape", None) == () else value
 
 
 def _is_number(value: Any) -> bool:
@@ -318,15 +443,5 @@ def _is_integer(value: Any) -> bool:
     return value.is_integer() if isinstance(value, float) else _is_number(value)
 
 
-def _typed(value: Any) -> Hashable:
-    """A key that tells ``1``, ``1.0`` and ``True`` apart."""
-    return type(value), value
-
-
 def _exponent(magnitude: float) -> int:
     return math.floor(math.log10(magnitude))
-
-
-def show(value: Any) -> str:
-    """A value and its type, for messages."""
-    return f"{value!r} ({type(value).__name__})"

@@ -2,19 +2,25 @@
 
 The law, kept by a property test: ``space.decode(space.encode(params)) == params`` for every ``params`` that
 ``space.validate`` returned.
+
+A parameter with a condition (``when``) is active while each of its parents is active itself and has one of the values
+named, and absent from ``params`` otherwise. Its column is always there; an inactive one holds the middle, so that all
+points that mean the same parameters are the same point.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from llamatune_torch.errors import ParamsError, SpaceError
-from llamatune_torch.parameters import Categorical, Integer, Parameter, Real, plain, show
+from llamatune_torch.parameter import Parameter, plain, show, typed
+from llamatune_torch.parameters import SPECIAL_SHARE, Categorical, Integer, Real
 
 Params = dict[str, Any]
 
@@ -27,15 +33,20 @@ class SearchSpace:
 
     Args:
         parameters: ``{name: Real | Integer | Categorical}``. As shorthands, a ``(low, high)`` tuple means
-            ``Integer`` if both are integers, else ``Real``, and a list means ``Categorical``.
+            ``Integer`` if both are integers, else ``Real``, and a list means ``Categorical``. Parents of conditional
+            parameters may be conditional too; they are choices, integers, or reals with special values.
 
     Raises:
-        SpaceError: an empty space, a name that is not a non-empty string, or a bad parameter.
+        SpaceError: an empty space, a name that is not a non-empty string, a bad parameter, or a condition on an
+            unknown parameter, on a value that its parent does not have, or, in a circle, on itself.
 
     Example:
         >>> space = SearchSpace({"lr": Real(1e-5, 1e-3, prior="log-uniform"), "batch": (8, 32)})
         >>> space.decode(torch.tensor([0.5, 1.0]))
         {'lr': 0.0001, 'batch': 32}
+        >>> space = SearchSpace({"method": ["full", "lora"], "rank": Integer(1, 64, when={"method": "lora"})})
+        >>> space.decode(torch.tensor([0.0, 0.5])), space.decode(torch.tensor([1.0, 0.5]))
+        ({'method': 'full'}, {'method': 'lora', 'rank': 33})
     """
 
     def __init__(self, parameters: Mapping[str, Any] | SearchSpace) -> None:
@@ -48,6 +59,12 @@ class SearchSpace:
         self.parameters: dict[str, Parameter] = {
             name: _parameter(name, definition) for name, definition in parameters.items()
         }
+        #: For each parameter the values that each of its parents must have.
+        self.conditions: dict[str, dict[str, tuple[Any, ...]]] = {
+            name: _condition(name, self.parameters) for name in self.parameters
+        }
+        #: The names, parents before their children.
+        self.parents_first: list[str] = _parents_first(self.conditions)
 
     @property
     def names(self) -> list[str]:
@@ -74,32 +91,82 @@ class SearchSpace:
         return [j for j, parameter in enumerate(self) if parameter.size is None]
 
     @property
+    def special_columns(self) -> list[int]:
+        """Columns of numbers that have special values."""
+        return [j for j, parameter in enumerate(self) if parameter.special]
+
+    @property
+    def parent_columns(self) -> list[int]:
+        """Columns that decide whether others are active; empty for a space without conditions."""
+        parents = {parent for condition in self.conditions.values() for parent in condition}
+        return [j for j, name in enumerate(self.parameters) if name in parents]
+
+    @cached_property
     def size(self) -> int | None:
         """How many different points the space has; ``None`` if it holds a continuum."""
-        sizes = [parameter.size for parameter in self]
-        return None if None in sizes else math.prod(size for size in sizes if size is not None)
+        if any(parameter.size is None for parameter in self):
+            return None
+        # How often each combination of values occurs that the parameters still to come depend on.
+        counts: Counter[frozenset[Hashable]] = Counter({frozenset(): 1})
+        for i, name in enumerate(self.parents_first):
+            needed = [self.conditions[later] for later in self.parents_first[i + 1 :]]
+            mentioned = {typed(value) for condition in needed for value in condition.get(name, ())}
+            size = (self.parameters[name].size or 0) - len(mentioned)
+            wanted = {(parent, typed(v)) for condition in needed for parent, vs in condition.items() for v in vs}
+            after: Counter[frozenset[Hashable]] = Counter()
+            for settled, count in counts.items():
+                kept = settled & wanted
+                if all(any((p, typed(v)) in settled for v in vs) for p, vs in self.conditions[name].items()):
+                    after[kept] += count * size
+                    for value in mentioned:
+                        after[kept | {(name, value)}] += count
+                else:
+                    after[kept] += count
+            counts = after
+        return sum(counts.values())
+
+    def active(self, X: Tensor) -> Tensor:
+        """Which parameters matter at each point; boolean, shape ``... x d``."""
+        columns: dict[str, Tensor] = {}
+        for name in self.parents_first:
+            active = torch.ones(X.shape[:-1], dtype=torch.bool, device=X.device)
+            for parent, values in self.conditions[name].items():
+                U = X[..., self.names.index(parent)]
+                active = active & columns[parent] & self.parameters[parent].stands_for(U, values)
+            columns[name] = active
+        return torch.stack([columns[name] for name in self.parameters], dim=-1)
 
     def validate(self, params: Mapping[str, Any]) -> Params:
         """The parameters in canonical form: plain Python values, in the order of the space.
 
         Raises:
-            ParamsError: unknown or missing names, or a value that its parameter does not have.
+            ParamsError: unknown, missing or inactive names, or a value that its parameter does not have.
         """
         if not isinstance(params, Mapping):
             raise ParamsError(f"parameters must be a dict, but got {show(params)}")
         unknown = [name for name in params if name not in self.parameters]
         if unknown:
             raise ParamsError(f"unknown parameters {unknown}; the space has {self.names}")
-        missing = [name for name in self.names if name not in params]
+        canonical: Params = {}
+        missing, inactive = [], []
+        for name in self.parents_first:
+            if not self._is_active(name, canonical):
+                inactive += [name] if name in params else []
+            elif name not in params:
+                missing.append(name)
+            else:
+                try:
+                    canonical[name] = self.parameters[name].validate(params[name])
+                except ParamsError as error:
+                    raise ParamsError(f"parameter {name!r} {error}") from None
         if missing:
             raise ParamsError(f"missing parameters {missing}; the space has {self.names}")
-        canonical: Params = {}
-        for name, parameter in self.parameters.items():
-            try:
-                canonical[name] = parameter.validate(params[name])
-            except ParamsError as error:
-                raise ParamsError(f"parameter {name!r} {error}") from None
-        return canonical
+        for name in inactive:
+            raise ParamsError(
+                f"parameter {name!r} is inactive unless {self._condition_text(name)}: leave it out, "
+                f"but got {params[name]!r}"
+            )
+        return {name: canonical[name] for name in self.parameters if name in canonical}
 
     def encode(self, params: Mapping[str, Any]) -> Tensor:
         """The point of the unit cube that stands for ``params``; shape ``d``, float64.
@@ -111,7 +178,15 @@ class SearchSpace:
 
     def encode_all(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
         """The points of many canonical parameter sets (as in a study's trials); shape ``n x d``, float64."""
-        columns = [parameter.encode([row[name] for row in rows]) for name, parameter in self.parameters.items()]
+        columns = []
+        for name, parameter in self.parameters.items():
+            if not self.conditions[name]:
+                columns.append(parameter.encode([row[name] for row in rows]))
+                continue
+            given = torch.tensor([name in row for row in rows], dtype=torch.bool)
+            column = _middle(parameter).repeat(len(rows))
+            column[given] = parameter.encode([row[name] for row in rows if name in row])
+            columns.append(column)
         return torch.stack(columns, dim=-1)
 
     def decode(self, x: Tensor) -> Params:
@@ -122,28 +197,64 @@ class SearchSpace:
         """The parameters that the rows of ``X`` stand for; ``X`` has shape ``n x d``."""
         X = X.detach().to(device="cpu", dtype=torch.float64)
         columns = [parameter.decode(X[:, j]) for j, parameter in enumerate(self)]
-        return [dict(zip(self.names, row, strict=True)) for row in zip(*columns, strict=True)]
+        rows = [dict(zip(self.names, row, strict=True)) for row in zip(*columns, strict=True)]
+        for row in rows:
+            for name in self.parents_first:
+                if not self._is_active(name, row):
+                    del row[name]
+        return rows
 
     def snap(self, X: Tensor) -> Tensor:
-        """The nearest points that stand for parameters: whole integers, one choice; shape ``... x d``."""
-        return torch.stack([parameter.snap(X[..., j]) for j, parameter in enumerate(self)], dim=-1)
+        """The nearest points that stand for parameters, shape ``... x d``.
+
+        That is: whole integers, one choice, one special value, the middle for what is inactive.
+        """
+        snapped = torch.stack([parameter.snap(X[..., j]) for j, parameter in enumerate(self)], dim=-1)
+        if not self.parent_columns:
+            return snapped
+        return torch.where(self.active(X), snapped, torch.stack([_middle(parameter) for parameter in self]).to(X))
 
     def resolved(self, X: Tensor) -> Tensor:
         """Points in units of the smallest difference that matters; shape ``... x d``.
 
         That is one value of a discrete parameter, RESOLUTION of the range of a real one.
         """
-        columns = [
-            X[..., j] / RESOLUTION if p.size is None else p.index_of(X[..., j]).to(X) for j, p in enumerate(self)
-        ]
+        X = self.snap(X)
+        columns = []
+        for j, parameter in enumerate(self):
+            share = 1 - SPECIAL_SHARE if parameter.special else 1.0
+            is_real = parameter.size is None
+            columns.append(X[..., j] / (share * RESOLUTION) if is_real else parameter.index_of(X[..., j]).to(X))
         return torch.stack(columns, dim=-1)
 
     def grid(self) -> Tensor:
-        """All points of a finite space, in order; shape ``size x d``, float64."""
+        """All points of a finite space, in the order of its parameters, parents first; ``size x d``, float64."""
         if self.size is None:
             raise SpaceError(f"only a finite space can be listed; {self.real_columns} are real")
-        axes = [p.coordinate(torch.arange(p.size or 0)) for p in self]
-        return torch.cartesian_prod(*axes).reshape(self.size, self.dim)
+        X = torch.stack([_middle(parameter) for parameter in self]).unsqueeze(0)
+        for name in self.parents_first:
+            j, size = self.names.index(name), self.parameters[name].size or 0
+            # Each row becomes as many as the parameter has values there: one, if it is inactive.
+            active = self.active(X)[:, j]
+            counts = torch.where(active, size, 1)
+            index = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+            X = X.repeat_interleave(counts, dim=0)
+            changed = active.repeat_interleave(counts)
+            X[changed, j] = self.parameters[name].coordinate(index[changed])
+        return X
+
+    def _is_active(self, name: str, params: Params) -> bool:
+        """Whether a parameter matters, given the canonical values of its active parents."""
+        return all(
+            parent in params and typed(params[parent]) in map(typed, values)
+            for parent, values in self.conditions[name].items()
+        )
+
+    def _condition_text(self, name: str) -> str:
+        return " and ".join(
+            f"{parent} == {values[0]!r}" if len(values) == 1 else f"{parent} in {list(values)!r}"
+            for parent, values in self.conditions[name].items()
+        )
 
     def __iter__(self) -> Iterator[Parameter]:
         return iter(self.parameters.values())
@@ -155,7 +266,10 @@ class SearchSpace:
         return self.parameters[name]
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, SearchSpace) and list(self.parameters.items()) == list(other.parameters.items())
+        if not isinstance(other, SearchSpace) or list(self.parameters.items()) != list(other.parameters.items()):
+            return False
+        # The conditions once more, because 1, 1.0 and True are different choices.
+        return repr(self.conditions) == repr(other.conditions)
 
     def __hash__(self) -> int:
         return hash(tuple(self.parameters.items()))
@@ -183,3 +297,46 @@ def _parameter(name: Any, definition: Any) -> Parameter:
         f"parameter {name!r} must be Real, Integer, Categorical, a (low, high) tuple or a list of choices, "
         f"but got {show(definition)}"
     )
+
+
+def _condition(name: str, parameters: Mapping[str, Parameter]) -> dict[str, tuple[Any, ...]]:
+    """What a parameter depends on: for each parent the canonical values; errors name it."""
+    condition = {}
+    for parent, values in parameters[name].when.items():
+        if parent not in parameters:
+            raise SpaceError(f"parameter {name!r} depends on {parent!r}, but the space has {list(parameters)}")
+        try:
+            canonical = tuple(parameters[parent].validate(value) for value in values)
+        except ParamsError as error:
+            raise SpaceError(f"parameter {name!r} depends on {parent!r}, which {error}") from None
+        special = parameters[parent].special
+        if parameters[parent].size is None and not set(canonical) <= set(special):
+            raise SpaceError(
+                f"parameter {name!r} depends on {parent!r}, a Real: that must be one of its special values "
+                f"{list(special)}, but got {list(canonical)}"
+            )
+        condition[parent] = canonical
+    return condition
+
+
+def _parents_first(conditions: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The names, parents before their children, otherwise in their order."""
+    order: list[str] = []
+
+    def visit(name: str, path: list[str]) -> None:
+        if name in path:
+            cycle = " -> ".join(repr(step) for step in [*path[path.index(name) :], name])
+            raise SpaceError(f"no parameter may depend on itself, but got {cycle}")
+        if name not in order:
+            for parent in conditions[name]:
+                visit(parent, [*path, name])
+            order.append(name)
+
+    for name in conditions:
+        visit(name, [])
+    return order
+
+
+def _middle(parameter: Parameter) -> Tensor:
+    """The coordinate that stands for a parameter where it is inactive; a scalar, float64."""
+    return parameter.snap(torch.tensor(0.5, dtype=torch.float64))

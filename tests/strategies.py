@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,27 +28,39 @@ JSON_SCALARS: SearchStrategy[Any] = st.one_of(
 
 
 @st.composite
-def reals(draw: DrawFn) -> Real:
-    """Both priors, from everyday bounds to the ends of double precision, wide and narrow."""
+def reals(draw: DrawFn, special: bool = True) -> Real:
+    """Both priors, from everyday bounds to the ends of double precision, wide and narrow; some with special values."""
     if draw(st.booleans()):
         low = draw(st.floats(1e-300, 1e300))
         factor = draw(st.sampled_from([1 + 1e-9, 1.001, 2.0, 100.0, 1e8, 1e200]))
-        high = low * factor
-        return Real(low, high if math.isfinite(high) else 1.7e308, prior="log-uniform")
-    low = draw(st.one_of(st.floats(-10, 10), st.floats(-1e300, 1e300)))
-    width = draw(st.one_of(st.floats(1e-6, 1e6), st.floats(1e-300, 1e300)))
-    high = low + width
-    return Real(low, high if high > low else math.nextafter(low, math.inf))
+        high = low * factor if math.isfinite(low * factor) else 1.7e308
+        parameter = Real(low, high, prior="log-uniform")
+    else:
+        low = draw(st.one_of(st.floats(-10, 10), st.floats(-1e300, 1e300)))
+        width = draw(st.one_of(st.floats(1e-6, 1e6), st.floats(1e-300, 1e300)))
+        high = low + width
+        parameter = Real(low, high if high > low else math.nextafter(low, math.inf))
+    values = st.one_of(
+        st.sampled_from([0.0, parameter.low, parameter.high, -1.0]), st.floats(parameter.low, parameter.high)
+    )
+    return replace(parameter, special=draw(specials(values))) if special else parameter
+
+
+def specials(values: SearchStrategy[Any]) -> SearchStrategy[list[Any]]:
+    """Mostly none, up to three."""
+    return st.one_of(st.just([]), st.lists(values, max_size=3, unique=True))
 
 
 @st.composite
-def integers(draw: DrawFn) -> Integer:
-    """Both priors, up to the largest bounds allowed."""
+def integers(draw: DrawFn, special: bool = True) -> Integer:
+    """Both priors, up to the largest bounds allowed; some with special values, inside the range or not."""
     prior = draw(st.sampled_from(["uniform", "log-uniform"]))
     smallest = 1 if prior == "log-uniform" else -MAX_INTEGER
     low = draw(st.one_of(st.integers(1, 64), st.integers(smallest, MAX_INTEGER - 1)))
     high = draw(st.one_of(st.integers(low + 1, low + 64), st.integers(low + 1, MAX_INTEGER)))
-    return Integer(low, min(high, MAX_INTEGER), prior=prior)
+    high = min(high, MAX_INTEGER)
+    values = st.one_of(st.sampled_from([0, -1, low, high, MAX_INTEGER]), st.integers(low, high))
+    return Integer(low, high, prior=prior, special=draw(specials(values)) if special else [])
 
 
 def categoricals() -> SearchStrategy[Categorical]:
@@ -60,23 +73,68 @@ def parameters() -> SearchStrategy[Parameter]:
     return st.one_of(reals(), integers(), categoricals())
 
 
-def spaces(max_dim: int = 4) -> SearchStrategy[SearchSpace]:
-    named = st.dictionaries(st.text(min_size=1, max_size=5), parameters(), min_size=1, max_size=max_dim)
-    return named.map(SearchSpace)
+@st.composite
+def spaces(draw: DrawFn, max_dim: int = 4, named: SearchStrategy[Parameter] | None = None) -> SearchSpace:
+    """Any parameters; some have conditions on others, on several and in chains too."""
+    names = draw(st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=max_dim, unique=True))
+    drawn = {name: draw(named or parameters()) for name in names}
+    order = draw(st.permutations(names))  # parents may stand behind their children
+    for i, name in enumerate(order):
+        possible = [parent for parent in order[:i] if drawn[parent].size is not None or drawn[parent].special]
+        if possible and draw(st.booleans()):
+            parents = draw(st.lists(st.sampled_from(possible), max_size=2, unique=True))
+            when = {parent: draw(some_values_of(drawn[parent])) for parent in parents}
+            drawn[name] = with_condition(drawn[name], when)
+    return SearchSpace(drawn)
+
+
+def with_condition(parameter: Parameter, when: Mapping[str, Any]) -> Parameter:
+    if isinstance(parameter, Categorical):
+        return Categorical(parameter.choices, parameter.ordered, when=when)
+    assert isinstance(parameter, (Real, Integer))
+    return replace(parameter, when=when)
+
+
+def some_values_of(parameter: Parameter) -> SearchStrategy[Any]:
+    """What a condition may name: a value, or a list of them; of a real, special ones."""
+    values = st.sampled_from(parameter.special) if isinstance(parameter, Real) else values_of(parameter)
+    return st.one_of(values, st.lists(values, min_size=1, max_size=3))
 
 
 def values_of(parameter: Parameter) -> SearchStrategy[Any]:
-    """Values inside a parameter's bounds, the bounds often, not yet in canonical form."""
-    if isinstance(parameter, Real):
-        return st.one_of(st.sampled_from([parameter.low, parameter.high]), st.floats(parameter.low, parameter.high))
-    if isinstance(parameter, Integer):
-        return st.one_of(st.sampled_from([parameter.low, parameter.high]), st.integers(parameter.low, parameter.high))
-    assert isinstance(parameter, Categorical)
-    return st.sampled_from(parameter.choices)
+    """Values of a parameter, the bounds and the special ones often, not yet in canonical form."""
+    if isinstance(parameter, Categorical):
+        return st.sampled_from(parameter.choices)
+    assert isinstance(parameter, (Real, Integer))
+    between = st.floats if isinstance(parameter, Real) else st.integers
+    inside: SearchStrategy[Any] = between(parameter.low, parameter.high)
+    return st.one_of(st.sampled_from([parameter.low, parameter.high, *parameter.special]), inside)
 
 
-def params_of(space: SearchSpace) -> SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries({name: values_of(p) for name, p in space.parameters.items()})
+@st.composite
+def params_of(draw: DrawFn, space: SearchSpace) -> dict[str, Any]:
+    """Values for the active parameters of a space, found by following the conditions as they are written."""
+    params: dict[str, Any] = {}
+    waiting = dict(space.parameters)
+    while waiting:
+        for name, parameter in list(waiting.items()):
+            if not any(parent in waiting for parent in parameter.when):
+                del waiting[name]
+                if is_active(space, name, params):
+                    params[name] = draw(values_of(parameter))
+    return params
+
+
+def is_active(space: SearchSpace, name: str, params: Mapping[str, Any]) -> bool:
+    """Whether a parameter matters, its parents being decided: an absent one is inactive."""
+    for parent, values in space[name].when.items():
+        if parent not in params:
+            return False
+        value = space[parent].validate(params[parent])
+        same = [v for v in map(space[parent].validate, values) if (type(v), v) == (type(value), value)]
+        if not same:
+            return False
+    return True
 
 
 @st.composite

@@ -2,10 +2,12 @@
 
     screen    many quasi-random points, and some around the best observations, in one batch without gradients
     ascend    L-BFGS-B on the real columns, all restarts in one batch
-    move      integer steps and changes of choice, by the acquisition's own values; back to `ascend`
+    move      integer steps, changes of choice and jumps to special values and back, by the acquisition's own
+              values; back to `ascend`
 
-Integer and categorical columns always hold coordinates that stand for values, so nothing is rounded behind
-the acquisition's back. A small finite space is enumerated instead. Nothing done or running is proposed again.
+Integer and categorical columns always hold coordinates that stand for values, special values their cell's centre and
+inactive columns the middle, so nothing is rounded behind the acquisition's back. A small finite space is enumerated
+instead. Nothing done or running is proposed again.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llamatune_torch.errors import SpaceExhaustedError
-from llamatune_torch.space import SearchSpace
+from llamatune_torch.parameter import Parameter
+from llamatune_torch.parameters import SPECIAL_SHARE, Number
+from llamatune_torch.space import RESOLUTION, SearchSpace
 
 Score = Callable[[Tensor], Tensor]  # b x 1 x d -> b
 
@@ -28,6 +32,9 @@ MAX_ROUNDS = 5  # of ascend and move
 MAX_ASCENT = 100  # iterations of L-BFGS-B
 MAX_STEPS = 20  # of move in one round
 CHUNK = 2048  # points evaluated at once, to bound the memory
+# Where parameters start that were special or inactive before, as shares of their range or of the unit interval.
+LANDMARKS = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
+NUM_AWAKENINGS = 8
 
 
 def maximize(
@@ -106,9 +113,11 @@ def around(space: SearchSpace, centres: Tensor, n: int, generator: torch.Generat
     steps = scale * torch.randn(X.shape, generator=generator, dtype=X.dtype, device=X.device)
     changed = uniform(*X.shape) < 0.5
     moved = (X + steps * changed).clamp(0.0, 1.0)
-    for j in space.categorical_columns:
+    for j in space.categorical_columns + space.special_columns:
         anew, resampled = uniform(len(X)), uniform(len(X)) < 0.2
-        moved[:, j] = torch.where(resampled, anew, X[:, j])
+        moved[:, j] = torch.where(resampled, anew, X[:, j] if j in space.categorical_columns else moved[:, j])
+    if space.parent_columns:  # what was inactive may be active now, and has no centre to be near
+        moved = torch.where(space.active(X), moved, uniform(*X.shape))
     return space.snap(moved)
 
 
@@ -144,11 +153,11 @@ def choose_starts(values: Tensor, k: int, generator: torch.Generator) -> Tensor:
 
 def climb(acquisition: Score, space: SearchSpace, X: Tensor) -> Tensor:
     """Local maxima reached from the rows of ``X`` (``b x d``), real and discrete columns in turn; ``b x d``."""
-    discrete = [j for j, parameter in enumerate(space) if parameter.size is not None]
+    can_jump = any(parameter.size is not None or parameter.special for parameter in space)
     for _ in range(MAX_ROUNDS):
         if space.real_columns:
-            X = ascend(acquisition, X, discrete)
-        if not discrete:
+            X = ascend(acquisition, space, X)
+        if not can_jump:
             return X
         X, moved = move(acquisition, space, X)
         if not moved:
@@ -156,36 +165,49 @@ def climb(acquisition: Score, space: SearchSpace, X: Tensor) -> Tensor:
     return X
 
 
-def ascend(acquisition: Score, X: Tensor, fixed: list[int]) -> Tensor:
-    """L-BFGS-B from each row of ``X`` within the unit cube, the ``fixed`` columns held; ``b x d``.
+def ascend(acquisition: Score, space: SearchSpace, X: Tensor) -> Tensor:
+    """L-BFGS-B from each row of ``X`` in its real columns, where they are active and ordinary; ``b x d``.
 
     ``b`` independent problems with one batched evaluation a step (BoTorch's port of scipy's solver). A line
     search that ends early at machine precision is no failure: what it reached is kept.
     """
-    free = [j for j in range(X.shape[-1]) if j not in fixed]
+    free = space.real_columns
+    # A column is searched in all rows or in none, so what a row must hold is put back, and its gradient is zero.
+    held = torch.stack([parameter.special_of(X[:, j]) >= 0 for j, parameter in enumerate(space)], dim=-1)
+    held = (held | ~space.active(X))[:, free]
+
+    def points_at(x: NDArray[np.float64], rows: list[int]) -> Tensor:
+        points = X[rows]
+        points[:, free] = torch.where(held[rows], points[:, free], torch.from_numpy(x).to(X))
+        return points
 
     def negated(x: NDArray[np.float64], batch_indices: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        points = X[batch_indices]
-        points[:, free] = torch.from_numpy(x).to(X)
-        points.requires_grad_(True)
+        points = points_at(x, batch_indices).requires_grad_(True)
         values = -acquisition(points.unsqueeze(-2))
         (gradient,) = torch.autograd.grad(values.sum(), points)
-        return values.numpy(force=True), gradient[:, free].nan_to_num().numpy(force=True)
+        gradient = gradient[:, free].nan_to_num().masked_fill(held[batch_indices], 0.0)
+        return values.numpy(force=True), gradient.numpy(force=True)
 
     reached, _, _ = fmin_l_bfgs_b_batched(
         negated,
         X[:, free].numpy(force=True),
-        bounds=[(0.0, 1.0)] * len(free),
+        bounds=[_ordinary_range(parameter) for parameter in space if parameter.size is None],
         maxiter=MAX_ASCENT,
         pass_batch_indices=True,
     )
-    climbed = X.clone()
-    climbed[:, free] = torch.from_numpy(reached).to(X)
-    return climbed
+    return points_at(reached, list(range(len(X))))
+
+
+def _ordinary_range(real: Parameter) -> tuple[float, float]:
+    """Where a real column may climb to. Next to a special end of the range there is nothing new to be had."""
+    if not isinstance(real, Number) or not real.special:
+        return 0.0, 1.0
+    margin = (1 - SPECIAL_SHARE) * RESOLUTION
+    return SPECIAL_SHARE + margin * (real.low in real.special), 1.0 - margin * (real.high in real.special)
 
 
 def move(acquisition: Score, space: SearchSpace, X: Tensor) -> tuple[Tensor, bool]:
-    """Steepest ascent over neighbours that differ in one discrete column; the points, and whether any moved."""
+    """Steepest ascent over the :func:`neighbours`; the points, and whether any moved."""
     values = evaluate(acquisition, X)
     moved = False
     for _ in range(MAX_STEPS):
@@ -203,21 +225,43 @@ def move(acquisition: Score, space: SearchSpace, X: Tensor) -> tuple[Tensor, boo
 
 
 def neighbours(space: SearchSpace, X: Tensor) -> Tensor:
-    """For each row of ``X``, the points that differ in one discrete column; ``b x m x d``.
+    """For each row of ``X``, the points that differ in one discrete value; ``b x m x d``.
 
-    Every other choice of an unordered column, steps of 1, 2, 4, ... values either way in an ordered one.
+    Every other choice of an unordered column, steps of 1, 2, 4, ... values either way in an ordered one, each special
+    value, and from there back to a few places of the range. Parameters that a change makes active start at a few
+    combinations of coordinates, the same for all.
     """
     variants: list[Tensor] = []
     for j, parameter in enumerate(space):
-        if parameter.size is None:
-            continue
-        if parameter.ordered:
-            steps = 2 ** torch.arange(max(parameter.size - 1, 1).bit_length())
-            index = parameter.index_of(X[:, j].cpu()).unsqueeze(-1) + torch.cat([-steps, steps])
-            index = index.clamp(0, parameter.size - 1)
-        else:
-            index = torch.arange(parameter.size).expand(len(X), -1)
-        changed = X.unsqueeze(-2).repeat(1, index.shape[-1], 1)
-        changed[..., j] = parameter.coordinate(index).to(X)
-        variants.append(changed)
-    return torch.cat(variants, dim=-2)
+        values = _jumps(parameter, X[:, j])
+        changed = X.unsqueeze(-2).repeat(1, values.shape[-1], 1)
+        changed[..., j] = values
+        variants.append(_awakened(space, X, changed) if j in space.parent_columns else changed)
+    options = torch.cat(variants, dim=-2)
+    return space.snap(options) if space.parent_columns else options
+
+
+def _jumps(parameter: Parameter, U: Tensor) -> Tensor:
+    """Where the coordinates ``U`` (``b``) of one column may jump to; ``b x m``, ``m`` is 0 for a plain continuum."""
+    places = torch.empty(0, dtype=U.dtype, device=U.device)
+    if isinstance(parameter, Number) and parameter.special:
+        ordinary = SPECIAL_SHARE + (1 - SPECIAL_SHARE) * torch.tensor(LANDMARKS, dtype=torch.float64)
+        places = parameter.snap(torch.cat([parameter.special_coordinates(), ordinary])).to(U)
+    places = places.expand(len(U), -1)
+    if parameter.size is None:
+        return places
+    if parameter.ordered:
+        steps = 2 ** torch.arange(max(parameter.size - 1, 1).bit_length())
+        index = parameter.index_of(U.cpu()).unsqueeze(-1) + torch.cat([-steps, steps])
+        index = index.clamp(0, parameter.size - 1)
+    else:
+        index = torch.arange(parameter.size).expand(len(U), -1)
+    return torch.cat([parameter.coordinate(index).to(U), places], dim=-1)
+
+
+def _awakened(space: SearchSpace, X: Tensor, changed: Tensor) -> Tensor:
+    """``changed`` (``b x m x d``) with what is inactive in ``X`` at several combinations; ``b x (m a) x d``."""
+    # The first point of the unscrambled sequence is the origin.
+    combinations = torch.quasirandom.SobolEngine(space.dim).draw(NUM_AWAKENINGS + 1, dtype=X.dtype)[1:].to(X)
+    active = space.active(X)[:, None, None, :]
+    return torch.where(active, changed.unsqueeze(-2), combinations).flatten(1, 2)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 
 
@@ -27,11 +28,14 @@ class Feasibility:
         X: shape ``n x d``, in the unit cube.
         works: shape ``n``, boolean; both kinds must occur.
         categorical: columns whose coordinates are mere labels.
+        features: what the kernels see instead of the columns; ``None`` for the columns themselves.
     """
 
-    def __init__(self, X: Tensor, works: Tensor, categorical: Sequence[int] = ()) -> None:
+    def __init__(
+        self, X: Tensor, works: Tensor, categorical: Sequence[int] = (), features: Features | None = None
+    ) -> None:
         labels = torch.where(works, 1.0, -1.0).to(X)
-        self.gp: Surrogate = fit_gp(X, labels, categorical)
+        self.gp: Surrogate = fit_gp(X, labels, categorical, features)
 
     def log_probability(self, X: Tensor) -> Tensor:
         """``log P(works | x)`` of each row; ``X`` has shape ``b x d``, the result ``b``."""

@@ -19,8 +19,9 @@ from torch import Tensor
 from llamatune_torch.engine.acquisition import make_acquisition, posterior_mean
 from llamatune_torch.engine.candidates import is_new, maximize, sobol
 from llamatune_torch.engine.feasibility import Feasibility
+from llamatune_torch.engine.features import features_of
 from llamatune_torch.engine.outcome import robust
-from llamatune_torch.engine.surrogate import fit_gp
+from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.settings import Settings
 from llamatune_torch.space import Params, SearchSpace
@@ -91,7 +92,7 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
 
     space = study.space
     data = training_data(study, settings.torch_device(len(study.completed)), [s.params for s in suggestions])
-    surrogate = fit_gp(data.X, data.Y, space.categorical_columns)
+    surrogate = fit(data, space)
     feasibility = feasibility_of(data, space)
     incumbents = data.X[posterior_mean(surrogate, data.X).topk(min(4, len(data.X))).indices]
     while len(suggestions) < n:
@@ -161,13 +162,18 @@ def encode(space: SearchSpace, rows: list[Params]) -> Tensor:
     return space.encode_all(rows) if rows else torch.empty(0, space.dim, dtype=torch.float64)
 
 
+def fit(data: TrainingData, space: SearchSpace) -> Surrogate:
+    """The surrogate of the completed trials."""
+    return fit_gp(data.X, data.Y, space.categorical_columns, features_of(space))
+
+
 def feasibility_of(data: TrainingData, space: SearchSpace) -> Feasibility | None:
     """The crash model, once something has crashed."""
     if len(data.X_failed) == 0:
         return None
     X = torch.cat([data.X, data.X_failed])
     works = torch.arange(len(X), device=X.device) < len(data.X)
-    return Feasibility(X, works, space.categorical_columns)
+    return Feasibility(X, works, space.categorical_columns, features_of(space))
 
 
 def derived_seed(*keys: int) -> int:

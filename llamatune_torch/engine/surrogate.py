@@ -42,6 +42,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
+from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.errors import SurrogateWarning
 
@@ -56,7 +57,7 @@ MIN_VARIANCE = 1e-12
 JITTER = 1e-8  # on the variance of what is not observed but sampled
 
 
-def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
+def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = (), features: Features | None = None) -> Surrogate:
     """The GP whose hyperparameters maximise the marginal likelihood times their priors (MAP).
 
     One ascent (L-BFGS-B) from the priors' modes; with few observations, or if that failed, another one from their
@@ -70,6 +71,7 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
         X: shape ``n x d``, in the unit cube, float64.
         Y: shape ``n``, zero mean and unit variance, same dtype and device.
         categorical: columns whose coordinates are mere labels.
+        features: what the kernels see instead of the columns; ``None`` for the columns themselves.
 
     Returns:
         A fitted model in evaluation mode, on the device of ``X``.
@@ -83,11 +85,20 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
         >>> gp.posterior(X[:1]).mean.shape
         torch.Size([1, 1])
     """
+    if features is not None:
+        X, categorical = features(X), features.categorical
+    gp = _fitted(X, Y, categorical)
+    gp.features = features
+    gp.eval()
+    return gp
+
+
+def _fitted(X: Tensor, Y: Tensor, categorical: Sequence[int]) -> Surrogate:
+    """What :func:`fit_gp` says, of features; still in training mode."""
     if len(Y) > FIT_AT_MOST:
         rows = torch.linspace(0, len(Y) - 1, FIT_AT_MOST, dtype=torch.float64, device=X.device).round().long()
         gp = make_gp(X, Y, categorical)
-        gp.set_hyperparameters(fit_gp(X[rows], Y[rows], categorical).hyperparameters())
-        gp.eval()
+        gp.set_hyperparameters(_fitted(X[rows], Y[rows], categorical).hyperparameters())
         return gp
     fits: list[tuple[float, Surrogate]] = []
     for start_at_medians in (False, True):
@@ -101,15 +112,13 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
             fits.append((reached, gp))
     if fits:
         _, gp = max(fits, key=lambda fit: fit[0])
-    else:
-        warnings.warn(
-            f"fitting the surrogate to {len(Y)} observations failed; its priors' modes are used instead",
-            SurrogateWarning,
-            stacklevel=2,
-        )
-        gp = make_gp(X, Y, categorical)
-    gp.eval()
-    return gp
+        return gp
+    warnings.warn(
+        f"fitting the surrogate to {len(Y)} observations failed; its priors' modes are used instead",
+        SurrogateWarning,
+        stacklevel=3,
+    )
+    return make_gp(X, Y, categorical)
 
 
 def make_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
@@ -200,10 +209,11 @@ class Predictor(NamedTuple):
     """A GP given its hyperparameters and what has been seen, ready to predict at many points.
 
     kernel        the covariance of ``f``
-    inputs        n x d   where ``f`` was seen, with noise or without
+    inputs        n x f   where ``f`` was seen, with noise or without, as features
     mean          the constant mean ``m``
     weights       n x s   K^-1 (Y - m), for ``s`` different outcomes at the same inputs
     inverse_root  n x n   L^-1, where L L' = K
+    features      from points of the unit cube to what the kernel sees
     """
 
     kernel: ProductKernel
@@ -211,15 +221,18 @@ class Predictor(NamedTuple):
     mean: Tensor
     weights: Tensor
     inverse_root: Tensor
+    features: Features | None = None
 
     def moments(self, X: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (``b x s``) and variance (``b``) of ``f`` at the rows of ``X`` (``b x d``), differentiable."""
+        X = X if self.features is None else self.features(X)
         mean, variance = _Moments.apply(X, self)  # type: ignore[no-untyped-call]  # torch's
         return mean, variance.clamp_min(MIN_VARIANCE)
 
     @torch.no_grad()
     def mean_at(self, X: Tensor) -> Tensor:
         """The mean alone, of the first column of weights, without gradients; ``X`` is ``b x d``, the result ``b``."""
+        X = X if self.features is None else self.features(X)
         return self.mean + self.kernel(X, self.inputs) @ self.weights[:, 0]
 
 
@@ -256,6 +269,9 @@ class Surrogate(SingleTaskGP):
     # Solved once it is needed; forgotten as soon as the hyperparameters may change.
     _solved: Predictor | None = None
 
+    # From points of the unit cube to what the kernels see; ``train_inputs`` holds the latter.
+    features: Features | None = None
+
     def __init__(self, X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> None:
         with torch.device(X.device):  # where gpytorch makes its parameters: else on the default device
             super().__init__(
@@ -285,14 +301,14 @@ class Surrogate(SingleTaskGP):
         """The joint posterior of the ``q`` points of each batch; ``X`` has shape ``... x q x d``."""
         if output_indices is not None or posterior_transform is not None or isinstance(observation_noise, Tensor):
             raise UnsupportedError("the surrogate has one outcome, one noise level and no transform")
-        q, d = X.shape[-2:]
+        given, q = self.predictor(), X.shape[-2]
         if q == 1:
-            mean, variance = self.predictor().moments(X.reshape(-1, d))
+            mean, variance = given.moments(X.reshape(-1, X.shape[-1]))
             mean, covariance = mean.view(X.shape[:-1]), variance.view(*X.shape[:-1], 1)
         else:
-            given = self.predictor()
+            X = X if self.features is None else self.features(X)
             # Batches share the training data, so k(Z, X) is one matrix of all their points.
-            cross = given.kernel(X.reshape(-1, d), given.inputs)
+            cross = given.kernel(X.reshape(-1, X.shape[-1]), given.inputs)
             mean = given.mean + (cross @ given.weights).view(X.shape[:-1])
             whitened = (cross @ given.inverse_root.mT).view(*X.shape[:-1], -1)
             covariance = given.kernel(X, X) - whitened @ whitened.mT
@@ -407,9 +423,8 @@ class Surrogate(SingleTaskGP):
         if self.training:
             self.eval()
         if self._solved is None:
-            kernel = self.kernel()
-            K = kernel.matrix_and_slope(self.inputs)[0]
-            self._solved = _solve(kernel, self.inputs, self.mean, self._with_noise(K), self.train_targets.unsqueeze(-1))
+            K = self._with_noise(self.kernel().matrix_and_slope(self.inputs)[0])
+            self._solved = self._given(self.inputs, K, self.train_targets.unsqueeze(-1))
         return self._solved
 
     @torch.no_grad()
@@ -426,26 +441,27 @@ class Surrogate(SingleTaskGP):
             A predictor with ``s`` columns of weights, and the samples, ``s x m``.
         """
         given = self.predictor()
-        kernel = given.kernel
-        cross = kernel(P, given.inputs)
+        P = P if self.features is None else self.features(P)
+        cross = given.kernel(P, given.inputs)
         whitened = cross @ given.inverse_root.mT
-        prior = kernel.matrix_and_slope(P)[0]
+        prior = given.kernel.matrix_and_slope(P)[0]
         prior.diagonal().add_(JITTER)
         root = psd_safe_cholesky(prior - whitened @ whitened.mT)
         samples = (given.mean + cross @ given.weights).mT + base_samples @ root.mT
         if not noisy:
-            return _solve(kernel, P, given.mean, prior, samples.mT), samples
-        K = self._with_noise(kernel.matrix_and_slope(given.inputs)[0])
+            return self._given(P, prior, samples.mT), samples
+        K = self._with_noise(given.kernel.matrix_and_slope(given.inputs)[0])
         K = torch.cat([torch.cat([K, cross.mT], dim=1), torch.cat([cross, prior], dim=1)])
         Y = torch.cat([self.train_targets.unsqueeze(-1).expand(-1, len(samples)), samples.mT])
-        return _solve(kernel, torch.cat([given.inputs, P]), given.mean, K, Y), samples
+        return self._given(torch.cat([given.inputs, P]), K, Y), samples
 
-
-def _solve(kernel: ProductKernel, inputs: Tensor, mean: Tensor, K: Tensor, Y: Tensor) -> Predictor:
-    root = psd_safe_cholesky(K)
-    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
-    inverse_root = torch.linalg.solve_triangular(root, identity, upper=False)
-    return Predictor(kernel, inputs, mean, torch.cholesky_solve(Y - mean, root), inverse_root)
+    def _given(self, inputs: Tensor, K: Tensor, Y: Tensor) -> Predictor:
+        """The GP given outcomes ``Y`` (``n x s``) at ``inputs``, whose covariance, noise included, is ``K``."""
+        root = psd_safe_cholesky(K)
+        identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+        inverse_root = torch.linalg.solve_triangular(root, identity, upper=False)
+        weights = torch.cholesky_solve(Y - self.mean, root)
+        return Predictor(self.kernel(), inputs, self.mean, weights, inverse_root, self.features)
 
 
 def _maximize_posterior(gp: Surrogate) -> float:

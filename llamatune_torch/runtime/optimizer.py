@@ -13,6 +13,7 @@ from typing import Any, get_args, overload
 
 import torch
 
+from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import Suggestion, derived_seed, suggest
 from llamatune_torch.errors import (
     CallbackWarning,
@@ -210,6 +211,15 @@ class LlamaTune:
         if self.interrupted and not self.study.completed:
             raise KeyboardInterrupt
         return self.study.best_params, self.study.best_value
+
+    def recommend(self) -> Trial:
+        """The finished trial to use: where outcomes are noisy, not the luckiest but the best on average.
+
+        Raises:
+            NoCompletedTrialError: nothing has completed yet.
+        """
+        with self._lock, _one_thread(self.settings.torch_device(len(self.study.completed))):
+            return recommend(self.study, self.settings)
 
     def run(self, evaluate: Evaluate) -> Study:
         """The loop behind :meth:`optimize`, for evaluations that want the whole ``Trial``."""

@@ -33,6 +33,7 @@ from llamatune_torch import (
     TrialState,
     TrialStateError,
 )
+from llamatune_torch.engine.recommend import recommend
 
 SPACE = {"x": Real(-1, 1), "n": Integer(1, 8)}
 CLASSIC = {
@@ -579,3 +580,12 @@ def test_bad_spaces_are_refused(space: dict[str, Any], message: str) -> None:
 def test_optimizing_without_a_function_says_what_is_missing() -> None:
     with pytest.raises(SettingsError, match=r"optimize\(\) needs model_eval_fn; with ask\(\) and tell\(\)"):
         tuner(None).optimize()
+
+
+def test_recommend_is_the_trial_that_is_best_on_average() -> None:
+    optimizer = tuner(max_evals=8)
+    with pytest.raises(NoCompletedTrialError):
+        optimizer.recommend()
+    optimizer.optimize()
+    assert optimizer.recommend() == recommend(optimizer.study, optimizer.settings)
+    assert optimizer.recommend() in optimizer.study.completed

@@ -1,0 +1,36 @@
+"""Which of the finished trials to use? The best value on record may only have been lucky.
+
+Among many runs at the flat top of a noisy landscape, the one that came out best is the one with the kindest noise. The
+surrogate has seen all of them: its mean says what each should give on average.
+"""
+
+from __future__ import annotations
+
+from llamatune_torch.engine.acquisition import posterior_mean
+from llamatune_torch.engine.suggest import fit, ignoring_default_device, training_data
+from llamatune_torch.settings import Settings
+from llamatune_torch.study import Study, Trial
+
+
+@ignoring_default_device
+def recommend(study: Study, settings: Settings | None = None) -> Trial:
+    """The completed trial for whose parameters the surrogate's mean is best; the earliest among equals.
+
+    Where outcomes hold little noise this is ``study.best_trial``. Like ``suggest`` a pure function of the record.
+
+    Raises:
+        NoCompletedTrialError: nothing has completed yet.
+
+    Example:
+        >>> study = Study(SearchSpace({"x": Real(0, 1)}), trials=(Trial(0, {"x": 0.5}, state=COMPLETE, value=1.0),))
+        >>> recommend(study).params
+        {'x': 0.5}
+    """
+    best = study.best_trial
+    completed = study.completed
+    if len(completed) < 3:  # nothing to tell luck from merit by
+        return best
+    settings = settings or Settings()
+    data = training_data(study, settings.torch_device(len(completed)), [])
+    mean = posterior_mean(fit(data, study.space), data.X)
+    return completed[int(mean.argmax())]
