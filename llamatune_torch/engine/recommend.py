@@ -7,11 +7,12 @@ surrogate has seen all of them: its mean says what each should give on average.
 from __future__ import annotations
 
 from llamatune_torch.engine.acquisition import posterior_mean
-from llamatune_torch.engine.suggest import fit, training_data
+from llamatune_torch.engine.suggest import fit, ignoring_default_device, training_data
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study, Trial
 
 
+@ignoring_default_device
 def recommend(study: Study, settings: Settings | None = None) -> Trial:
     """The completed trial for whose parameters the surrogate's mean is best; the earliest among equals.
 

@@ -23,6 +23,7 @@ from llamatune_torch import Settings, Study
 from llamatune_torch.engine.acquisition import make_acquisition
 from llamatune_torch.engine.feasibility import Feasibility
 from llamatune_torch.engine.outcome import robust, standardize
+from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.engine.surrogate import fit_gp
 from llamatune_torch.settings import AcquisitionName
@@ -79,6 +80,13 @@ def test_advice_is_the_same_whatever_the_default_device(n_initial: int) -> None:
     with default_device("meta"):
         assert suggest(study, settings, 3) == expected
         assert torch.get_default_device().type == "meta"
+
+
+def test_the_recommended_trial_is_the_same_whatever_the_default_device() -> None:
+    study = explored()
+    expected = recommend(study)
+    with default_device("meta"):
+        assert recommend(study) == expected
 
 
 def test_a_first_suggestion_is_the_same_whatever_the_default_device() -> None:
