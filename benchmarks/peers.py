@@ -10,8 +10,8 @@ logarithmic scales declared the way its documentation says; a failed run is told
                  It recommends by its own model (get_best_parameterization)
     smac         HyperparameterOptimizationFacade, deterministic, so that it spends no evaluation on repeats; a failed
                  run is told as CRASHED at the worst cost so far (with its default crash_cost, inf, the fit breaks)
-    hebo         HEBO; a failed run is told as nan, which it leaves out. In a small space of choices alone (nmt_lora) its
-                 evolution looks for new points almost for ever: that run ends by the time limit
+    hebo         HEBO; a failed run is told as nan, which it leaves out. In a small space of choices alone (nmt_lora)
+                 its evolution looks for new points almost for ever: that run ends by the time limit
     skopt        Optimizer; it has no word for a failure: told as the worst cost so far
 
 The libraries are imported when they are used, so that one that is missing is missing alone.
