@@ -18,7 +18,7 @@ def test_wheel_holds_the_package_its_types_and_its_licence_only(tmp_path: Path) 
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     for name in ("llamatune_torch", "tests", "benchmarks", "examples"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", ".venv*"))
     build = [
         sys.executable,
         "-m",
