@@ -25,9 +25,9 @@ class Settings:
     """What ``suggest`` may be told besides the study.
 
     Args:
-        acquisition: "logei" (expected improvement in log space, the default), "ei", "logpi", "pi", "ucb", or
-            the Monte Carlo ones "qlogei" and "qlognei". An analytic one turns into its q-batch sibling as
-            soon as several points are asked for or other trials are running.
+        acquisition: "logei" (expected improvement in log space, the default), "ei", "logpi", "pi", "ucb", or the Monte
+            Carlo ones "qlogei" and "qlognei". With several points asked for or other trials running, the analytic ones
+            are averaged over samples of what may come out of those.
         xi: how much a point must improve on the best, in standard deviations of the outcomes (EI, PI).
         kappa: how many posterior standard deviations UCB adds to the mean.
         n_initial: trials before the surrogate takes over; ``None`` for the number of parameters plus one,
@@ -37,7 +37,7 @@ class Settings:
             CUDA device such as "cuda:1".
         num_restarts: starting points of the gradient ascent on the acquisition.
         num_screened: quasi-random points among which those starting points are chosen.
-        mc_samples: posterior samples of the Monte Carlo acquisitions.
+        mc_samples: posterior samples of the Monte Carlo acquisitions, and of what may come out of running trials.
 
     Raises:
         SettingsError: a value out of its range.

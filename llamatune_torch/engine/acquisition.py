@@ -8,15 +8,17 @@ Expected improvement alone would weigh P once. But improvement runs out as the s
 failures keeps its one chance in twenty: with a weight of one, many runs next to a memory limit failed (a few
 seeds: benchmarks/README.md), and a failed run costs time and teaches little.
 
-``improvement`` is BoTorch's. With one point to choose and nothing running it is analytic; with points pending
-it is the q-batch sibling of the same name, which knows where those points are (``X_pending``):
+``improvement`` is BoTorch's:
 
-    name        one point                        with points pending
-    logei, ei   LogExpectedImprovement           qLogExpectedImprovement
-    logpi, pi   LogProbabilityOfImprovement      qLogProbabilityOfImprovement (below)
-    ucb         UpperConfidenceBound             qUpperConfidenceBound
-    qlogei      qLogExpectedImprovement          the same
-    qlognei     qLogNoisyExpectedImprovement     the same
+    logei, ei   LogExpectedImprovement
+    logpi, pi   LogProbabilityOfImprovement
+    ucb         UpperConfidenceBound
+    qlogei      qLogExpectedImprovement: the q-batch sibling, by Monte Carlo with ``X_pending``
+    qlognei     qLogNoisyExpectedImprovement: the same, and what the observed points are truly worth is sampled, too
+
+With points pending, the analytic ones are averaged over fantasies of what may come out of those (``fantasies.py``).
+EI's bar is then what the best of them reaches; PI counts the fantasies in which none of them has passed it. UCB needs
+the mean fantasy only, which leaves the mean as it is and shrinks the standard deviation (Desautels et al., 2014).
 
 The improved EI (Ament et al., 2023, arXiv:2310.20708) is computed in log space, where its gradient does not
 vanish. "ei" and "pi" are the exponentials of "logei" and "logpi": the same maximiser, the classic landscape.
@@ -31,20 +33,20 @@ from botorch.acquisition import (
     UpperConfidenceBound,
     qLogExpectedImprovement,
     qLogNoisyExpectedImprovement,
-    qUpperConfidenceBound,
 )
 from botorch.acquisition.analytic import LogProbabilityOfImprovement
-from botorch.acquisition.monte_carlo import SampleReducingMCAcquisitionFunction
 from botorch.sampling import SobolQMCNormalSampler
-from botorch.utils.safe_math import logmeanexp
 from torch import Tensor
 
+from llamatune_torch.engine.candidates import quasi_random
+from llamatune_torch.engine.fantasies import Fantasies
 from llamatune_torch.engine.feasibility import Feasibility
 from llamatune_torch.engine.surrogate import Surrogate
 from llamatune_torch.settings import Settings
 
 # The power of P(works | x).
 RISK_AVERSION = 4.0
+OUT_OF_REACH = 100.0  # standard deviations of the outcomes
 
 
 class Acquisition:
@@ -92,59 +94,47 @@ def make_acquisition(
         X: observed points, ``n x d``.
         X_pending: points being evaluated, ``m x d``; ``m`` may be 0.
         feasibility: the probability that a point works; ``None`` if nothing has failed.
-        seed: of the Monte Carlo acquisitions' base samples.
+        seed: of the fantasies, and of the Monte Carlo acquisitions' base samples.
     """
-    name = settings.acquisition
-    pending = X_pending if len(X_pending) else None
+    name, pending = settings.acquisition, X_pending if len(X_pending) else None
+    model: Surrogate | Fantasies = surrogate
     # A tensor: of a float BoTorch would make one of the default dtype.
     best_f = posterior_mean(surrogate, X).max() + settings.xi
-    sampler = SobolQMCNormalSampler(torch.Size([settings.mc_samples]), seed=seed)
+    if pending is not None and name in ("logei", "ei", "logpi", "pi"):
+        fantasies = Fantasies(surrogate, pending, normal_samples(settings.mc_samples, len(pending), seed).to(X))
+        if name in ("logei", "ei"):
+            best_f = fantasies.best.clamp_min(best_f)
+        else:  # where a running trial passes the bar, nothing is left to be done: out of reach
+            best_f = best_f + OUT_OF_REACH * (fantasies.best > best_f)
+        model = fantasies
+    elif pending is not None and name == "ucb":
+        model = Fantasies(surrogate, pending, X.new_zeros(1, len(pending)))
+
     improvement: AcquisitionFunction
-    if name == "qlognei":
-        # BoTorch's pruning of the baseline draws from the global random generator.
-        improvement = qLogNoisyExpectedImprovement(surrogate, X, sampler, X_pending=pending, prune_baseline=False)
-    elif name == "qlogei" or (name in ("logei", "ei") and pending is not None):
-        improvement = qLogExpectedImprovement(surrogate, best_f, sampler, X_pending=pending)
-    elif name in ("logei", "ei"):
-        improvement = LogExpectedImprovement(surrogate, best_f)
-    elif name in ("logpi", "pi") and pending is not None:
-        improvement = qLogProbabilityOfImprovement(surrogate, best_f, sampler, pending)
+    if name in ("logei", "ei"):
+        improvement = LogExpectedImprovement(model, best_f)
     elif name in ("logpi", "pi"):
-        improvement = LogProbabilityOfImprovement(surrogate, best_f)
-    elif pending is not None:
-        improvement = qUpperConfidenceBound(surrogate, settings.kappa**2, sampler, X_pending=pending)
-    else:
+        improvement = LogProbabilityOfImprovement(model, best_f)
+    elif name == "ucb":
         # BoTorch's beta is the square of the factor on the standard deviation.
-        improvement = UpperConfidenceBound(surrogate, beta=settings.kappa**2)
+        improvement = UpperConfidenceBound(model, beta=settings.kappa**2)
+    else:
+        sampler = SobolQMCNormalSampler(torch.Size([settings.mc_samples]), seed=seed)
+        if name == "qlogei":
+            improvement = qLogExpectedImprovement(surrogate, best_f, sampler, X_pending=pending)
+        else:
+            # BoTorch's pruning of the baseline draws from the global random generator.
+            improvement = qLogNoisyExpectedImprovement(surrogate, X, sampler, X_pending=pending, prune_baseline=False)
     return Acquisition(improvement, feasibility, exponentiate=name in ("ei", "pi"))
 
 
-class qLogProbabilityOfImprovement(SampleReducingMCAcquisitionFunction):  # noqa: N801  (the field's name)
-    """``log P(max of the q points > best_f)``, smoothed: ``log E[sigmoid((max_q y_q - best_f) / tau)]``.
-
-    The sigmoid stays in log space until the mean over the samples has been taken, so that the gradient
-    survives far below ``best_f``.
-    """
-
-    def __init__(
-        self,
-        model: Surrogate,
-        best_f: Tensor,
-        sampler: SobolQMCNormalSampler,
-        X_pending: Tensor | None = None,
-        tau: float = 1e-2,
-    ) -> None:
-        super().__init__(
-            model,
-            sampler=sampler,
-            X_pending=X_pending,
-            sample_reduction=logmeanexp,
-        )
-        self.best_f = best_f
-        self.tau = tau
-
-    def _sample_forward(self, obj: Tensor) -> Tensor:
-        return torch.nn.functional.logsigmoid((obj - self.best_f) / self.tau)
+def normal_samples(n: int, m: int, seed: int) -> Tensor:
+    """Quasi-random draws from a standard normal distribution, ``n x m``, from a scrambled Sobol sequence."""
+    if m > torch.quasirandom.SobolEngine.MAXDIM:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(n, m, generator=generator, dtype=torch.float64, device=generator.device)
+    samples: Tensor = torch.special.ndtri(quasi_random(m, n, seed).clamp(1e-10, 1 - 1e-10))
+    return samples
 
 
 def posterior_mean(surrogate: Surrogate, X: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from botorch.posteriors import GPyTorchPosterior
 from gpytorch.distributions import MultivariateNormal
 from linear_operator import to_linear_operator
+from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
 from llamatune_torch.engine.kernel import ProductKernel
@@ -23,12 +24,12 @@ JITTER = 1e-8  # on the variances of joint samples, so that points that all but 
 
 
 class Predictor(NamedTuple):
-    """A GP given its hyperparameters and the observations, ready to predict at many points.
+    """A GP given its hyperparameters and what was seen, ready to predict at many points.
 
     kernel        the covariance of ``f``
     inputs        n x d
     mean          the constant mean ``m``
-    weights       n       K^-1 (Y - m), where K includes the noise
+    weights       n x s   K^-1 (Y - m) for ``s`` sets of outcomes; K includes the noise
     inverse_root  n x n   L^-1, where L L' = K
     """
 
@@ -39,9 +40,17 @@ class Predictor(NamedTuple):
     inverse_root: Tensor
 
     def moments(self, X: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of ``f`` at each row of ``X`` (``b x d``), both of shape ``b``; differentiable."""
+        """Mean (``b x s``) and variance (``b``) of ``f`` at the rows of ``X`` (``b x d``); differentiable."""
         mean, variance = _Moments.apply(X, self)  # type: ignore[no-untyped-call]  # torch's
         return mean, variance.clamp_min(MIN_VARIANCE)
+
+
+def conditioned(kernel: ProductKernel, inputs: Tensor, mean: Tensor, K: Tensor, Y: Tensor) -> Predictor:
+    """The GP given ``s`` sets of outcomes ``Y`` (``n x s``) at ``inputs``, whose covariance with noise is ``K``."""
+    root = psd_safe_cholesky(K)
+    identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
+    inverse_root = torch.linalg.solve_triangular(root, identity, upper=False)
+    return Predictor(kernel, inputs, mean, torch.cholesky_solve(Y - mean, root), inverse_root)
 
 
 class _Moments(torch.autograd.Function):
@@ -59,9 +68,7 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, by_mean: Tensor, by_variance: Tensor) -> tuple[Tensor, None]:
         X, slope, whitened = ctx.saved_tensors
         given: Predictor = ctx.given
-        by_cross = by_mean.unsqueeze(-1) * given.weights - 2 * by_variance.unsqueeze(-1) * (
-            whitened @ given.inverse_root
-        )
+        by_cross = by_mean @ given.weights.mT - 2 * by_variance.unsqueeze(-1) * (whitened @ given.inverse_root)
         return given.kernel.pull_back(X, given.inputs, slope, by_cross), None
 
 

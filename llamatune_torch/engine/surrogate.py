@@ -40,7 +40,7 @@ from torch import Tensor
 
 from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.kernel import ProductKernel
-from llamatune_torch.engine.prediction import GaussianPosterior, Predictor
+from llamatune_torch.engine.prediction import GaussianPosterior, Predictor, conditioned
 from llamatune_torch.errors import SurrogateWarning
 
 MAX_FIT_ITERATIONS = 200
@@ -222,7 +222,7 @@ class Surrogate(SingleTaskGP):
         else:
             # Batches share the training data, so k(Z, X) is one matrix of all their points.
             cross = given.kernel(X.reshape(-1, d), given.inputs)
-            mean = given.mean + cross @ given.weights
+            mean = given.mean + cross @ given.weights[:, 0]
             whitened = (cross @ given.inverse_root.mT).view(*X.shape[:-1], -1)
             covariance = given.kernel(X, X) - whitened @ whitened.mT
         mean, covariance = mean.view(X.shape[:-1]), covariance.view(*X.shape[:-1], q)
@@ -245,7 +245,7 @@ class Surrogate(SingleTaskGP):
         n = len(r)
         kernel = self.kernel()
         K, dK = kernel.matrix_and_slope(X)
-        root = psd_safe_cholesky(self._with_noise(K))
+        root = psd_safe_cholesky(self.with_noise(K))
         a = torch.cholesky_solve(r.unsqueeze(-1), root)
         value = -0.5 * r @ a.squeeze(-1) - root.diagonal().log().sum() - 0.5 * n * math.log(2 * math.pi)
         slope = torch.addr(torch.cholesky_inverse(root), a.squeeze(-1), a.squeeze(-1), beta=-0.5, alpha=0.5)
@@ -326,7 +326,7 @@ class Surrogate(SingleTaskGP):
             Scales(noise.raw_noise, noise.noise_prior, MIN_NOISE),
         ]
 
-    def _with_noise(self, K: Tensor) -> Tensor:
+    def with_noise(self, K: Tensor) -> Tensor:
         """``K`` itself, the noise added to its diagonal."""
         K.diagonal().add_(self.noise)
         return K
@@ -338,12 +338,8 @@ class Surrogate(SingleTaskGP):
             self.eval()
         if self._solved is None:
             kernel = self.kernel()
-            root = psd_safe_cholesky(self._with_noise(kernel.matrix_and_slope(self.inputs)[0]))
-            residual = (self.train_targets - self.mean).unsqueeze(-1)
-            weights = torch.cholesky_solve(residual, root).squeeze(-1)
-            identity = torch.eye(len(root), dtype=root.dtype, device=root.device)
-            inverse_root = torch.linalg.solve_triangular(root, identity, upper=False)
-            self._solved = Predictor(kernel, self.inputs, self.mean, weights, inverse_root)
+            K = self.with_noise(kernel.matrix_and_slope(self.inputs)[0])
+            self._solved = conditioned(kernel, self.inputs, self.mean, K, self.train_targets.unsqueeze(-1))
         return self._solved
 
 

@@ -28,8 +28,8 @@ from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.engine.surrogate import fit_gp
 from llamatune_torch.settings import AcquisitionName
 
-# BoTorch draws one of the base samples of its Monte Carlo acquisitions in the default dtype.
-MONTE_CARLO = 1e-7
+# BoTorch draws base samples, and keeps constants of its acquisitions, in the default dtype.
+MONTE_CARLO = 1e-6
 ENGINE = sorted((Path(llamatune_torch.__file__).parent / "engine").glob("*.py"))
 NAMES = get_args(AcquisitionName)
 X = halton(14, 3)
