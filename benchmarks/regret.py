@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import logging
 import math
 import multiprocessing
 import os
@@ -56,7 +55,6 @@ class Llamatune:
     """This engine; ``settings`` are arguments of ``LlamaTune``."""
 
     def __init__(self, problem: Problem, evals: int, seed: int, **settings: Any) -> None:
-        logging.getLogger("llamatune_torch").setLevel(logging.CRITICAL)
         self.tuner = LlamaTune(
             problem.space, max_evals=evals, direction=problem.direction, seed=seed, progress=False, **settings
         )

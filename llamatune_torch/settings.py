@@ -28,7 +28,8 @@ class Settings:
         acquisition: "logei" (expected improvement in log space, the default), "ei", "logpi", "pi", "ucb", or the Monte
             Carlo ones "qlogei" and "qlognei". With several points asked for or other trials running, the analytic ones
             are averaged over samples of what may come out of those.
-        xi: how much a point must improve on the best, in standard deviations of the outcomes (EI, PI).
+        xi: how much a point must improve on the best, in standard deviations of the outcomes (EI, PI). Without it, the
+            search polishes the first good choice it finds, instead of looking at the others.
         kappa: how many posterior standard deviations UCB adds to the mean.
         n_initial: trials before the surrogate takes over; ``None`` for the number of parameters plus one,
             between 4 and 10.
@@ -44,7 +45,7 @@ class Settings:
     """
 
     acquisition: AcquisitionName = "logei"
-    xi: float = 0.0
+    xi: float = 0.1
     kappa: float = 2.576
     n_initial: int | None = None
     seed: int = 0

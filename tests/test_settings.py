@@ -15,7 +15,7 @@ from llamatune_torch.settings import CUDA_FROM_TRIALS
 
 def test_defaults_are_those_of_the_documentation() -> None:
     settings = Settings()
-    assert (settings.acquisition, settings.kappa, settings.xi) == ("logei", 2.576, 0.0)
+    assert (settings.acquisition, settings.kappa, settings.xi) == ("logei", 2.576, 0.1)
     assert (settings.seed, settings.device, settings.n_initial) == (0, "auto", None)
 
 

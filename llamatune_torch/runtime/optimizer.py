@@ -73,7 +73,7 @@ class LlamaTune:
         initial_points: Sequence[Mapping[str, Any]] = (),
         n_initial: int | None = None,
         acquisition: AcquisitionName = "logei",
-        xi: float = 0.0,
+        xi: float = 0.1,
         kappa: float = 2.576,
         seed: int = 0,
         device: str = "auto",

@@ -40,19 +40,23 @@ def test_regret_after_25_evaluations_is_far_below_random_search(problem: str, sh
 
 
 def test_script_writes_each_run_and_prints_its_tables(output: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    runs = benchmark(
-        output, "--seeds 2 --random-seeds 3 --evals 10 --problems branin --methods llamatune random --plot"
-    )
+    runs = benchmark(output, "--seeds 2 --random-seeds 3 --evals 10 --problems branin --methods llamatune random")
     assert keys(runs) == [("llamatune", 0), ("random", 0), ("llamatune", 1), ("random", 1), ("random", 2)]
     assert all(run["recommended"][-1][0] == 10 and "torch" in run["with"] for run in runs)
     summary = json.loads(output.with_suffix(".json").read_text())
     assert summary["q=1"]["random"]["mean_and_median_normalised_regret"] == {"10": [1.0, 1.0]}
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].split("|")[1:4] == [" branin  ", " random    ", " 1.000 "]
+
+
+def test_the_picture_is_drawn(output: Path) -> None:
+    pytest.importorskip("matplotlib", reason="the extra `bench` is not installed")
+    benchmark(output, "--seeds 1 --random-seeds 3 --evals 10 --problems branin --methods random --plot")
     assert output.with_suffix(".png").stat().st_size > 1000
 
 
 def test_append_keeps_what_is_there_and_a_second_measurement_replaces_only_what_it_measures(output: Path) -> None:
+    pytest.importorskip("optuna", reason="the extra `bench` is not installed")
     common = "--evals 10 --problems branin --random-seeds 2 --seeds"
     first = benchmark(output, f"{common} 1 --methods random optuna-tpe")
     first[0]["cpu_seconds"] = 77.0  # to be recognised
@@ -97,6 +101,8 @@ def test_four_at_a_time_are_asked_for_and_told_together(monkeypatch: pytest.Monk
 def test_a_peer_that_breaks_is_a_row_that_says_so(
     output: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("optuna", reason="the extra `bench` is not installed")
+
     class Broken(peers.RandomSearch):
         def tell(self, values: Any) -> None:
             raise ValueError("Input y\n contains NaN.")

@@ -44,7 +44,7 @@ def works() -> Feasibility:
 def acquisition(
     name: str, gp: SingleTaskGP, pending: Tensor = NONE, feasibility: Feasibility | None = None, **knobs: Any
 ) -> Acquisition:
-    settings = Settings(acquisition=name, **knobs)
+    settings = Settings(**{"acquisition": name, "xi": 0.0, **knobs})
     return make_acquisition(settings, gp, X, pending, feasibility, seed=7)
 
 

@@ -53,7 +53,7 @@ def test_a_fantasy_is_the_posterior_given_the_imagined_values_too(gp: Surrogate)
 
 def test_logei_is_what_a_point_adds_to_the_running_ones(gp: Surrogate) -> None:
     """E[max(f(x), f(P)) - best]+ less E[max f(P) - best]+, by many joint samples."""
-    made = make_acquisition(Settings(mc_samples=4096), gp, X, P, None, seed=1)
+    made = make_acquisition(Settings(xi=0.0, mc_samples=4096), gp, X, P, None, seed=1)
     with torch.no_grad():
         found = made(Z.unsqueeze(-2)).exp().numpy()
         best = gp.posterior(X).mean.max().item()
