@@ -98,26 +98,10 @@ def other_generators() -> Iterator[None]:
         random.setstate(states[2])
 
 
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
-
-
 def test_same_history_same_advice_whatever_the_global_generators(advice: list[Suggestion]) -> None:
     with other_generators():
         assert suggest(explored(), quick(), 2) == advice
     assert [s.origin for s in advice] == ["surrogate", "surrogate"]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_default_dtype_changes_nothing(dtype: torch.dtype, advice: list[Suggestion]) -> None:
-    with default_dtype(dtype):
-        assert suggest(explored(), quick(), 2) == advice
 
 
 def test_global_generators_and_defaults_are_left_as_they_were() -> None:
