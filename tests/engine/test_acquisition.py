@@ -26,17 +26,6 @@ Z = halton(68, 2)[8:]
 
 
 @pytest.fixture(scope="module")
-def gp() -> SingleTaskGP:
-    """A surrogate with hyperparameters set by hand: no fit, so it costs nothing."""
-    model = make_gp(X, standardize((4 * X[:, 0]).sin() - X[:, 1]))
-    kernel: Any = model.covar_module
-    kernel.lengthscale = torch.tensor([0.4, 0.8])
-    model.likelihood.noise = 0.01
-    model.eval()
-    return model
-
-
-@pytest.fixture(scope="module")
 def works() -> Feasibility:
     return Feasibility(X, X[:, 0] < 0.6)
 

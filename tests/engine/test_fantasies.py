@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
@@ -14,22 +12,11 @@ from llamatune_torch.engine.acquisition import make_acquisition, normal_samples
 from llamatune_torch.engine.fantasies import Fantasies
 from llamatune_torch.engine.features import features_of
 from llamatune_torch.engine.outcome import standardize
-from llamatune_torch.engine.surrogate import Surrogate, fit_gp, make_gp
+from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 
 X = halton(8, 2)
 P = halton(10, 2)[8:]
 Z = halton(30, 2)[10:]
-
-
-@pytest.fixture(scope="module")
-def gp() -> Surrogate:
-    """Hyperparameters set by hand: no fit, so it costs nothing."""
-    model = make_gp(X, standardize((4 * X[:, 0]).sin() - X[:, 1]))
-    kernel: Any = model.covar_module
-    kernel.lengthscale = torch.tensor([0.4, 0.8])
-    model.likelihood.noise = 0.01
-    model.eval()
-    return model
 
 
 def test_a_fantasy_is_the_posterior_given_the_imagined_values_too(gp: Surrogate) -> None:
