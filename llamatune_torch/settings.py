@@ -52,7 +52,7 @@ class Settings:
     device: str = "auto"
     num_restarts: int = 8
     num_screened: int = 1024
-    mc_samples: int = 128
+    mc_samples: int = 64
 
     def __post_init__(self) -> None:
         names = get_args(AcquisitionName)

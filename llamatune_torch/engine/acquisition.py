@@ -10,7 +10,7 @@ seeds: benchmarks/README.md), and a failed run costs time and teaches little.
 
 ``improvement`` is BoTorch's:
 
-    logei, ei   LogExpectedImprovement
+    logei, ei   LogExpectedImprovement, its gradient in closed form (``improvement.py``)
     logpi, pi   LogProbabilityOfImprovement
     ucb         UpperConfidenceBound
     qlogei      qLogExpectedImprovement: the q-batch sibling, by Monte Carlo with ``X_pending``
@@ -29,7 +29,6 @@ from __future__ import annotations
 import torch
 from botorch.acquisition import (
     AcquisitionFunction,
-    LogExpectedImprovement,
     UpperConfidenceBound,
     qLogExpectedImprovement,
     qLogNoisyExpectedImprovement,
@@ -41,6 +40,8 @@ from torch import Tensor
 from llamatune_torch.engine.candidates import quasi_random
 from llamatune_torch.engine.fantasies import Fantasies
 from llamatune_torch.engine.feasibility import Feasibility
+from llamatune_torch.engine.improvement import LogEI
+from llamatune_torch.engine.prediction import Prediction
 from llamatune_torch.engine.surrogate import Surrogate
 from llamatune_torch.settings import Settings
 
@@ -97,7 +98,7 @@ def make_acquisition(
         seed: of the fantasies, and of the Monte Carlo acquisitions' base samples.
     """
     name, pending = settings.acquisition, X_pending if len(X_pending) else None
-    model: Surrogate | Fantasies = surrogate
+    model: Prediction | Fantasies = surrogate.prediction()
     # A tensor: of a float BoTorch would make one of the default dtype.
     best_f = posterior_mean(surrogate, X).max() + settings.xi
     if pending is not None and name in ("logei", "ei", "logpi", "pi"):
@@ -112,7 +113,7 @@ def make_acquisition(
 
     improvement: AcquisitionFunction
     if name in ("logei", "ei"):
-        improvement = LogExpectedImprovement(model, best_f)
+        improvement = LogEI(model, best_f)
     elif name in ("logpi", "pi"):
         improvement = LogProbabilityOfImprovement(model, best_f)
     elif name == "ucb":
@@ -121,10 +122,10 @@ def make_acquisition(
     else:
         sampler = SobolQMCNormalSampler(torch.Size([settings.mc_samples]), seed=seed)
         if name == "qlogei":
-            improvement = qLogExpectedImprovement(surrogate, best_f, sampler, X_pending=pending)
+            improvement = qLogExpectedImprovement(model, best_f, sampler, X_pending=pending)
         else:
             # BoTorch's pruning of the baseline draws from the global random generator.
-            improvement = qLogNoisyExpectedImprovement(surrogate, X, sampler, X_pending=pending, prune_baseline=False)
+            improvement = qLogNoisyExpectedImprovement(model, X, sampler, X_pending=pending, prune_baseline=False)
     return Acquisition(improvement, feasibility, exponentiate=name in ("ei", "pi"))
 
 

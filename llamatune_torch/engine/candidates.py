@@ -30,6 +30,7 @@ Score = Callable[[Tensor], Tensor]  # b x 1 x d -> b
 MAX_ENUMERATED = 4096
 MAX_ROUNDS = 5  # of ascend and move
 MAX_ASCENT = 100  # iterations of L-BFGS-B
+ASCENT_TOLERANCE = 2e-5  # of the acquisition, relative to the larger of its size and 1
 MAX_STEPS = 20  # of move in one round
 CHUNK = 2048  # points evaluated at once, to bound the memory
 # Where parameters start that were special or inactive before, as shares of their range or of the unit interval.
@@ -193,6 +194,7 @@ def ascend(acquisition: Score, space: SearchSpace, X: Tensor) -> Tensor:
         X[:, free].numpy(force=True),
         bounds=[_ordinary_range(parameter) for parameter in space if parameter.size is None],
         maxiter=MAX_ASCENT,
+        factr=ASCENT_TOLERANCE / np.finfo(np.float64).eps,
         pass_batch_indices=True,
     )
     return points_at(reached, list(range(len(X))))

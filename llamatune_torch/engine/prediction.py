@@ -10,12 +10,16 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
+from botorch.acquisition.objective import PosteriorTransform
+from botorch.exceptions import UnsupportedError
+from botorch.models.model import Model
 from botorch.posteriors import GPyTorchPosterior
 from gpytorch.distributions import MultivariateNormal
 from linear_operator import to_linear_operator
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
+from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.kernel import ProductKernel
 
 # Posterior variances below this are rounding errors; outcomes have unit variance.
@@ -70,6 +74,53 @@ class _Moments(torch.autograd.Function):
         given: Predictor = ctx.given
         by_cross = by_mean @ given.weights.mT - 2 * by_variance.unsqueeze(-1) * (whitened @ given.inverse_root)
         return given.kernel.pull_back(X, given.inputs, slope, by_cross), None
+
+
+class Prediction(Model):
+    """A fitted GP as BoTorch's acquisitions want it: a model without parameters, that only predicts.
+
+    They move their model to the device of the points at every call, which for gpytorch's tree of modules takes as long
+    as the prediction itself.
+
+    Args:
+        given: the GP and what was seen.
+        noise: the variance of the noise, shape 1.
+        features: from points of the unit cube to what the kernels see; ``None`` for the points themselves.
+    """
+
+    num_outputs = 1
+    batch_shape = torch.Size()
+
+    def __init__(self, given: Predictor, noise: Tensor, features: Features | None = None) -> None:
+        super().__init__()
+        self.given, self.noise, self.features = given, noise, features
+
+    def posterior(  # type: ignore[override]  # narrower: one outcome, nothing transformed
+        self,
+        X: Tensor,
+        output_indices: list[int] | None = None,
+        observation_noise: bool | Tensor = False,
+        posterior_transform: PosteriorTransform | None = None,
+    ) -> GaussianPosterior:
+        """The joint posterior of the ``q`` points of each batch; ``X`` has shape ``... x q x d``."""
+        if output_indices is not None or posterior_transform is not None or isinstance(observation_noise, Tensor):
+            raise UnsupportedError("the surrogate has one outcome, one noise level and no transform")
+        if self.features is not None:
+            X = self.features(X)
+        q, d = X.shape[-2:]
+        given = self.given
+        if q == 1:
+            mean, covariance = given.moments(X.reshape(-1, d))
+        else:
+            # Batches share the training data, so k(Z, X) is one matrix of all their points.
+            cross = given.kernel(X.reshape(-1, d), given.inputs)
+            mean = given.mean + cross @ given.weights[:, 0]
+            whitened = (cross @ given.inverse_root.mT).view(*X.shape[:-1], -1)
+            covariance = given.kernel(X, X) - whitened @ whitened.mT
+        mean, covariance = mean.view(X.shape[:-1]), covariance.view(*X.shape[:-1], q)
+        if observation_noise:
+            covariance = covariance + self.noise * torch.eye(q, dtype=X.dtype, device=X.device)
+        return GaussianPosterior(mean, covariance)
 
 
 class GaussianPosterior(GPyTorchPosterior):

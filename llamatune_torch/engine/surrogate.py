@@ -25,7 +25,6 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from botorch.acquisition.objective import PosteriorTransform
-from botorch.exceptions import UnsupportedError
 from botorch.models import SingleTaskGP
 from botorch.models.kernels import CategoricalKernel
 from gpytorch.constraints import GreaterThan
@@ -40,7 +39,7 @@ from torch import Tensor
 
 from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.kernel import ProductKernel
-from llamatune_torch.engine.prediction import GaussianPosterior, Predictor, conditioned
+from llamatune_torch.engine.prediction import GaussianPosterior, Prediction, Predictor, conditioned
 from llamatune_torch.errors import SurrogateWarning
 
 MAX_FIT_ITERATIONS = 200
@@ -93,12 +92,11 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = (), features: Feat
 def _most_probable(X: Tensor, Y: Tensor, categorical: Sequence[int]) -> Tensor:
     """The hyperparameters of the best fit to these observations."""
     fits: list[tuple[float, Tensor]] = []
-    for start_at_medians in (False, True):
+    gp = make_gp(X, Y, categorical)
+    for start in (gp.prior_modes(), gp.prior_medians()):
         if fits and len(Y) >= TWO_STARTS_BELOW:
             break
-        gp = make_gp(X, Y, categorical)
-        if start_at_medians:
-            gp.set_hyperparameters(gp.prior_medians())
+        gp.set_hyperparameters(start)
         reached = _maximize_posterior(gp)
         if math.isfinite(reached):
             fits.append((reached, gp.hyperparameters()))
@@ -109,7 +107,7 @@ def _most_probable(X: Tensor, Y: Tensor, categorical: Sequence[int]) -> Tensor:
         SurrogateWarning,
         stacklevel=3,
     )
-    return make_gp(X, Y, categorical).hyperparameters()
+    return gp.prior_modes()
 
 
 def make_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
@@ -210,25 +208,8 @@ class Surrogate(SingleTaskGP):
         observation_noise: bool | Tensor = False,
         posterior_transform: PosteriorTransform | None = None,
     ) -> GaussianPosterior:
-        """The joint posterior of the ``q`` points of each batch; ``X`` has shape ``... x q x d``."""
-        if output_indices is not None or posterior_transform is not None or isinstance(observation_noise, Tensor):
-            raise UnsupportedError("the surrogate has one outcome, one noise level and no transform")
-        if self.features is not None:
-            X = self.features(X)
-        q, d = X.shape[-2:]
-        given = self.predictor()
-        if q == 1:
-            mean, covariance = given.moments(X.reshape(-1, d))
-        else:
-            # Batches share the training data, so k(Z, X) is one matrix of all their points.
-            cross = given.kernel(X.reshape(-1, d), given.inputs)
-            mean = given.mean + cross @ given.weights[:, 0]
-            whitened = (cross @ given.inverse_root.mT).view(*X.shape[:-1], -1)
-            covariance = given.kernel(X, X) - whitened @ whitened.mT
-        mean, covariance = mean.view(X.shape[:-1]), covariance.view(*X.shape[:-1], q)
-        if observation_noise:
-            covariance = covariance + self.noise * torch.eye(q, dtype=X.dtype, device=X.device)
-        return GaussianPosterior(mean, covariance)
+        """:meth:`Prediction.posterior`."""
+        return self.prediction().posterior(X, output_indices, observation_noise, posterior_transform)
 
     @torch.no_grad()
     def log_posterior(self) -> tuple[Tensor, Tensor]:
@@ -341,6 +322,10 @@ class Surrogate(SingleTaskGP):
             K = self.with_noise(kernel.matrix_and_slope(self.inputs)[0])
             self._solved = conditioned(kernel, self.inputs, self.mean, K, self.train_targets.unsqueeze(-1))
         return self._solved
+
+    def prediction(self) -> Prediction:
+        """The GP given all observations, as a model of its own that acquisitions call quickly."""
+        return Prediction(self.predictor(), self.noise, self.features)
 
 
 def _maximize_posterior(gp: Surrogate) -> float:

@@ -1,0 +1,75 @@
+"""Log expected improvement with its gradient in closed form: one node for autograd instead of forty.
+
+With ``u = (mean - best_f) / sigma``, ``h(u) = phi(u) + u Phi(u)`` and ``EI = sigma h(u)`` (Jones et al., 1998, eq. 15),
+
+    d log EI / d mean = g / sigma,     d log EI / d sigma = (1 - u g) / sigma,     g = Phi(u) / h(u).
+
+Far below the bar both ``phi`` and ``Phi`` are zero in floating point while their ratio is not, so ``h`` is taken in the
+logarithm, through the scaled complementary error function (Ament et al., 2023, arXiv:2310.20708, section 4.1). BoTorch's
+``LogExpectedImprovement`` computes the same, a test compares both; the search for candidates calls it dozens of times on
+a handful of points, where the time goes into the number of operations, not into their size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from botorch.acquisition import LogExpectedImprovement
+from torch import Tensor
+
+HALF_LOG_2PI = math.log(2 * math.pi) / 2
+# Below this, 1 - |u| Phi(u) / phi(u) loses its digits, and 1 / u^2 - 3 / u^4 is exact to rounding.
+FAR_BELOW = -1e3
+
+
+class LogEI(LogExpectedImprovement):
+    """BoTorch's acquisition, averaged over the model's ensemble where it is one; ``b x 1 x d`` to ``b``."""
+
+    def forward(self, X: Tensor) -> Tensor:
+        posterior = self.model.posterior(X)
+        mean = posterior.mean.flatten(1)  # b x s
+        value: Tensor = _LogEI.apply(mean, posterior.variance.flatten(1), self.best_f.flatten())  # type: ignore[no-untyped-call]
+        return value
+
+
+class _LogEI(torch.autograd.Function):
+    """``log mean_s EI_s`` from mean and variance (``b x s``) and the bars (``s`` or 1)."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, variance: Tensor, best_f: Tensor) -> Tensor:
+        sigma = variance.sqrt()
+        u = (mean - best_f) / sigma
+        log_h, slope = log_h_and_slope(u)
+        each = log_h + sigma.log()
+        value = each.logsumexp(dim=-1, keepdim=True)
+        ctx.save_for_backward(u, sigma, slope, each, value)
+        return (value - math.log(each.shape[-1])).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        u, sigma, slope, each, value = ctx.saved_tensors
+        weight = gradient.unsqueeze(-1) * (each - value).exp() / sigma
+        by_mean = weight * slope
+        by_sigma = weight - by_mean * u
+        return by_mean, by_sigma / (2 * sigma), None  # d sigma / d variance = 1 / (2 sigma)
+
+
+def log_h_and_slope(u: Tensor) -> tuple[Tensor, Tensor]:
+    """``log h(u)`` and its derivative ``Phi(u) / h(u)``, exact to rounding for any ``u``."""
+    log_phi = u.square() * -0.5 - HALF_LOG_2PI
+    # Phi(u) / phi(u), by erfcx on the side where both vanish, and h / phi.
+    ratio = torch.special.erfcx(u * -math.sqrt(0.5)) * math.sqrt(math.pi / 2)
+    relative = 1 + u * ratio
+    if bool((u < FAR_BELOW).any()):
+        u2 = u.clamp_max(FAR_BELOW).square()
+        relative = torch.where(u < FAR_BELOW, (1 - 3 / u2) / u2, relative)
+    slope = ratio / relative
+    log_h = log_phi + relative.log()
+    above = u > 5  # where erfcx overflows in the end: there h is u itself, up to phi(5) / 25
+    if bool(above.any()):
+        phi, Phi = log_phi.exp(), torch.special.ndtr(u)
+        h = phi + u * Phi
+        log_h, slope = torch.where(above, h.log(), log_h), torch.where(above, Phi / h, slope)
+    return log_h, slope
