@@ -17,7 +17,7 @@ from llamatune_torch.errors import SettingsError
 # Cholesky factor and the n x n kernel matrices, which a GPU does in parallel, outweigh the launches.
 CUDA_FROM_TRIALS = 500
 
-AcquisitionName = Literal["logei", "ei", "logpi", "pi", "ucb", "qlogei", "qlognei"]
+AcquisitionName = Literal["logeqi", "logei", "ei", "logpi", "pi", "ucb", "qlogei", "qlognei"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Settings:
     """What ``suggest`` may be told besides the study.
 
     Args:
-        acquisition: "logei" (expected improvement in log space, the default), "ei", "logpi", "pi", "ucb", or the Monte
+        acquisition: "logeqi" (expected quantile improvement in log space, the default: expected improvement that is
+            not misled by noise), "logei", "ei", "logpi", "pi", "ucb", or the Monte
             Carlo ones "qlogei" and "qlognei". With several points asked for or other trials running, the analytic ones
             are averaged over samples of what may come out of those.
         xi: how much a point must improve on the best, in standard deviations of the outcomes (EI, PI). Without it, the
@@ -44,7 +45,7 @@ class Settings:
         SettingsError: a value out of its range.
     """
 
-    acquisition: AcquisitionName = "logei"
+    acquisition: AcquisitionName = "logeqi"
     xi: float = 0.1
     kappa: float = 2.576
     n_initial: int | None = None

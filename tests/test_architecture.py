@@ -47,6 +47,7 @@ DOORS = {
     "sqlalchemy": "runtime/storage.py",
     "plotly": "insight/plots.py",
     "matplotlib": "insight/plots.py",
+    "threadpoolctl": "runtime/threads.py",
     "tqdm": "runtime/display.py",
 }
 

@@ -15,14 +15,14 @@ from llamatune_torch.settings import CUDA_FROM_TRIALS
 
 def test_defaults_are_those_of_the_documentation() -> None:
     settings = Settings()
-    assert (settings.acquisition, settings.kappa, settings.xi) == ("logei", 2.576, 0.1)
+    assert (settings.acquisition, settings.kappa, settings.xi) == ("logeqi", 2.576, 0.1)
     assert (settings.seed, settings.device, settings.n_initial) == (0, "auto", None)
 
 
 @pytest.mark.parametrize(
     ("knob", "message"),
     [
-        ({"acquisition": "EI"}, r"acquisition must be one of \['logei', 'ei', .*'qlognei'\], but got 'EI'"),
+        ({"acquisition": "EI"}, r"acquisition must be one of \['logeqi', 'logei', .*'qlognei'\], but got 'EI'"),
         ({"xi": -0.1}, r"xi must be a finite number >= 0.0, but got -0.1"),
         ({"xi": math.nan}, r"xi must be a finite number >= 0.0, but got nan"),
         ({"xi": "0.1"}, r"xi must be a finite number >= 0.0, but got '0.1'"),

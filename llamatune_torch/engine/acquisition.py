@@ -8,17 +8,22 @@ Expected improvement alone would weigh P once. But improvement runs out as the s
 failures keeps its one chance in twenty: with a weight of one, many runs next to a memory limit failed (a few
 seeds: benchmarks/README.md), and a failed run costs time and teaches little.
 
-``improvement`` is BoTorch's:
+``improvement`` is BoTorch's, or close to it:
 
-    logei, ei   LogExpectedImprovement, its gradient in closed form (``improvement.py``)
+    logeqi      the expected quantile improvement (Picheny et al., 2013): of what will be known, not of what is. Where
+                there is no noise it is logei. On a flat top whose differences are a seed's luck, expected improvement
+                goes on for ever, since the one thing left to be learnt about such a run is its luck; this one goes
+                elsewhere
+    logei, ei   LogExpectedImprovement, with its gradient in closed form (``improvement.py``)
     logpi, pi   LogProbabilityOfImprovement
     ucb         UpperConfidenceBound
     qlogei      qLogExpectedImprovement: the q-batch sibling, by Monte Carlo with ``X_pending``
     qlognei     qLogNoisyExpectedImprovement: the same, and what the observed points are truly worth is sampled, too
 
 With points pending, the analytic ones are averaged over fantasies of what may come out of those (``fantasies.py``).
-EI's bar is then what the best of them reaches; PI counts the fantasies in which none of them has passed it. UCB needs
-the mean fantasy only, which leaves the mean as it is and shrinks the standard deviation (Desautels et al., 2014).
+The bar of EI and EQI is then what the best of them reaches; PI counts the fantasies in which none of them has passed
+it. UCB needs the mean fantasy only, which leaves the mean as it is and shrinks the standard deviation (Desautels et
+al., 2014).
 
 The improved EI (Ament et al., 2023, arXiv:2310.20708) is computed in log space, where its gradient does not
 vanish. "ei" and "pi" are the exponentials of "logei" and "logpi": the same maximiser, the classic landscape.
@@ -46,7 +51,7 @@ from llamatune_torch.engine.surrogate import Surrogate
 from llamatune_torch.settings import Settings
 
 # The power of P(works | x).
-RISK_AVERSION = 4.0
+RISK_AVERSION = 10.0
 OUT_OF_REACH = 100.0  # standard deviations of the outcomes
 
 
@@ -101,9 +106,9 @@ def make_acquisition(
     model: Prediction | Fantasies = surrogate.prediction()
     # A tensor: of a float BoTorch would make one of the default dtype.
     best_f = posterior_mean(surrogate, X).max() + settings.xi
-    if pending is not None and name in ("logei", "ei", "logpi", "pi"):
+    if pending is not None and name in ("logeqi", "logei", "ei", "logpi", "pi"):
         fantasies = Fantasies(surrogate, pending, normal_samples(settings.mc_samples, len(pending), seed).to(X))
-        if name in ("logei", "ei"):
+        if name in ("logeqi", "logei", "ei"):
             best_f = fantasies.best.clamp_min(best_f)
         else:  # where a running trial passes the bar, nothing is left to be done: out of reach
             best_f = best_f + OUT_OF_REACH * (fantasies.best > best_f)
@@ -112,8 +117,8 @@ def make_acquisition(
         model = Fantasies(surrogate, pending, X.new_zeros(1, len(pending)))
 
     improvement: AcquisitionFunction
-    if name in ("logei", "ei"):
-        improvement = LogEI(model, best_f)
+    if name in ("logeqi", "logei", "ei"):
+        improvement = LogEI(model, best_f, surrogate.noise if name == "logeqi" else None)
     elif name in ("logpi", "pi"):
         improvement = LogProbabilityOfImprovement(model, best_f)
     elif name == "ucb":

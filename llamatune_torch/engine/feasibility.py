@@ -7,7 +7,10 @@ probability of success at ``x`` is that of a positive latent value,
     P(works | x) = Phi(mu(x) / sqrt(var(x) + noise)).
 
 Least-squares classification is cruder than a Bernoulli likelihood, but exact, quick, and smooth where the
-acquisition needs a gradient (Rasmussen & Williams, 2006, section 6.5).
+acquisition needs a gradient (Rasmussen & Williams, 2006, section 6.5). Left alone it is far too sure of itself: labels
+that are all +1 or -1 look free of noise, and a free mean rises past +1, which says that whatever is unknown works. So
+the noise has a prior of its own, which keeps P at about ``Phi(1 / sqrt(0.2))`` = 0.99 where much has worked, and the
+mean follows from the share of trials that have worked so far.
 """
 
 from __future__ import annotations
@@ -19,6 +22,9 @@ from torch import Tensor
 
 from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
+
+# Of the labels' noise variance: log-normal, its median 0.2.
+LABEL_NOISE_PRIOR = (-1.6, 0.5)
 
 
 class Feasibility:
@@ -35,7 +41,8 @@ class Feasibility:
         self, X: Tensor, works: Tensor, categorical: Sequence[int] = (), features: Features | None = None
     ) -> None:
         labels = torch.where(works, 1.0, -1.0).to(X)
-        self.gp: Surrogate = fit_gp(X, labels, categorical, features)
+        prior_mean = 2 * (int(works.sum()) + 1) / (len(works) + 2) - 1  # of the labels; Laplace's rule of succession
+        self.gp: Surrogate = fit_gp(X, labels, categorical, features, LABEL_NOISE_PRIOR, prior_mean)
 
     def log_probability(self, X: Tensor) -> Tensor:
         """``log P(works | x)`` of each row; ``X`` has shape ``b x d``, the result ``b``."""

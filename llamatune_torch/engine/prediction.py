@@ -95,7 +95,7 @@ class Prediction(Model):
         super().__init__()
         self.given, self.noise, self.features = given, noise, features
 
-    def posterior(  # type: ignore[override]  # narrower: one outcome, nothing transformed
+    def posterior(
         self,
         X: Tensor,
         output_indices: list[int] | None = None,

@@ -45,12 +45,20 @@ from llamatune_torch.errors import SurrogateWarning
 MAX_FIT_ITERATIONS = 200
 MIN_LENGTH_SCALE = 2.5e-2  # of a column of the unit cube
 MIN_NOISE = 1e-4  # of the outcomes' variance
+NOISE_PRIOR = (-4.0, 1.0)  # log-normal: prefers little noise (of a variance of outcomes of one), and allows much
 TWO_STARTS_BELOW = 50  # with more observations both starts lead to the same maximum
 FIT_AT_MOST = 500  # observations; d + 2 hyperparameters do not get better with more, and the time grows as n^3
 FIT_TOLERANCE = 1e-6  # of the log posterior per observation
 
 
-def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = (), features: Features | None = None) -> Surrogate:
+def fit_gp(
+    X: Tensor,
+    Y: Tensor,
+    categorical: Sequence[int] = (),
+    features: Features | None = None,
+    noise_prior: tuple[float, float] = NOISE_PRIOR,
+    mean: float | None = None,
+) -> Surrogate:
     """The GP whose hyperparameters maximise the marginal likelihood times their priors (MAP).
 
     One ascent (L-BFGS-B) from the priors' modes; with few observations, or if that failed, another one from their
@@ -65,6 +73,8 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = (), features: Feat
         Y: shape ``n``, zero mean and unit variance, same dtype and device.
         categorical: columns whose coordinates are mere labels.
         features: what the kernels see instead of the columns; ``None`` for the columns themselves.
+        noise_prior: mean and standard deviation of the logarithm of the noise's variance.
+        mean: the constant mean; ``None`` to fit it.
 
     Returns:
         A fitted model in evaluation mode, on the device of ``X``.
@@ -82,19 +92,20 @@ def fit_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = (), features: Feat
         X, categorical = features(X), features.categorical
     rows = torch.linspace(0, len(Y) - 1, min(len(Y), FIT_AT_MOST), dtype=torch.float64, device=X.device)
     chosen = rows.round().long()
-    gp = make_gp(X, Y, categorical)
-    gp.set_hyperparameters(_most_probable(X[chosen], Y[chosen], categorical))
+    gp = make_gp(X, Y, categorical, noise_prior, mean)
+    part = gp if len(chosen) == len(Y) else make_gp(X[chosen], Y[chosen], categorical, noise_prior, mean)
+    gp.set_hyperparameters(_most_probable(part))
     gp.features = features
     gp.eval()
     return gp
 
 
-def _most_probable(X: Tensor, Y: Tensor, categorical: Sequence[int]) -> Tensor:
-    """The hyperparameters of the best fit to these observations."""
+def _most_probable(gp: Surrogate) -> Tensor:
+    """The hyperparameters of the best fit to the observations of ``gp``, whose own are moved about."""
     fits: list[tuple[float, Tensor]] = []
-    gp = make_gp(X, Y, categorical)
+    n = len(gp.inputs)
     for start in (gp.prior_modes(), gp.prior_medians()):
-        if fits and len(Y) >= TWO_STARTS_BELOW:
+        if fits and n >= TWO_STARTS_BELOW:
             break
         gp.set_hyperparameters(start)
         reached = _maximize_posterior(gp)
@@ -103,16 +114,22 @@ def _most_probable(X: Tensor, Y: Tensor, categorical: Sequence[int]) -> Tensor:
     if fits:
         return max(fits, key=lambda fit: fit[0])[1]
     warnings.warn(
-        f"fitting the surrogate to {len(Y)} observations failed; its priors' modes are used instead",
+        f"fitting the surrogate to {n} observations failed; its priors' modes are used instead",
         SurrogateWarning,
         stacklevel=3,
     )
     return gp.prior_modes()
 
 
-def make_gp(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
+def make_gp(
+    X: Tensor,
+    Y: Tensor,
+    categorical: Sequence[int] = (),
+    noise_prior: tuple[float, float] = NOISE_PRIOR,
+    mean: float | None = None,
+) -> Surrogate:
     """The GP before fitting, its hyperparameters at their priors' modes; arguments as :func:`fit_gp`."""
-    return Surrogate(X, Y, categorical)
+    return Surrogate(X, Y, categorical, noise_prior, mean)
 
 
 def make_kernel(dim: int, categorical: Sequence[int] = ()) -> Kernel:
@@ -146,9 +163,9 @@ def make_kernel(dim: int, categorical: Sequence[int] = ()) -> Kernel:
     return math.prod(factors[1:], start=factors[0])
 
 
-def make_likelihood() -> GaussianLikelihood:
-    """Gaussian noise; the prior prefers little of it (of a variance of outcomes of one), and allows much."""
-    prior = _log_normal(-4.0, 1.0)
+def make_likelihood(noise_prior: tuple[float, float] = NOISE_PRIOR) -> GaussianLikelihood:
+    """Gaussian noise whose variance has a log-normal prior."""
+    prior = _log_normal(*noise_prior)
     return GaussianLikelihood(prior, noise_constraint=GreaterThan(MIN_NOISE, transform=None, initial_value=prior.mode))
 
 
@@ -182,15 +199,23 @@ class Surrogate(SingleTaskGP):
     # From points of the unit cube to what the kernels see; ``train_inputs`` holds the latter.
     features: Features | None = None
 
-    def __init__(self, X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        X: Tensor,
+        Y: Tensor,
+        categorical: Sequence[int] = (),
+        noise_prior: tuple[float, float] = NOISE_PRIOR,
+        mean: float | None = None,
+    ) -> None:
         with torch.device(X.device):  # where gpytorch makes its parameters: else on the default device
             super().__init__(
                 X,
                 Y.unsqueeze(-1),
-                likelihood=make_likelihood(),
+                likelihood=make_likelihood(noise_prior),
                 covar_module=make_kernel(X.shape[-1], categorical),
                 outcome_transform=None,
             )
+        self.fixed_mean = mean
         self.categorical = list(categorical)
         self.numeric = [j for j in range(X.shape[-1]) if j not in self.categorical]
         self.set_hyperparameters(self.prior_modes())  # gpytorch's own initial values have the default dtype
@@ -253,19 +278,19 @@ class Surrogate(SingleTaskGP):
         self.mean_module.constant.copy_(mean.squeeze())
 
     def prior_medians(self) -> Tensor:
-        """The hyperparameters at the medians of their priors, the mean at zero."""
+        """The hyperparameters at the medians of their priors, the mean at zero or where it is fixed."""
         medians = [scales.prior.loc.expand(scales.values.numel()) for scales in self._scales()]
-        return torch.cat([*medians, torch.zeros_like(self.mean).reshape(1)])
+        return torch.cat([*medians, torch.full_like(self.mean, self.fixed_mean or 0.0).reshape(1)])
 
     def prior_modes(self) -> Tensor:
-        """The hyperparameters at the modes of their priors, the mean at zero."""
+        """The hyperparameters at the modes of their priors, the mean at zero or where it is fixed."""
         modes = [scales.prior.mode.log().expand(scales.values.numel()) for scales in self._scales()]
-        return torch.cat([*modes, torch.zeros_like(self.mean).reshape(1)])
+        return torch.cat([*modes, torch.full_like(self.mean, self.fixed_mean or 0.0).reshape(1)])
 
     def hyperparameter_bounds(self) -> list[tuple[float | None, float | None]]:
         """The range of each of :meth:`hyperparameters`."""
         limits = [(math.log(s.at_least), None) for s in self._scales() for _ in range(s.values.numel())]
-        return [*limits, (None, None)]
+        return [*limits, (self.fixed_mean, self.fixed_mean)]
 
     def kernel(self) -> ProductKernel:
         """The covariance of ``f``, with the length scales of now."""

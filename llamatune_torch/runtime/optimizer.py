@@ -6,12 +6,9 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args, overload
-
-import torch
 
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import Suggestion, derived_seed, suggest
@@ -24,6 +21,7 @@ from llamatune_torch.errors import (
 )
 from llamatune_torch.runtime.display import live_display, log_trial, logger
 from llamatune_torch.runtime.evaluation import Evaluate, as_outcome, run_guarded
+from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import AcquisitionName, Settings
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Direction, Origin, Outcome, Study, Trial, TrialState
@@ -44,7 +42,7 @@ class LlamaTune:
         initial_points: parameters to try first.
         n_initial: trials before the surrogate takes over; by default the number of parameters plus one,
             between 4 and 10.
-        acquisition: "logei", "ei", "logpi", "pi", "ucb", "qlogei" or "qlognei"; see ``Settings``.
+        acquisition: "logeqi", "logei", "ei", "logpi", "pi", "ucb", "qlogei" or "qlognei"; see ``Settings``.
         xi: the improvement that EI and PI ask for, in standard deviations of the outcomes.
         kappa: the weight of the standard deviation in UCB.
         seed: everything random follows from it: same history, same advice.
@@ -72,7 +70,7 @@ class LlamaTune:
         metric: str = "value",
         initial_points: Sequence[Mapping[str, Any]] = (),
         n_initial: int | None = None,
-        acquisition: AcquisitionName = "logei",
+        acquisition: AcquisitionName = "logeqi",
         xi: float = 0.1,
         kappa: float = 2.576,
         seed: int = 0,
@@ -119,7 +117,7 @@ class LlamaTune:
         if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
             raise SettingsError(f"ask(n) needs an integer n >= 1, but got {n!r}")
         with self._lock:
-            with _one_thread(self.settings.torch_device(len(self.study.completed))):
+            with one_thread(self.settings.torch_device(len(self.study.completed))):
                 suggestions = suggest(self.study, self.settings, n or 1)
             trials = [self._started(suggestion) for suggestion in suggestions]
         return trials[0] if n is None else trials
@@ -218,7 +216,7 @@ class LlamaTune:
         Raises:
             NoCompletedTrialError: nothing has completed yet.
         """
-        with self._lock, _one_thread(self.settings.torch_device(len(self.study.completed))):
+        with self._lock, one_thread(self.settings.torch_device(len(self.study.completed))):
             return recommend(self.study, self.settings)
 
     def run(self, evaluate: Evaluate) -> Study:
@@ -338,15 +336,3 @@ def _validated(space: SearchSpace, points: Sequence[Mapping[str, Any]]) -> tuple
         except ParamsError as error:
             raise ParamsError(f"initial_points[{i}]: {error}") from None
     return tuple(validated)
-
-
-@contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
-    """One thread for a GP of tens of points: more of them only wait for each other."""
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -40,6 +40,20 @@ def test_a_choice_that_always_fails_is_told_from_the_others() -> None:
     assert failing < 0.25 < 0.75 < min(first, last)
 
 
+def test_it_is_never_quite_sure_and_far_away_only_what_the_record_says() -> None:
+    X = 0.3 * halton(20, 4)
+    feasibility = Feasibility(X, X[:, 0] < 0.2)
+    assert feasibility.log_probability(X).exp().max() < 0.9995
+    # Length scales grow with dimensions, so "far" is a kernel without memory of the points.
+    feasibility.gp.set_hyperparameters(
+        torch.cat([feasibility.gp.hyperparameters()[:4] * 0 - 4.0, feasibility.gp.hyperparameters()[4:]])
+    )
+    far = feasibility.log_probability(torch.ones(1, 4, dtype=torch.float64)).exp().item()
+    noise = feasibility.gp.noise.item()
+    worked = int((X[:, 0] < 0.2).sum())
+    assert far == pytest.approx(norm.cdf((2 * (worked + 1) / 22 - 1) / (1 + noise) ** 0.5), rel=1e-6)
+
+
 def test_each_point_is_judged_by_itself_whatever_else_is_in_the_batch() -> None:
     X = halton(10, 2)
     feasibility = Feasibility(X, X[:, 1] > 0.4)

@@ -352,11 +352,11 @@ def test_after_some_failures_few_more_follow() -> None:
     assert study.best_value > -0.01
 
 
-def test_few_more_fail_where_values_grow_towards_the_wall() -> None:
-    """The hard case: the best is where runs just do not fail. Without a crash model nearly all of the 8 do."""
+def test_hardly_any_fail_where_values_grow_towards_the_wall() -> None:
+    """The best is where runs just do not fail. Without a crash model nearly all of the 8 do; with it hardly one."""
     space = SearchSpace({"x": Real(0, 1), "y": Real(0, 1)})
     study = play(Study(space), lambda p: p["x"] if p["x"] < 0.5 else None, 14, quick(seed=2))
-    assert num_failed(study.trials[6:]) <= 5
+    assert num_failed(study.trials[6:]) <= 2
     assert study.best_value > 0.45
 
 
