@@ -1,8 +1,8 @@
 """How many more evaluations do eight workers need than one, and how much less time?
 
-Asynchronous workers choose with less knowledge: seven trials are running and have no value yet. This simulates them: each
-evaluation takes a random time (log-normal, median 1, a spread of e^0.5), a worker that is done is given the next trial at
-once, and what is counted is simulated time, so that nobody sleeps. The serial search is the same with one worker.
+Asynchronous workers choose with less knowledge: seven trials are running and have no value yet. This simulates them:
+each evaluation takes a random time (log-normal, median 1, a spread of e^0.5), a worker that is done is given the next
+trial at once, and what is counted is simulated time, so that nobody sleeps. The serial search has one worker.
 
     python benchmarks/parallel.py                 # runs what is missing in results/parallel.jsonl, then the table
     python benchmarks/parallel.py --report        # the table only
@@ -46,7 +46,7 @@ Run = dict[str, Any]
 
 
 def simulate(problem: Problem, workers: int, seed: int, evals: int) -> Run:
-    """One search; ``regrets`` as in ``regret.py``, by finished evaluations, and ``ends``, when each of them finished."""
+    """One search: ``regrets`` as in ``regret.py``, by finished evaluations, and ``ends``, when each finished."""
     noise, clock = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
     # Of its own for each evaluation, in the order they start: the same for any number of workers.
     durations = np.exp(0.5 * clock.standard_normal(evals))
@@ -97,7 +97,9 @@ def table(runs: list[Run]) -> str:
     """A row for each problem, and the geometric mean; evaluations and time, at each target."""
     names = list(dict.fromkeys(run["problem"] for run in runs))
     points = [n for n in TARGETS if n <= max((run["evals"] for run in runs if run["workers"] == 1), default=0)]
-    rows = [["problem", "seeds", *(f"evaluations, n={n}" for n in points), *(f"time, n={n}" for n in points), "closest"]]
+    rows = [
+        ["problem", "seeds", *(f"evaluations, n={n}" for n in points), *(f"time, n={n}" for n in points), "closest"]
+    ]
     found: dict[tuple[int, int], list[float]] = {}
     for name in names:
         cells = {n: compare(runs, name, n) for n in points}
@@ -116,7 +118,9 @@ def table(runs: list[Run]) -> str:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--evals", type=int, default=40, help="of the serial search; the parallel one has half as many more")
+    parser.add_argument(
+        "--evals", type=int, default=40, help="of the serial search; the parallel one has half as many more"
+    )
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--output", type=Path, default=RESULTS, help="the file of runs; what is in it is not run again")
     parser.add_argument("--report", action="store_true", help="no new runs")
