@@ -218,8 +218,9 @@ class FineTune:
             # Whoever kept the trainer finds it as it was.
             trainer.args = args
             trainer.remove_callback(recorder)
-            for checkpoint in self._folder(trial).glob("checkpoint-*"):
-                shutil.rmtree(checkpoint, ignore_errors=True)
+            if args.world_size == 1:  # else another rank may still read them: landed() deletes them
+                for checkpoint in self._folder(trial).glob("checkpoint-*"):
+                    shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _fresh_trainer(self, trial: Trial) -> Trainer:
         """The factory's Trainer, checked before it costs anything."""
@@ -293,7 +294,8 @@ class FineTune:
         record |= {"params": trial.params, "seed": trial.seed}
         try:
             trainer.save_model(str(saved))
-            (saved / KEPT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+            if trainer.args.should_save:  # under torchrun one rank writes, though all must be there
+                (saved / KEPT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
         except Exception as error:  # a full disk (safetensors has its own error) must not cost the result as well
             shutil.rmtree(saved, ignore_errors=True)
             _warn_not_kept(trial, self.output_dir / "best", error)

@@ -17,6 +17,7 @@ from llamatune_torch.errors import ParamsError, SettingsError, TrialStateError
 from llamatune_torch.runtime.evaluation import Evaluate, OfParams, as_outcome
 from llamatune_torch.runtime.executors import Executor, Gpus, InThisThread, Places, places
 from llamatune_torch.runtime.loop import Landed, run_loop
+from llamatune_torch.runtime.ranks import Ranks, world_size
 from llamatune_torch.settings import AcquisitionName, Settings
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Direction, Origin, Outcome, Study, Trial, TrialState
@@ -251,9 +252,20 @@ class LlamaTune:
             evaluate: takes a trial, returns a score or an ``Outcome``.
             where: the trials run; by default in this thread.
             landed: called in this thread with a trial and its outcome, before that is told; returns the one to tell.
+
+        Under ``torchrun``, all ranks evaluate each trial together. Rank 0 asks, tells and calls the callbacks; the
+        others get its trials, and its study in the end.
         """
         self.stopping = self.interrupted = False
-        run_loop(self, evaluate, where or InThisThread(), landed or (lambda _, outcome: outcome))
+        where, landed = where or InThisThread(), landed or (lambda _, outcome: outcome)
+        if world_size() > 1:
+            if not isinstance(where, InThisThread):
+                raise SettingsError("under torchrun all ranks run each trial together: no executor, n_workers or gpus")
+            where = Ranks(self)
+            if where.rank > 0:
+                where.follow(evaluate)
+                return self.study
+        run_loop(self, evaluate, where, landed)
         return self.study
 
     def settle_metric(self, metric: str, direction: Direction) -> None:
