@@ -279,6 +279,10 @@ class LlamaTune:
                 raise TrialStateError(f"the direction cannot become {direction!r} after a trial has completed")
             self.study = replace(self.study, metric=metric, direction=direction)
 
+    def follow(self, study: Study) -> None:
+        """Takes over rank 0's study, on the other ranks under ``torchrun``."""
+        self.study = study
+
     def stop(self) -> None:
         """Lets :meth:`optimize` start no further trial; for callbacks."""
         self.stopping = True

@@ -92,7 +92,8 @@ class Ranks:
     def _receive(self) -> Trial | None:
         message: list[Any] = [None, None]
         dist.broadcast_object_list(message, src=0, group=self._group)
-        trial, self._tuner.study = message
+        trial, study = message
+        self._tuner.follow(study)
         assert trial is None or isinstance(trial, Trial)
         return trial
 
