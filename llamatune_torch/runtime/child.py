@@ -106,6 +106,8 @@ class Child:
         # As multiprocessing does: the child imports the program under another name than __main__.
         how_to_import = spawn.get_preparation_data("llamatune trial")
         how_to_import["authkey"] = bytes(how_to_import["authkey"])  # its own class refuses to be pickled
+        if not os.path.exists(how_to_import.get("init_main_from_path", sys.executable)):  # "<stdin>"
+            del how_to_import["init_main_from_path"]
         with self._lock, there:
             if self._killed:
                 raise CancelledError

@@ -144,9 +144,9 @@ class Slots:
             if child not in idle:
                 child.kill()
         self._threads.shutdown(cancel_futures=True)
-        for child in idle:
+        for child in self._children:
             child.hang_up()
-        for child in idle:
+        for child in self._children:
             child.leave()
 
 

@@ -243,6 +243,13 @@ def test_a_function_of_the_program_itself_is_found_and_what_it_prints_arrives(tm
     assert sorted(result.stdout.split()) == ["True", "evaluated", "evaluated"]
 
 
+def test_a_function_from_a_prompt_is_an_error_that_states_the_rule() -> None:
+    code = PROGRAM.format(guard="")
+    result = subprocess.run([sys.executable], input=code, capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 1
+    assert "ExecutorError: the evaluation cannot be loaded in another process: it must be defined" in result.stderr
+
+
 def test_a_program_without_a_guard_is_told_so_and_starts_no_processes_without_end(tmp_path: Path) -> None:
     result = program(tmp_path, PROGRAM.format(guard=""))
     assert result.returncode == 1
@@ -368,6 +375,37 @@ def test_an_executor_that_was_shut_down_is_an_error_and_leaves_nothing_running()
     with pytest.raises(ExecutorError, match=r"the executor takes no trial: .*after shutdown"):
         optimizer.optimize(executor=pool)
     assert [trial.state for trial in optimizer.study.trials] == ["lost"]
+
+
+class Controlled:
+    """Its jobs are done when the test says so."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Future[Any]] = []
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any) -> Future[Any]:
+        self.jobs.append(Future())
+        if len(self.jobs) == 3:  # two of them end at the same time, one never
+            for job in self.jobs[:2]:
+                job.set_result(fn(*args))
+        return self.jobs[-1]
+
+
+def test_at_ctrl_c_what_is_done_is_kept_and_what_is_not_is_cancelled_and_given_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def interrupted(optimizer: LlamaTune, trial: Trial) -> None:
+        if trial.number == 0:
+            raise KeyboardInterrupt
+
+    executor = Controlled()
+    optimizer = tuner(max_evals=9, callbacks=[interrupted])
+    optimizer.optimize(executor=executor, n_workers=3)
+    assert optimizer.interrupted
+    assert [trial.state for trial in optimizer.study.trials] == ["complete", "complete", "lost"]
+    assert optimizer.study.trials[2].reason == "interrupted"
+    assert executor.jobs[2].cancelled()
+    assert "interrupted after 2 finished trials" in caplog.text
 
 
 def reported_and_gone(params: dict[str, Any]) -> float:
