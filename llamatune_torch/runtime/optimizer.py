@@ -208,15 +208,17 @@ class LlamaTune:
         the next begins. ``model_eval_fn`` must then be importable: defined at the top level of a module.
 
         Args:
-            executor: runs the trials instead: a thread or process pool, ``client.get_executor()`` of Dask,
-                ``submitit.AutoExecutor``, or anything else with their ``submit``. It stays open. What it is running
-                at Ctrl-C may go on there, but is not waited for.
+            executor: runs the trials instead: a pool of threads or of processes (started by "spawn": torch's threads
+                do not survive a fork), ``client.get_executor()`` of Dask, ``submitit.AutoExecutor``, or anything else
+                with their ``submit``. It stays open. What it is running at Ctrl-C may go on there, but is not waited
+                for.
             n_workers: how many processes of this machine run trials; with ``executor``, how many trials it is given
                 at a time, by default as many as it has workers. One that dies is a failed trial, and is replaced.
             gpus: "auto", or a list of device numbers or names: each process of ``n_workers`` (by default as many as
                 GPUs) sees only one of them, by ``CUDA_VISIBLE_DEVICES``.
             isolate: whether each trial has a fresh process, so that the next one finds all memory free.
-            trial_timeout: seconds after which a trial's process is killed, and the trial has failed.
+            trial_timeout: seconds after which a trial's process is killed, and the trial has failed; the time that
+                its imports take does not count.
 
         Raises:
             NoCompletedTrialError: every trial failed; the message says why.
