@@ -278,7 +278,13 @@ class FineTune:
                 stacklevel=2,
             )
         self.metric = metric
+        self._settle()  # before the training, where the study is here
         return metric
+
+    def _settle(self) -> None:
+        if self.metric is not None and self.optimizer is not None and not self._settled:
+            self.optimizer.settle_metric(self.metric.name, self.metric.direction)
+            self._settled = True
 
     def _may_be_best(self, value: float | None, metric: Metric) -> bool:
         """Whether a model is worth saving, by what was known when its trial began."""
@@ -311,9 +317,7 @@ class FineTune:
         assert self.optimizer is not None
         back = outcome if isinstance(outcome, FineTuned) else FineTuned()
         self.metric = self.metric or back.metric
-        if self.metric is not None and not self._settled:
-            self.optimizer.settle_metric(self.metric.name, self.metric.direction)
-            self._settled = True
+        self._settle()
         study = self.optimizer.study
         # Once the metric has been there, its absence is this trial's trouble, and no reason to lose the others.
         if back.no_metric is not None and not study.completed:
