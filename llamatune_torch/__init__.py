@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llamatune_torch.errors import (
     CallbackWarning,
     CheckpointWarning,
+    ExecutorError,
     IgnoredParameterWarning,
     LlamaTuneError,
     LlamaTuneWarning,
@@ -41,6 +42,7 @@ __all__ = [
     "Categorical",
     "CheckpointWarning",
     "Curve",
+    "ExecutorError",
     "IgnoredParameterWarning",
     "Integer",
     "LlamaTune",

@@ -10,6 +10,7 @@
     ├── TrialStateError        (ValueError)   a trial told twice, or one this study never asked for
     ├── SpaceExhaustedError                   every point of a finite space is done or running
     ├── NoCompletedTrialError                 asked for the best of nothing
+    ├── ExecutorError          (RuntimeError) trials cannot run there: no pickle of them, a pool that keeps breaking
     └── TrainerError                          what a Trainer factory returned cannot be tuned
         └── MetricError        (KeyError)     the metric is not among those the Trainer reports
 
@@ -54,6 +55,10 @@ class SpaceExhaustedError(LlamaTuneError):
 
 class NoCompletedTrialError(LlamaTuneError):
     """There is no best trial, because no trial has completed."""
+
+
+class ExecutorError(LlamaTuneError, RuntimeError):
+    """Trials cannot run where they were sent, whatever their parameters."""
 
 
 class TrainerError(LlamaTuneError):

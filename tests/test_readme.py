@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +15,12 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
 PYTHON = [code for language, code in BLOCKS if language == "python"]
+# Those that start processes, which import them: they must be files.
+PROGRAMS = [code for code in PYTHON if "__main__" in code]
+SNIPPETS = [code for code in PYTHON if code not in PROGRAMS]
 
 
-@pytest.mark.parametrize("code", PYTHON, ids=[code.split("\n", 1)[0][:50] for code in PYTHON])
+@pytest.mark.parametrize("code", SNIPPETS, ids=[code.split("\n", 1)[0][:50] for code in SNIPPETS])
 def test_python_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "readme"}
@@ -21,6 +28,34 @@ def test_python_block_runs(code: str, tmp_path: Path, monkeypatch: pytest.Monkey
         namespace["my_trainer"] = _my_trainer(tmp_path)
     exec(compile(code, "README.md", "exec"), namespace)
     assert len(namespace) > 2
+
+
+MY_PROJECT = """
+from pathlib import Path
+from tiny import tiny_trainer
+
+def my_trainer(params):
+    return tiny_trainer({"learning_rate": params["learning_rate"]}, Path("."))
+"""
+
+
+@pytest.mark.parametrize("code", PROGRAMS, ids=[code.split("\n", 1)[0][:50] for code in PROGRAMS])
+def test_program_runs(code: str, tmp_path: Path) -> None:
+    if "submitit" in code and importlib.util.find_spec("submitit") is None:
+        pytest.skip("the extra `slurm` is not installed")
+    (tmp_path / "my_project.py").write_text(MY_PROJECT)
+    code, shortened = re.subn(r"max_evals=\d+", "max_evals=2", code)  # each trial loads its libraries anew
+    assert shortened == 1
+    (tmp_path / "program.py").write_text(code)
+    path = os.pathsep.join([str(tmp_path), str(ROOT / "tests" / "integrations")])
+    # Two GPUs that are not there: each process is given one of them all the same.
+    environment = {**os.environ, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "0,1"}
+    command = [sys.executable, "program.py"]
+    run = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=200
+    )
+    assert run.returncode == 0, run.stderr
+    assert "2 trials (2 complete)" in run.stdout, run.stdout + run.stderr
 
 
 def test_make_commands_are_targets_of_the_makefile() -> None:

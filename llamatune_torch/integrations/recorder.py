@@ -11,10 +11,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from llamatune_torch.errors import MetricError
 from llamatune_torch.integrations.metric import Metric, is_trainers_own, numbers_among
+from llamatune_torch.runtime.evaluation import Report
 from llamatune_torch.study import Outcome
-
-#: Called with the step, the value and the share of the training run in [0, 1].
-Report = Callable[[float, float, float | None], Any]
 
 
 def evaluation_prefixes(trainer: Trainer) -> list[str]:

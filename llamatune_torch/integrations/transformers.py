@@ -14,6 +14,8 @@ import shutil
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,10 +45,11 @@ from llamatune_torch.integrations.metric import (
 )
 from llamatune_torch.integrations.readlog import ReadLog
 from llamatune_torch.integrations.recorder import Recorder, evaluation_prefixes, is_stock
-from llamatune_torch.runtime.evaluation import run_guarded
+from llamatune_torch.runtime.evaluation import report, run_guarded
+from llamatune_torch.runtime.executors import Executor, Gpus, places
 from llamatune_torch.runtime.optimizer import LlamaTune
 from llamatune_torch.space import Params, SearchSpace
-from llamatune_torch.study import Direction, Outcome, Study, Trial
+from llamatune_torch.study import Direction, Outcome, Study, Trial, TrialState
 
 TrainerFactory = Callable[[Params], Trainer]
 
@@ -63,6 +66,11 @@ def tune(
     max_evals: int = 20,
     keep: Literal["best"] | None = None,
     output_dir: str | Path = "llamatune_output",
+    executor: Executor | None = None,
+    n_workers: int | None = None,
+    gpus: Gpus | None = None,
+    isolate: bool = False,
+    trial_timeout: float | None = None,
     **search: Any,
 ) -> Study:
     """Finds the hyperparameters for which a fine-tune comes out best.
@@ -83,7 +91,14 @@ def tune(
             ``from_pretrained``, with the trial's record in ``trial.json``; it replaces what an earlier search
             kept there.
         output_dir: where checkpoints go instead of the Trainer's own ``output_dir``: to a folder for each
-            trial, so that they do not mix, and deleted with the trial's end, so that the disk does not fill up.
+            trial, so that they do not mix, and deleted with the trial's end, so that the disk does not fill up. All
+            machines of an executor must share it where models are kept.
+        executor: where fine-tunes run, with ``n_workers``, ``gpus``, ``isolate`` and ``trial_timeout``: as in
+            :meth:`LlamaTune.optimize`, but for threads. The factory must then be defined at the top level of a module.
+        n_workers: how many fine-tunes run at the same time.
+        gpus: "auto" for a GPU for each of them.
+        isolate: whether each fine-tune has a fresh process.
+        trial_timeout: seconds after which a fine-tune's process is killed.
         **search: all other arguments of :class:`LlamaTune`, such as ``initial_points``, ``seed``, ``timeout``.
 
     Returns:
@@ -93,6 +108,7 @@ def tune(
 
     Raises:
         SpaceError, ParamsError, SettingsError: before the factory is called.
+        ExecutorError: the factory cannot be sent to another process, or an executor keeps losing trials.
         TrainerError: the factory returned no ``Trainer``, a used one, one that has nothing to evaluate on, or
             one with ``auto_find_batch_size``.
         MetricError: the metric does not exist, or is no number; the message lists those that do exist. Found
@@ -109,16 +125,41 @@ def tune(
         raise SettingsError(f"metric must be a name or a function of the metrics, but got {metric!r}")
     _check_names(search)
     _check_keep(keep, Path(output_dir))
+    where = places(executor, n_workers, gpus, isolate, trial_timeout)
+    if isinstance(executor, ThreadPoolExecutor) and where.capacity > 1:
+        raise SettingsError(
+            "fine-tunes cannot share a process, since torch's seeds and the Trainer's own state are global: use "
+            "n_workers, or a pool of processes, instead of a pool of threads"
+        )
     optimizer = LlamaTune(space, max_evals=max_evals, direction=direction or "maximize", **search)
     objective = FineTune(optimizer, trainer_factory, metric, direction, keep, Path(output_dir))
     try:
-        return optimizer.run(objective)
+        return optimizer.run(objective, where, objective.landed)
     finally:
         clear_device_cache(garbage_collection=True)  # after Ctrl-C, what the last trial held
+        for trial in optimizer.study.in_state(TrialState.LOST):
+            objective.clean_up(trial)
+
+
+# The trainable weights of the trials that a worker process has run; see FineTune._check_fresh.
+_TRAINED_HERE: list[weakref.ref[Any]] = []
+
+
+@dataclass(frozen=True)
+class FineTuned(Outcome):
+    """An outcome, and what else there is to say where the study is."""
+
+    metric: Metric | None = None
+    #: Where the model lies, if it may be the best.
+    saved: Path | None = None
+    no_metric: MetricError | None = None
 
 
 class FineTune:
-    """One fine-tune as an evaluation: from a trial to its outcome."""
+    """One fine-tune as an evaluation: from a trial to its outcome, in whatever process.
+
+    It is called where the trial runs, and knows nothing there of the study; ``landed`` is called where the study is.
+    """
 
     def __init__(
         self,
@@ -129,7 +170,9 @@ class FineTune:
         keep: Literal["best"] | None,
         output_dir: Path,
     ) -> None:
-        self.optimizer = optimizer
+        self.optimizer: LlamaTune | None = optimizer
+        # In another process, the best value when its trial began.
+        self.best: float | None = None
         self.trainer_factory = trainer_factory
         self.wanted_metric = metric
         self.wanted_direction = direction
@@ -137,50 +180,47 @@ class FineTune:
         self.output_dir = output_dir
         # Known as soon as there is a Trainer to ask for its own metric.
         self.metric: Metric | None = None
+        self._settled = False
         self._warned: set[str] = set()
         # The trainable weights of earlier trials; those that are still alive must not come back.
         self._trained: list[weakref.ref[Any]] = []
 
     def __call__(self, trial: Trial) -> Outcome:
         try:
-            outcome: Outcome = run_guarded(self._fine_tune, trial)
-            return outcome
+            return run_guarded(self._fine_tune, trial)
         except MetricError as error:
-            if not self.optimizer.study.completed:
-                raise
-            # It has been there before, so it is this trial's trouble, and no reason to lose the others.
-            return Outcome.failure("no metric", str(error))
+            return FineTuned.failure("no metric", str(error), no_metric=error, metric=self.metric)
         finally:
             # By now no frame holds the trainer any more, so its memory can really go.
             clear_device_cache(garbage_collection=True)
 
-    def _fine_tune(self, trial: Trial) -> Outcome:
+    def _fine_tune(self, trial: Trial) -> FineTuned:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         trainer = self._fresh_trainer(trial)
         metric = self._metric_of(trainer)
-        folder = self.output_dir / f"trial-{trial.number:04d}"
         # A copy, because the user may share the arguments between trainers. The rotation of checkpoints must
         # not see other trials'.
         args = trainer.args
         trainer.args = copy.copy(args)
-        trainer.args.output_dir = str(folder)
-        recorder = Recorder(trainer, metric, lambda *point: self.optimizer.report(trial, *point))
+        trainer.args.output_dir = str(self._folder(trial))
+        recorder = Recorder(trainer, metric, report)
         trainer.add_callback(recorder)
         try:
             trainer.train()
             outcome = recorder.outcome(trainer)
-            if self.keep == "best" and self._is_best(outcome.value):
-                self._keep(trainer, trial, outcome)
-            return outcome
+            saved = None
+            if self.keep == "best" and self._may_be_best(outcome.value, metric):
+                saved = self._save(trainer, trial, metric, outcome.value)
+            found = {field.name: getattr(outcome, field.name) for field in fields(outcome)}
+            return FineTuned(**found, metric=metric, saved=saved)
         finally:
             # Whoever kept the trainer finds it as it was.
             trainer.args = args
             trainer.remove_callback(recorder)
-            for checkpoint in folder.glob("checkpoint-*"):
-                shutil.rmtree(checkpoint, ignore_errors=True)
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+            if args.world_size == 1:  # else another rank may still read them: landed() deletes them
+                for checkpoint in self._folder(trial).glob("checkpoint-*"):
+                    shutil.rmtree(checkpoint, ignore_errors=True)
 
     def _fresh_trainer(self, trial: Trial) -> Trainer:
         """The factory's Trainer, checked before it costs anything."""
@@ -219,7 +259,7 @@ class FineTune:
                 "trainer_factory must build a fresh Trainer and a fresh model at every call, but it returned "
                 "one that an earlier trial has trained"
             )
-        self._trained = alive + [weakref.ref(w) for w in model.parameters() if w.requires_grad]
+        self._trained[:] = alive + [weakref.ref(w) for w in model.parameters() if w.requires_grad]
 
     def _metric_of(self, trainer: Trainer) -> Metric:
         """The metric that counts, settled with the first Trainer and the same ever after."""
@@ -237,37 +277,98 @@ class FineTune:
                 CheckpointWarning,
                 stacklevel=2,
             )
-        self.optimizer.settle_metric(metric.name, metric.direction)
         self.metric = metric
+        self._settle()  # before the training, where the study is here
         return metric
 
-    def _is_best(self, value: float | None) -> bool:
-        study = self.optimizer.study
+    def _settle(self) -> None:
+        if self.metric is not None and self.optimizer is not None and not self._settled:
+            self.optimizer.settle_metric(self.metric.name, self.metric.direction)
+            self._settled = True
+
+    def _may_be_best(self, value: float | None, metric: Metric) -> bool:
+        """Whether a model is worth saving, by what was known when its trial began."""
+        best = self.best if self.optimizer is None else _best_value(self.optimizer.study)
         if value is None or not math.isfinite(value):
             return False
-        return not study.completed or study.better(value, study.best_value)
+        return best is None or (value > best if metric.direction == "maximize" else value < best)
 
-    def _keep(self, trainer: Trainer, trial: Trial, outcome: Outcome) -> None:
-        """Puts the model in ``output_dir/best``; the former best stays until the new one is complete."""
-        best, arriving, former = (self.output_dir / name for name in ("best", "best.arriving", "best.former"))
-        record = {"trial": trial.number, "metric": self.optimizer.study.metric, "value": outcome.value}
+    def _save(self, trainer: Trainer, trial: Trial, metric: Metric, value: float | None) -> Path | None:
+        """Saves the model next to the trial's checkpoints; where, unless that failed."""
+        saved = self._folder(trial) / "model"
+        record = {"trial": trial.number, "metric": metric.name, "value": value}
         record |= {"params": trial.params, "seed": trial.seed}
         try:
-            shutil.rmtree(arriving, ignore_errors=True)
-            trainer.save_model(str(arriving))
-            (arriving / KEPT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+            trainer.save_model(str(saved))
+            if trainer.args.should_save:  # under torchrun one rank writes, though all must be there
+                (saved / KEPT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+        except Exception as error:  # a full disk (safetensors has its own error) must not cost the result as well
+            shutil.rmtree(saved, ignore_errors=True)
+            _warn_not_kept(trial, self.output_dir / "best", error)
+            return None
+        return saved
+
+    def landed(self, trial: Trial, outcome: Outcome) -> Outcome:
+        """What is to be done where the study is, with what came back from where the trial was.
+
+        Raises:
+            MetricError: the metric has never been there.
+        """
+        assert self.optimizer is not None
+        back = outcome if isinstance(outcome, FineTuned) else FineTuned()
+        self.metric = self.metric or back.metric
+        self._settle()
+        study = self.optimizer.study
+        # Once the metric has been there, its absence is this trial's trouble, and no reason to lose the others.
+        if back.no_metric is not None and not study.completed:
+            raise back.no_metric
+        if back.saved is not None and self.metric is not None and self._may_be_best(outcome.value, self.metric):
+            self._keep(trial, back.saved)
+        self.clean_up(trial)
+        return outcome
+
+    def _keep(self, trial: Trial, saved: Path) -> None:
+        """Puts a saved model in ``output_dir/best``; the former best stays until the new one is complete."""
+        best, former = self.output_dir / "best", self.output_dir / "best.former"
+        try:
             shutil.rmtree(former, ignore_errors=True)
             if best.exists():
                 best.rename(former)
-            arriving.rename(best)
+            saved.rename(best)
             shutil.rmtree(former, ignore_errors=True)
-        except Exception as error:  # a full disk (safetensors has its own error) must not cost the result as well
-            shutil.rmtree(arriving, ignore_errors=True)
-            warnings.warn(
-                f"the model of trial {trial.number} could not be kept in {best}: {error}",
-                CheckpointWarning,
-                stacklevel=2,
-            )
+        except OSError as error:  # a disk that the trial's machine does not share, for example
+            if former.exists() and not best.exists():
+                former.rename(best)
+            _warn_not_kept(trial, best, error)
+
+    def clean_up(self, trial: Trial) -> None:
+        """Deletes what a trial has left on disk, also one whose process was killed."""
+        folder = self._folder(trial)
+        for left in (*folder.glob("checkpoint-*"), folder / "model"):
+            shutil.rmtree(left, ignore_errors=True)
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+    def _folder(self, trial: Trial) -> Path:
+        return self.output_dir / f"trial-{trial.number:04d}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process, which has no study: the factory, and what it must know of the other trials."""
+        assert self.optimizer is not None
+        return self.__dict__ | {"optimizer": None, "best": _best_value(self.optimizer.study), "_trained": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state
+        self._trained = _TRAINED_HERE
+
+
+def _best_value(study: Study) -> float | None:
+    return study.best_value if study.completed else None
+
+
+def _warn_not_kept(trial: Trial, best: Path, error: Exception) -> None:
+    message = f"the model of trial {trial.number} could not be kept in {best}: {error}"
+    warnings.warn(message, CheckpointWarning, stacklevel=3)
 
 
 def _check_names(search: Mapping[str, Any]) -> None:

@@ -6,24 +6,79 @@ import math
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import replace
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from llamatune_torch.errors import LlamaTuneError, OutcomeError
-from llamatune_torch.study import Direction, Outcome, Trial
+from llamatune_torch.errors import LlamaTuneError, OutcomeError, TrialStateError
+from llamatune_torch.space import Params
+from llamatune_torch.study import Curve, Direction, Outcome, Trial
 
 Evaluate = Callable[[Trial], "float | Outcome"]
+#: Called with the step, the value and the share of the training run in [0, 1].
+Report = Callable[[float, float, float | None], Any]
+
+# Who hears of the learning curve of the trial that this thread evaluates.
+_listener: ContextVar[Report | None] = ContextVar("listener", default=None)
 
 
-def run_guarded(evaluate: Evaluate, trial: Trial) -> Any:
+@dataclass(frozen=True)
+class OfParams:
+    """An evaluation that wants the parameters only; unlike a lambda, it can be sent to another process."""
+
+    function: Callable[[Params], float | Outcome]
+
+    def __call__(self, trial: Trial) -> float | Outcome:
+        return self.function(dict(trial.params))
+
+
+def report(step: float, value: float, progress: float | None = None) -> None:
+    """Adds a point to the learning curve of the trial that is being evaluated here, whatever process this is.
+
+    Raises:
+        OutcomeError: as ``Curve.reported``.
+        TrialStateError: this thread evaluates no trial.
+    """
+    listener = _listener.get()
+    if listener is None:
+        raise TrialStateError("report() was called outside of an evaluation, or from another thread than the trial's")
+    listener(step, value, progress)
+
+
+def run_trial(evaluate: Evaluate, trial: Trial, listener: Report | None = None) -> Outcome | LlamaTuneError:
+    """One trial in whatever thread or process this is called in: its outcome, with its learning curve.
+
+    ``listener`` hears of each point of the curve at once. A mistake in the use of this package is returned, not
+    raised, because executors wrap what is raised in errors of their own.
+    """
+    curve = Curve()
+
+    def listen(step: float, value: float, progress: float | None = None) -> None:
+        nonlocal curve
+        curve = curve.reported(step, value, progress)
+        if listener is not None:
+            listener(step, value, progress)
+
+    before = _listener.set(listen)
+    try:
+        outcome = run_guarded(evaluate, trial)
+    except LlamaTuneError as error:
+        return error
+    finally:
+        _listener.reset(before)
+    return replace(outcome, curve=curve) if outcome.curve is None and len(curve) else outcome
+
+
+def run_guarded(evaluate: Evaluate, trial: Trial) -> Outcome:
     """What ``evaluate(trial)`` returns, or a failure with the text of its exception; the cost is measured.
 
     Mistakes in the use of this package (``LlamaTuneError``) and interrupts pass through: they would hit every
     other trial too.
     """
     started = time.perf_counter()
+    result: Any
     try:
         result = evaluate(trial)
     except LlamaTuneError:

@@ -4,23 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-import traceback
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args, overload
 
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import Suggestion, derived_seed, suggest
-from llamatune_torch.errors import (
-    CallbackWarning,
-    ParamsError,
-    SettingsError,
-    SpaceExhaustedError,
-    TrialStateError,
-)
-from llamatune_torch.runtime.display import live_display, log_trial, logger
-from llamatune_torch.runtime.evaluation import Evaluate, as_outcome, run_guarded
+from llamatune_torch.errors import ParamsError, SettingsError, TrialStateError
+from llamatune_torch.runtime.evaluation import Evaluate, OfParams, as_outcome
+from llamatune_torch.runtime.executors import Executor, Gpus, InThisThread, Places, places
+from llamatune_torch.runtime.loop import Landed, run_loop
+from llamatune_torch.runtime.ranks import Ranks, world_size
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import AcquisitionName, Settings
 from llamatune_torch.space import Params, SearchSpace
@@ -100,7 +94,8 @@ class LlamaTune:
         self.study = Study(space, direction, metric, _validated(space, initial_points))
         #: Whether the last run ended by Ctrl-C.
         self.interrupted = False
-        self._stop = False
+        #: Whether ``stop()`` was called during the run.
+        self.stopping = False
         self._lock = threading.RLock()
 
     @overload
@@ -192,20 +187,51 @@ class LlamaTune:
             as_outcome(outcome, self.study.direction)
             return self.tell(self._started(Suggestion(canonical, "added")), outcome)
 
-    def optimize(self) -> tuple[Params, float]:
+    def optimize(
+        self,
+        *,
+        executor: Executor | None = None,
+        n_workers: int | None = None,
+        gpus: Gpus | None = None,
+        isolate: bool = False,
+        trial_timeout: float | None = None,
+    ) -> tuple[Params, float]:
         """Evaluates ``model_eval_fn`` until the budget is used up; the best parameters and their score.
 
-        An exception in ``model_eval_fn`` is a FAILED trial. Ctrl-C ends the search and returns the
-        best so far; everything learnt is in ``study`` either way.
+        An exception in ``model_eval_fn`` is a FAILED trial. Ctrl-C and SIGTERM end the search, give back what was
+        running and return the best so far, a second one ends it at once; everything learnt is in ``study`` either way.
+
+        Without further arguments, one trial after the other runs in this thread. Several run at the same time, in
+        other processes or on other machines, with ``n_workers`` or with ``executor``. As soon as one of them ends,
+        the next begins. ``model_eval_fn`` must then be importable: defined at the top level of a module.
+
+        Args:
+            executor: runs the trials instead: a pool of threads or of processes (started by "spawn": torch's threads
+                do not survive a fork), ``client.get_executor()`` of Dask, ``submitit.AutoExecutor``, or anything else
+                with their ``submit``. It stays open. What it is running at Ctrl-C may go on there, but is not waited
+                for.
+            n_workers: how many processes of this machine run trials; with ``executor``, how many trials it is given
+                at a time, by default as many as it has workers. One that dies is a failed trial, and is replaced.
+            gpus: "auto", or a list of device numbers or names: each process of ``n_workers`` (by default as many as
+                GPUs) sees only one of them, by ``CUDA_VISIBLE_DEVICES``.
+            isolate: whether each trial has a fresh process, so that the next one finds all memory free.
+            trial_timeout: seconds after which a trial's process is killed, and the trial has failed; the time that
+                its imports take does not count.
 
         Raises:
             NoCompletedTrialError: every trial failed; the message says why.
             OutcomeError: ``model_eval_fn`` returned something that is no score.
+            SettingsError: arguments that do not go together.
+            ExecutorError: ``model_eval_fn`` cannot be sent to another process, or the executor keeps losing trials.
+
+        Example:
+            >>> tuner = LlamaTune({"x": Real(-1, 1)}, my_module.train, max_evals=40)
+            >>> best_params, best_score = tuner.optimize(gpus="auto")
         """
-        evaluate = self.model_eval_fn
-        if evaluate is None:
+        if self.model_eval_fn is None:
             raise SettingsError("optimize() needs model_eval_fn; with ask() and tell() it is not needed")
-        self.run(lambda trial: evaluate(dict(trial.params)))
+        where = places(executor, n_workers, gpus, isolate, trial_timeout)
+        self.run(OfParams(self.model_eval_fn), where)
         if self.interrupted and not self.study.completed:
             raise KeyboardInterrupt
         return self.study.best_params, self.study.best_value
@@ -219,28 +245,27 @@ class LlamaTune:
         with self._lock, one_thread(self.settings.torch_device(len(self.study.completed))):
             return recommend(self.study, self.settings)
 
-    def run(self, evaluate: Evaluate) -> Study:
-        """The loop behind :meth:`optimize`, for evaluations that want the whole ``Trial``."""
-        deadline = None if self.timeout is None else time.monotonic() + self.timeout
-        self._stop = self.interrupted = False
-        trial: Trial | None = None
-        with live_display(self.max_evals, self._num_counted(), self.progress) as bar:
-            try:
-                while self._goes_on(deadline):
-                    try:
-                        trial = self.ask()
-                    except SpaceExhaustedError as error:
-                        logger.info("stopped early: %s", error)
-                        break
-                    finished = self.tell(trial, run_guarded(evaluate, trial))
-                    bar.update()
-                    log_trial(self.study, finished)
-                    self._call_back(finished)
-            except KeyboardInterrupt:
-                self.interrupted = True
-                logger.warning("interrupted after %d finished trials", len(self.study.completed))
-            finally:
-                self._give_back(trial)
+    def run(self, evaluate: Evaluate, where: Places | None = None, landed: Landed | None = None) -> Study:
+        """The loop behind :meth:`optimize`, for evaluations that want the whole ``Trial``.
+
+        Args:
+            evaluate: takes a trial, returns a score or an ``Outcome``.
+            where: the trials run; by default in this thread.
+            landed: called in this thread with a trial and its outcome, before that is told; returns the one to tell.
+
+        Under ``torchrun``, all ranks evaluate each trial together. Rank 0 asks, tells and calls the callbacks; the
+        others get its trials, and its study in the end.
+        """
+        self.stopping = self.interrupted = False
+        where, landed = where or InThisThread(), landed or (lambda _, outcome: outcome)
+        if world_size() > 1:
+            if not isinstance(where, InThisThread):
+                raise SettingsError("under torchrun all ranks run each trial together: no executor, n_workers or gpus")
+            where = Ranks(self)
+            if where.rank > 0:
+                where.follow(evaluate)
+                return self.study
+        run_loop(self, evaluate, where, landed)
         return self.study
 
     def settle_metric(self, metric: str, direction: Direction) -> None:
@@ -254,24 +279,15 @@ class LlamaTune:
                 raise TrialStateError(f"the direction cannot become {direction!r} after a trial has completed")
             self.study = replace(self.study, metric=metric, direction=direction)
 
+    def follow(self, study: Study) -> None:
+        """Takes over rank 0's study, on the other ranks under ``torchrun``."""
+        self.study = study
+
     def stop(self) -> None:
         """Lets :meth:`optimize` start no further trial; for callbacks."""
-        self._stop = True
+        self.stopping = True
 
-    def _goes_on(self, deadline: float | None) -> bool:
-        if self._stop or self._num_counted() >= self.max_evals:
-            return False
-        if deadline is not None and time.monotonic() >= deadline:
-            logger.info("stopped: the timeout of %g s has passed", self.timeout)
-            return False
-        failed = len(self.study.failed)
-        if self.max_failures is not None and failed > self.max_failures:
-            reasons = self.study.failures_by_reason()
-            logger.error("stopped: %d trials failed, max_failures=%d: %s", failed, self.max_failures, reasons)
-            return False
-        return True
-
-    def _num_counted(self) -> int:
+    def num_counted(self) -> int:
         """Trials that count against ``max_evals``."""
         return sum(t.origin != "added" and t.state is not TrialState.LOST for t in self.study.trials)
 
@@ -304,19 +320,6 @@ class LlamaTune:
         if own.state is not TrialState.RUNNING:
             raise TrialStateError(f"trial {number} has finished ({own.state}) and cannot change")
         return own
-
-    def _give_back(self, trial: Trial | None) -> None:
-        """What was running when the loop ended counts for nothing; a finished trial stays as it is."""
-        if trial is not None and self.study.trials[trial.number].state is TrialState.RUNNING:
-            self.abandon(trial, "interrupted")
-
-    def _call_back(self, trial: Trial) -> None:
-        for callback in self.callbacks:
-            try:
-                callback(self, trial)
-            except Exception as error:  # a plotting hiccup must not end a week's search
-                logger.debug("callback %r failed:\n%s", callback, traceback.format_exc())
-                warnings.warn(f"callback {callback!r} raised {error!r}", CallbackWarning, stacklevel=2)
 
 
 def _check_budget(max_evals: Any, timeout: Any, max_failures: Any) -> None:

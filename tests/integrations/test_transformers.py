@@ -550,7 +550,8 @@ def test_a_failed_save_warns_and_loses_no_result(tmp_path: Path) -> None:
     out = tmp_path / "out"
     tuned(tmp_path, keep="best", metric="score", trainer={"compute_metrics": scripted([0.1, 0.1])})
     before = {path.name: path.read_bytes() for path in (out / "best").iterdir()}
-    (out / "best.arriving").write_text("in the way")
+    (out / "trial-0000").mkdir()
+    (out / "trial-0000" / "model").write_text("in the way")
     with pytest.warns(CheckpointWarning, match=r"the model of trial 0 could not be kept in .*best: .*File exists"):
         study = tuned(tmp_path, keep="best", metric="score", trainer={"compute_metrics": scripted([0.2, 0.2])})
     assert study.best_value == 0.2
