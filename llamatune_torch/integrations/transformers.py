@@ -109,7 +109,8 @@ def tune(
         raise SettingsError(f"metric must be a name or a function of the metrics, but got {metric!r}")
     _check_names(search)
     _check_keep(keep, Path(output_dir))
-    optimizer = LlamaTune(space, max_evals=max_evals, direction=direction or "maximize", **search)
+    # Metric and direction are settled with the first Trainer, which knows its own.
+    optimizer = LlamaTune(space, max_evals=max_evals, direction=direction or "maximize", metric=None, **search)
     objective = FineTune(optimizer, trainer_factory, metric, direction, keep, Path(output_dir))
     try:
         return optimizer.run(objective)
