@@ -7,6 +7,7 @@ from dataclasses import replace
 from llamatune_torch.errors import StorageError
 from llamatune_torch.runtime.records import fitted, read_trial, write_trial
 from llamatune_torch.runtime.storage import Transaction
+from llamatune_torch.runtime.store import checked, number_of
 from llamatune_torch.study import Study, Trial
 
 #: What ``read_trial`` needs.
@@ -72,3 +73,19 @@ class Claim:
 
     def _place(self, trial: Trial) -> None:
         self.trials[trial.number : trial.number + 1] = [trial]
+
+
+def recover(recorded: Trial, claim: Claim) -> None:
+    """Writes a result that was kept elsewhere, unless it has come through already.
+
+    Raises:
+        TrialStateError: its trial has another result, or there is no such trial.
+    """
+    if recorded.origin == "added":
+        if not any((t.params, t.started) == (recorded.params, recorded.started) for t in claim.trials):
+            claim.put(replace(recorded, number=len(claim.trials)))
+        return
+    current = claim.recorded(number_of(recorded, len(claim.trials)))
+    if write_trial(current) != write_trial(recorded):
+        checked(current, recorded)
+        claim.put(recorded)

@@ -20,9 +20,9 @@ class Heartbeat:
     def __init__(self, beat: Callable[[], None], interval: float) -> None:
         self.interval = interval
         self.numbers: set[int] = set()
-        self._beat: WeakMethod[Callable[[], None]] = WeakMethod(beat)
         self._lock = threading.Lock()
-        self._wake = threading.Event()
+        self._wake = wake = threading.Event()
+        self._beat: WeakMethod[Callable[[], None]] = WeakMethod(beat, lambda _: wake.set())
         self._thread: threading.Thread | None = None
 
     def add(self, numbers: Iterable[int]) -> None:
@@ -30,7 +30,6 @@ class Heartbeat:
         with self._lock:
             self.numbers |= set(numbers)
             if self._thread is None or not self._thread.is_alive():  # a fork leaves threads behind
-                self._wake.clear()
                 self._thread = threading.Thread(target=self._run, name="llamatune-heartbeat", daemon=True)
                 self._thread.start()
 
@@ -38,10 +37,14 @@ class Heartbeat:
         """No longer keeps a trial alive."""
         with self._lock:
             self.numbers.discard(number)
+            if not self.numbers:
+                self._wake.set()
 
     def _run(self) -> None:
         silent = False
-        while not self._wake.wait(self.interval):
+        while True:
+            self._wake.wait(self.interval)
+            self._wake.clear()
             with self._lock:
                 beat = self._beat()
                 if not self.numbers or beat is None:

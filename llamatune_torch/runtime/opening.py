@@ -11,7 +11,7 @@ from llamatune_torch.errors import ParamsError, StorageError, StudyMismatchError
 from llamatune_torch.runtime.claim import COLUMNS
 from llamatune_torch.runtime.display import logger
 from llamatune_torch.runtime.records import differences, read_space, read_trial, write, write_space
-from llamatune_torch.runtime.storage import Database, Transaction
+from llamatune_torch.runtime.storage import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Study
 
@@ -31,8 +31,8 @@ def opened(
         number = transaction.rows("SELECT coalesce(max(id), 0) + 1 AS id FROM llamatune_studies")[0]["id"]
         settings = {**settings, "seed": settings.get("seed") or 0}
         transaction.run(
-            "INSERT INTO llamatune_studies VALUES "
-            "(:id, :name, :space, :direction, :metric, :points, :settings, 0, NULL, 0, 0)",
+            "INSERT INTO llamatune_studies (id, name, space, direction, metric, initial_points, settings, revision, "
+            "asking_until, ask_seconds) VALUES (:id, :name, :space, :direction, :metric, :points, :settings, 0, 0, 0)",
             id=number,
             name=name,
             space=write_space(given.space),
@@ -115,7 +115,7 @@ def read_study(url: str, name: str) -> tuple[Study, dict[str, Any]]:
         points = tuple(json.loads(row["initial_points"]))
         return Study(space, row["direction"], row["metric"] or "value", points, trials), json.loads(row["settings"])
 
-    return database.patiently(lambda: database.write(work), "to be read", 10.0)
+    return database.patiently(lambda: database.write(work), "to be read", OPENING_PATIENCE)
 
 
 def _fitting(space: SearchSpace, points: Sequence[Params]) -> Iterator[Params]:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 from llamatune_torch.errors import ParamsError
 from llamatune_torch.runtime.claim import Claim
 from llamatune_torch.runtime.display import logger
 from llamatune_torch.study import SILENT, Trial, TrialState
+
+
+class Worker(NamedTuple):
+    """Who runs trials: its name, host, process, and the seconds since its last sign of life."""
+
+    name: str
+    host: str
+    pid: int
+    silent_for: float
+
 
 RUNNING_WITH_WORKERS = (
     "FROM llamatune_trials t JOIN llamatune_workers w ON w.id = t.worker "
@@ -57,3 +68,9 @@ def signs_of_life(claim: Claim, own: str) -> dict[int, float]:
     """The trials that others run, and when their workers were last heard of."""
     rows = claim.transaction.rows(f"SELECT t.number, w.heartbeat {RUNNING_WITH_WORKERS}", study=claim.id, own=own)
     return {row["number"]: row["heartbeat"] for row in rows}
+
+
+def workers_of(claim: Claim) -> list[Worker]:
+    """Those who run trials of a study now."""
+    rows = claim.transaction.rows(f"SELECT DISTINCT w.* {RUNNING_WITH_WORKERS} ORDER BY w.id", study=claim.id, own="")
+    return [Worker(row["id"], row["host"], row["pid"], claim.now - row["heartbeat"]) for row in rows]

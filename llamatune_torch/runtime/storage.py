@@ -1,7 +1,7 @@
 """The door to SQL: connections, transactions and what can go wrong with them, in SQLite and PostgreSQL.
 
-What is written where, and when, is the business of ``stored.py``. SQLite runs in WAL mode and syncs every commit to
-the disk; a write transaction takes its lock at the start, so that it never fails half-way because of another writer.
+What is written where, and when, is the business of ``stored.py``. SQLite runs in WAL mode; what counts is synced to the
+disk; a write transaction takes its lock at the start, so that it never fails half-way because of another writer.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from llamatune_torch.runtime.schema import MIGRATIONS
 
 T = TypeVar("T")
 
+OPENING_PATIENCE = 10.0  # seconds for which an opening that fails is tried again
 BUSY_SECONDS = 5  # how long SQLite itself waits for another writer, before this module tries again
 
 # Unix time in seconds by the database's clock, also within a long transaction.
@@ -104,13 +105,23 @@ class Database:
             raise StorageError(f"{self.shown} cannot be made: there is no folder {self.file.parent}")
         if self.file is not None and not create and not self.file.exists():
             raise StorageError(f"there is no {self.file}")
-        self.patiently(lambda: self.write(self._migrate, opening=True), "to be opened", patience=10.0)
+        self.patiently(lambda: self.write(self._migrate, opening=True), "to be opened", OPENING_PATIENCE)
 
-    def write(self, work: Callable[[Transaction], T], opening: bool = False) -> T:
-        """Runs ``work`` in a transaction that writes; ``opening`` lets in one process at a time."""
-        with self._live_engine().begin() as connection:
-            if opening and self.kind == "postgresql":
-                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({OPENING_LOCK})")
+    def write(self, work: Callable[[Transaction], T], *, opening: bool = False, durable: bool = True) -> T:
+        """Runs ``work`` in a transaction that writes.
+
+        Args:
+            work: what to do.
+            opening: lets in one process at a time.
+            durable: whether the commit waits for the disk; without, it may be undone by a power failure, but by nothing
+                else.
+        """
+        with self._live_engine().connect().execution_options(durable=durable) as connection, connection.begin():
+            if self.kind == "postgresql":
+                if opening:
+                    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({OPENING_LOCK})")
+                if not durable:
+                    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
             return work(Transaction(connection, CLOCKS[self.kind]))
 
     def patiently(
@@ -222,8 +233,9 @@ def _engine(url: URL) -> Engine:
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # Python's own BEGIN would come late, and without its lock
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = FULL")  # a result that was recorded survives a power failure
 
 
 def _begin_immediate(connection: Connection) -> None:
+    durable = connection.get_execution_options().get("durable", True)
+    connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE")

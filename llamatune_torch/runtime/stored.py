@@ -34,14 +34,14 @@ from llamatune_torch.errors import (
     StudyMismatchError,
     TrialStateError,
 )
-from llamatune_torch.runtime.claim import Claim
+from llamatune_torch.runtime.claim import Claim, recover
 from llamatune_torch.runtime.display import logger
 from llamatune_torch.runtime.heartbeat import Heartbeat
 from llamatune_torch.runtime.journal import Journal, result_of, unwritten
 from llamatune_torch.runtime.opening import mismatch, opened, score_differences
 from llamatune_torch.runtime.records import read_trial, write_space, write_trial
-from llamatune_torch.runtime.silence import due_again, lose_silent, signs_of_life
-from llamatune_torch.runtime.storage import Database, Transaction
+from llamatune_torch.runtime.silence import Worker, due_again, lose_silent, signs_of_life, workers_of
+from llamatune_torch.runtime.storage import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.runtime.store import Change, Choose, checked, number_of, started_trial
 from llamatune_torch.space import Params
 from llamatune_torch.study import Curve, Direction, Study, Trial, TrialState
@@ -53,15 +53,6 @@ REPORT_PATIENCE = 2.0  # the same for a point of a curve, which the next write t
 
 # Others wait for a suggestion under way as long as the last one took, times three, within these bounds (seconds).
 SHORTEST_WAIT, LONGEST_WAIT = 0.25, 300.0
-
-
-class Worker(NamedTuple):
-    """Who runs trials: its name, host, process, and the seconds since its last sign of life."""
-
-    name: str
-    host: str
-    pid: int
-    silent_for: float
 
 
 class StoredStudy:
@@ -105,7 +96,8 @@ class StoredStudy:
         self._database = Database(url)
         self._journal = Journal(name, self._database.shown, self._database.file)
         #: This object's name among those who run trials.
-        self.worker = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self.worker = _new_name()
+        self._pid = os.getpid()
         self._lock = threading.RLock()  # around a transaction and what is remembered of it
         self._asking = threading.Lock()  # one suggestion at a time
         self._has_unsaved = False
@@ -118,7 +110,7 @@ class StoredStudy:
                 transaction, self._database.shown, name, study, settled, settings or {}, extend
             )
 
-        self._database.patiently(lambda: self._database.write(work, opening=True), "to be opened", 10.0)
+        self._database.patiently(lambda: self._database.write(work, opening=True), "to be opened", OPENING_PATIENCE)
         self.refresh()
         self._pick_up()
 
@@ -132,18 +124,7 @@ class StoredStudy:
 
     def workers(self) -> list[Worker]:
         """Those who run trials of this study now."""
-
-        def work(claim: Claim) -> list[Worker]:
-            return [
-                Worker(row["id"], row["host"], row["pid"], claim.now - row["heartbeat"])
-                for row in claim.transaction.rows(
-                    "SELECT DISTINCT w.* FROM llamatune_workers w JOIN llamatune_trials t ON t.worker = w.id "
-                    "WHERE t.study = :study AND t.state = 'running' ORDER BY w.id",
-                    study=self._id,
-                )
-            ]
-
-        return self._write(work, "to be read")
+        return self._write(workers_of, "to be read")
 
     # --- Starting trials -----------------------------------------------------------------------------------------
 
@@ -153,12 +134,15 @@ class StoredStudy:
         While others still run the last trials of the budget, waits for a sign of life of theirs (at most ``grace``
         seconds), because a trial of a dead one is this worker's to run again.
         """
+        if os.getpid() != self._pid:  # after a fork: what ran is the parent's
+            self.worker, self._pid = _new_name(), os.getpid()
+            self._heartbeat = Heartbeat(self.beat, self._heartbeat.interval)
         if self._has_unsaved:
             self._pick_up()
         with self._asking:
             alive_since: dict[int, float] = {}
             while True:
-                plan = self._write(lambda claim: self._plan(claim, n, max_evals), "the next trial to be started")
+                plan = self._plan(n, max_evals)
                 if plan.started:
                     return self._now_running(list(plan.started))
                 if plan.wait:
@@ -176,7 +160,12 @@ class StoredStudy:
                 if trials:
                     return self._now_running(trials)
 
-    def _plan(self, claim: Claim, n: int, max_evals: int) -> Plan:
+    def _plan(self, n: int, max_evals: int) -> Plan:
+        what = "the next trial to be started"
+        # Not worth waiting for the disk: if this is undone, the transaction that starts the trial finds out.
+        return self._write(lambda claim: self._planned(claim, n, max_evals), what, durable=False)
+
+    def _planned(self, claim: Claim, n: int, max_evals: int) -> Plan:
         lose_silent(claim, self.grace, self.worker)
         due = due_again(claim, self.retries)[:n]
         study = claim.study
@@ -277,7 +266,7 @@ class StoredStudy:
                 "UPDATE llamatune_workers SET heartbeat = :now WHERE id = :id", id=self.worker, now=transaction.now
             )
 
-        self._database.patiently(lambda: self._database.write(work), "a sign of life", patience=0.0)
+        self._database.patiently(lambda: self._database.write(work, durable=False), "a sign of life", patience=0.0)
 
     # --- Changing trials -----------------------------------------------------------------------------------------
 
@@ -331,7 +320,7 @@ class StoredStudy:
             return after
 
         try:
-            reported = self._write(work, "a report to be written", patience=min(REPORT_PATIENCE, self.patience))
+            reported = self._write(work, "a report to be written", min(REPORT_PATIENCE, self.patience), durable=False)
         except StorageError as error:
             reported = change(self._with_unwritten(self._known(trial)), time.time())
             self._unwritten[reported.number] = reported.curve
@@ -411,6 +400,7 @@ class StoredStudy:
         what: str,
         patience: float | None = None,
         at_failure: Callable[[], object] | None = None,
+        durable: bool = True,
     ) -> T:
         """Runs ``work`` in a transaction that has the study for itself; then the record here is up to date."""
 
@@ -421,7 +411,7 @@ class StoredStudy:
                 claims.append(Claim(transaction, self._id, self._study, self._revision))
                 return work(claims[0])
 
-            result = self._database.write(within)
+            result = self._database.write(within, durable=durable)
             self._study, self._revision = claims[0].study, claims[0].revision  # only what was committed
             return result
 
@@ -455,7 +445,7 @@ class StoredStudy:
                 continue
             recorded = read_trial(entry["trial"])
             try:
-                self._write(partial(_recover, recorded), "a kept result to be written")
+                self._write(partial(recover, recorded), "a kept result to be written")
             except TrialStateError as error:
                 refused = path.rename(path.with_suffix(".refused"))
                 result = result_of(recorded)
@@ -477,16 +467,8 @@ class Plan(NamedTuple):
     known: int = 0
 
 
-def _recover(recorded: Trial, claim: Claim) -> None:
-    """Writes a result that was kept, unless it has come through already."""
-    if recorded.origin == "added":
-        if not any((t.params, t.started) == (recorded.params, recorded.started) for t in claim.trials):
-            claim.put(replace(recorded, number=len(claim.trials)))
-        return
-    current = claim.recorded(number_of(recorded, len(claim.trials)))
-    if write_trial(current) != write_trial(recorded):
-        checked(current, recorded)
-        claim.put(recorded)
+def _new_name() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
 
 
 def _check_knobs(name: Any, grace: Any, retries: Any) -> None:
