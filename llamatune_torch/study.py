@@ -192,12 +192,14 @@ class Study:
     @property
     def num_counted(self) -> int:
         """Trials that count against a budget: neither LOST nor added. Retries count once, with what they repeat."""
-        counted = (
-            trial
-            for trial in self.trials
-            if trial.origin != "added" and (trial.state is not TrialState.LOST or trial.reason == OUTSIDE)
+        lost = TrialState.LOST
+        return len(
+            {
+                trial.number if trial.retry_of is None else trial.retry_of
+                for trial in self.trials
+                if trial.origin != "added" and (trial.state is not lost or trial.reason == OUTSIDE)
+            }
         )
-        return len({trial.number if trial.retry_of is None else trial.retry_of for trial in counted})
 
     def better(self, value: float, than: float) -> bool:
         """Whether ``value`` is strictly better than another in this study's direction."""

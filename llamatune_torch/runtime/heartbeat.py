@@ -13,8 +13,8 @@ from llamatune_torch.runtime.display import logger
 class Heartbeat:
     """Calls ``beat`` every ``interval`` seconds from a thread of its own, while there are trials to keep alive.
 
-    The thread goes on through a long training step. It ends with the last trial, and with the object whose method
-    ``beat`` is: a search that nobody holds any more runs nothing.
+    The thread goes on through a long training step. It ends an interval after the last trial at most, and with the
+    object whose method ``beat`` is: a search that nobody holds any more runs nothing.
     """
 
     def __init__(self, beat: Callable[[], None], interval: float) -> None:
@@ -37,8 +37,6 @@ class Heartbeat:
         """No longer keeps a trial alive."""
         with self._lock:
             self.numbers.discard(number)
-            if not self.numbers:
-                self._wake.set()
 
     def _run(self) -> None:
         silent = False

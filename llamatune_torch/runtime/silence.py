@@ -45,7 +45,7 @@ def due_again(claim: Claim, retries: int) -> list[Trial]:
 
     A retry that was given back (Ctrl-C) does not count as one.
     """
-    if not any(trial.reason == SILENT for trial in claim.trials):
+    if not [trial for trial in claim.trials if trial.reason == SILENT]:
         return []
     tries: dict[int, list[Trial]] = {}
     for trial in claim.trials:

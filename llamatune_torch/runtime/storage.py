@@ -7,6 +7,7 @@ disk; a write transaction takes its lock at the start, so that it never fails ha
 from __future__ import annotations
 
 import os
+import sqlite3
 import time
 import weakref
 from collections.abc import Callable, Mapping
@@ -124,6 +125,11 @@ class Database:
                     connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
             return work(Transaction(connection, CLOCKS[self.kind]))
 
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Runs ``work`` in a transaction that waits for nobody and changes nothing."""
+        with self._live_engine().connect().execution_options(reading=True) as connection, connection.begin():
+            return work(Transaction(connection, CLOCKS[self.kind]))
+
     def patiently(
         self, attempt: Callable[[], T], what: str, patience: float, at_failure: Callable[[], object] | None = None
     ) -> T:
@@ -219,7 +225,7 @@ def _engine(url: URL) -> Engine:
     if url.get_backend_name() == "sqlite":
         engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
         sa.event.listen(engine, "connect", _prepare_sqlite)
-        sa.event.listen(engine, "begin", _begin_immediate)
+        sa.event.listen(engine, "begin", _begin)
         return engine
     if "+" not in url.drivername:
         url = url.set(drivername="postgresql+psycopg")
@@ -235,7 +241,24 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
 
 
-def _begin_immediate(connection: Connection) -> None:
-    durable = connection.get_execution_options().get("durable", True)
+def _begin(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    if options.get("reading"):
+        connection.exec_driver_sql("BEGIN")
+        return
+    durable = options.get("durable", True)
     connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    # SQLite's own way to wait for another writer is to look ever less often: unlucky ones would wait for a second.
+    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+    deadline = time.monotonic() + BUSY_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            connection.connection.cursor().execute("BEGIN IMMEDIATE")
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                break
+            time.sleep(0.003)
+    if not connection.connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]  # it is sqlite3's
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # raises what the last attempt has raised
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")

@@ -145,8 +145,8 @@ class StoredStudy:
                 plan = self._plan(n, max_evals)
                 if plan.started:
                     return self._now_running(list(plan.started))
-                if plan.wait:
-                    time.sleep(plan.wait)
+                if plan.pause:
+                    self._wait_for_others(plan.pause)
                     continue
                 if plan.left < n:
                     first = not alive_since
@@ -159,6 +159,20 @@ class StoredStudy:
                 trials = self._suggest_and_start(plan, n, choose, seed, max_evals)
                 if trials:
                     return self._now_running(trials)
+
+    def _wait_for_others(self, pause: float) -> None:
+        """Waits until no suggestion is under way; looks every ``pause`` seconds, quick ones soon less often."""
+
+        def under_way(transaction: Transaction) -> bool:
+            query = "SELECT asking, asking_until FROM llamatune_studies WHERE id = :study"
+            (row,) = transaction.rows(query, study=self._id)
+            return row["asking"] is not None and row["asking_until"] > transaction.now
+
+        busy = True
+        while busy:
+            time.sleep(pause)
+            pause = max(pause, min(1.2 * pause, 0.02))
+            busy = self._database.patiently(lambda: self._database.read(under_way), "to be read", self.patience)
 
     def _plan(self, n: int, max_evals: int) -> Plan:
         what = "the next trial to be started"
@@ -177,7 +191,7 @@ class StoredStudy:
         if len(due) == n:
             return Plan(study, started=self._put_started(claim, due, []))
         if claim.row["asking"] not in (None, self.worker) and claim.row["asking_until"] > claim.now:
-            return Plan(study, wait=min(0.05, max(0.002, claim.row["ask_seconds"] / 4)), left=left)
+            return Plan(study, pause=min(0.05, max(0.002, claim.row["ask_seconds"] / 4)), left=left)
         wait = min(max(3 * claim.row["ask_seconds"], SHORTEST_WAIT), LONGEST_WAIT)
         claim.transaction.run(
             "UPDATE llamatune_studies SET asking = :asking, asking_until = :until WHERE id = :study",
@@ -460,7 +474,7 @@ class Plan(NamedTuple):
 
     study: Study
     started: Sequence[Trial] = ()
-    wait: float = 0.0
+    pause: float = 0.0
     left: int = 0
     others: Mapping[int, float] = {}
     due: Sequence[Trial] = ()
