@@ -72,7 +72,7 @@ def server(durable: bool = True) -> Iterator[str]:
         yield url
     finally:
         if process is not None:
-            process.send_signal(signal.SIGINT)  # its "fast" way: it does not wait for clients
+            process.send_signal(signal.SIGQUIT)  # at once: what it holds is thrown away
             try:
                 process.wait(20)
             except subprocess.TimeoutExpired:

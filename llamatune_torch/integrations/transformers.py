@@ -84,7 +84,8 @@ def tune(
             kept there.
         output_dir: where checkpoints go instead of the Trainer's own ``output_dir``: to a folder for each
             trial, so that they do not mix, and deleted with the trial's end, so that the disk does not fill up.
-        **search: all other arguments of :class:`LlamaTune`, such as ``initial_points``, ``seed``, ``timeout``.
+        **search: all other arguments of :class:`LlamaTune`, such as ``initial_points``, ``seed``, ``timeout``, and
+            ``storage`` with ``name``, so that a later call goes on where this one ended.
 
     Returns:
         The study: ``best_params``, ``best_value``, ``best_trial``, ``trials``, ``dataframe()``, ``summary()``.
@@ -92,7 +93,7 @@ def tune(
         (``load_best_model_at_end``), else the last; ``trial.notes["value"]`` says which.
 
     Raises:
-        SpaceError, ParamsError, SettingsError: before the factory is called.
+        SpaceError, ParamsError, SettingsError, StorageError: before the factory is called.
         TrainerError: the factory returned no ``Trainer``, a used one, one that has nothing to evaluate on, or
             one with ``auto_find_batch_size``.
         MetricError: the metric does not exist, or is no number; the message lists those that do exist. Found
