@@ -99,9 +99,11 @@ class Database:
         self.kind = parsed.get_backend_name()
         #: The file of an SQLite database.
         self.file = Path(str(parsed.database)).absolute() if self.kind == "sqlite" else None
+        if self.file is not None:  # the program may change its working directory
+            parsed = parsed.set(database=str(self.file))
         self._engine = _engine(parsed)
         self._pid = os.getpid()
-        weakref.finalize(self, self._engine.dispose)  # closes what is open, at the interpreter's exit at the latest
+        weakref.finalize(self, _close, self._engine, self._pid)  # at the interpreter's exit at the latest
         if self.file is not None and not self.file.parent.is_dir():
             raise StorageError(f"{self.shown} cannot be made: there is no folder {self.file.parent}")
         if self.file is not None and not create and not self.file.exists():
@@ -216,9 +218,14 @@ def _checked_url(url: Any) -> URL:
         raise SettingsError(f"{expected}, but got {url!r}") from error
     if kind not in CLOCKS:
         raise SettingsError(f"{expected}, but got one of {kind!r}")
-    if kind == "sqlite" and (not parsed.database or ":memory:" in parsed.database):
+    if kind == "sqlite" and (not parsed.database or parsed.database == ":memory:" or "uri" in parsed.query):
         raise SettingsError(f"storage must name a file, as in 'sqlite:///study.db', but got {url!r}")
     return parsed
+
+
+def _close(engine: Engine, pid: int) -> None:
+    if os.getpid() == pid:  # in a fork's child, they are the parent's to close
+        engine.dispose()
 
 
 def _engine(url: URL) -> Engine:

@@ -44,13 +44,12 @@ from llamatune_torch.runtime.silence import Worker, due_again, lose_silent, sign
 from llamatune_torch.runtime.storage import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.runtime.store import Change, Choose, checked, number_of, started_trial
 from llamatune_torch.space import Params
-from llamatune_torch.study import Curve, Direction, Study, Trial, TrialState
+from llamatune_torch.study import OUTSIDE, Curve, Direction, Study, Trial, TrialState
 
 T = TypeVar("T")
 
 PATIENCE = 60.0  # seconds for which a write that fails is tried again
 REPORT_PATIENCE = 2.0  # the same for a point of a curve, which the next write takes along
-
 # Others wait for a suggestion under way as long as the last one took, times three, within these bounds (seconds).
 SHORTEST_WAIT, LONGEST_WAIT = 0.25, 300.0
 
@@ -113,6 +112,9 @@ class StoredStudy:
         self._database.patiently(lambda: self._database.write(work, opening=True), "to be opened", OPENING_PATIENCE)
         self.refresh()
         self._pick_up()
+        trials = self._study.trials
+        if outside := sum(trial.reason == OUTSIDE for trial in trials):
+            logger.warning("%d of %d trials do not fit the space: on record, used for nothing", outside, len(trials))
 
     @property
     def study(self) -> Study:
@@ -154,6 +156,8 @@ class StoredStudy:
                     silent = {k for k, beat in plan.others.items() if alive_since.setdefault(k, beat) == beat}
                     if not waiting or not plan.others or (not first and not silent):
                         raise BudgetSpentError(self._spent(n, plan.left, max_evals))
+                    if first:
+                        logger.info("waiting for a sign of life of %d trials that run elsewhere", len(plan.others))
                     time.sleep(min(1.0, self.grace / 20))
                     continue
                 trials = self._suggest_and_start(plan, n, choose, seed, max_evals)
@@ -182,10 +186,12 @@ class StoredStudy:
     def _planned(self, claim: Claim, n: int, max_evals: int) -> Plan:
         lose_silent(claim, self.grace, self.worker)
         due = due_again(claim, self.retries)[:n]
-        study = claim.study
-        left = max_evals - study.num_counted
-        if strays := self._strays(claim):
-            return Plan(study, started=strays)
+        strays = self._strays(claim)
+        if len(strays) >= n:
+            return Plan(claim.study, started=strays[:n])
+        for stray in strays:  # of an ask that was interrupted
+            claim.put(replace(stray, state=TrialState.LOST, reason="never begun", finished=claim.now))
+        study, left = claim.study, max_evals - claim.study.num_counted
         if left < n:
             return Plan(study, left=left, others=signs_of_life(claim, self.worker))
         if len(due) == n:
@@ -214,7 +220,7 @@ class StoredStudy:
         seconds = time.monotonic() - began
 
         def work(claim: Claim) -> list[Trial]:
-            if strays := self._strays(claim):
+            if strays := self._strays(claim):  # this very attempt, which seemed to fail
                 return strays
             self._stop_asking(claim, seconds)
             due = due_again(claim, self.retries)[:n]
@@ -311,7 +317,7 @@ class StoredStudy:
         try:
             changed = self._write(work, "the end of a trial to be written", at_failure=keep)
         except StorageError as error:
-            if after is None:
+            if kept is None:
                 keep()
             assert after is not None
             self._remember(after)
@@ -371,7 +377,7 @@ class StoredStudy:
         try:
             added = self._write(work, "a trial to be added", at_failure=keep)
         except StorageError as error:
-            if after is None:
+            if kept is None:
                 keep()
             assert after is not None
             raise StorageError(unwritten(error, after, kept)) from error

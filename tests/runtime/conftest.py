@@ -25,13 +25,15 @@ def postgres_server() -> Iterator[str]:
 
 @pytest.fixture
 def postgres_url(postgres_server: str) -> str:
-    """A new database on the server."""
+    """A new schema on the server, and a user whose tables are there: quicker than a new database."""
     import psycopg
 
     name = f"test{next(COUNTER)}"
     with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")  # type: ignore[arg-type]  # a name of our own making
-    return postgres_server.replace("/postgres?", f"/{name}?")
+        connection.execute(f"CREATE SCHEMA {name}")  # type: ignore[arg-type]  # a name of our own making
+        connection.execute(f"CREATE ROLE {name} LOGIN SUPERUSER")  # type: ignore[arg-type]
+        connection.execute(f"ALTER ROLE {name} SET search_path = {name}")  # type: ignore[arg-type]
+    return postgres_server.replace("//tuner@", f"//{name}@")
 
 
 @pytest.fixture

@@ -97,7 +97,24 @@ def until_spent(url: str, name: str, max_evals: int) -> Any:
         return {"numbers": numbers}
 
 
-JOBS = {job.__name__: job for job in (optimize, ask_and_tell, ask_at, one_slow_trial, until_spent)}
+def forked(url: str, name: str) -> Any:
+    """A child asks and reports through what its parent has opened."""
+    mine = tuner(url, name)
+    trial = mine.ask()
+    child = os.fork()
+    if child == 0:
+        try:
+            mine.report(trial, 1, 0.25)
+            mine.ask()
+            del mine  # which closes nothing of the parent's
+            os._exit(0)
+        finally:
+            os._exit(1)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return {"code": code, "curve": mine.tell(trial, 0.5).curve.values, "next": mine.ask().number}
+
+
+JOBS = {job.__name__: job for job in (forked, optimize, ask_and_tell, ask_at, one_slow_trial, until_spent)}
 
 
 def append(path: str, line: str) -> None:

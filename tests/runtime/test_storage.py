@@ -719,6 +719,19 @@ def test_a_read_only_file(small_disk: Path) -> None:
     assert time.monotonic() - start < 5  # nothing would change by waiting
 
 
+def test_a_file_that_becomes_read_only(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tuner(f"sqlite:///{small_disk}/study.db")
+    trial = mine.ask()
+    store_of(mine)._heartbeat.numbers.clear()
+    store_of(mine)._database._engine.dispose()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(StorageError, match=r"(readonly|read-only|unable to open).*value=0\.75 .*kept in "):
+        mine.tell(trial, 0.75)
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    assert tuner(f"sqlite:///{small_disk}/study.db").study.best_value == 0.75
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match=f"cannot be made: there is no folder {tmp_path}/nowhere"):
         tuner(f"sqlite:///{tmp_path}/nowhere/study.db")
@@ -852,11 +865,33 @@ def test_a_connection_that_breaks_after_the_commit_does_nothing_twice(
     assert study == mine.study
 
 
+def test_what_an_interrupted_ask_has_started_is_given_back_or_handed_out(url: str) -> None:
+    mine = tuner(url)
+    mine.ask()
+    store_of(mine)._heartbeat.numbers.clear()  # as if Ctrl-C had come right after the commit
+    assert mine.ask().number == 0
+    store_of(mine)._heartbeat.numbers.clear()
+    assert [trial.number for trial in mine.ask(2)] == [1, 2]
+    assert (mine.study.trials[0].state, mine.study.trials[0].reason) == (TrialState.LOST, "never begun")
+
+
+def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    mine = tuner("sqlite:///study.db", grace=1.0)
+    trial = mine.ask()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    time.sleep(0.6)  # a sign of life has a connection of its own
+    mine.tell(trial, 0.5)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert (tmp_path / "study.db").exists()
+
+
 def test_a_server_that_hangs_up_is_called_again(postgres_url: str) -> None:
     mine = tuner(postgres_url)
     trial = mine.ask()
-    hang_up = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND datname = :name"
-    name = postgres_url.split("/")[3].split("?")[0]
+    hang_up = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = :name"
+    name = postgres_url.split("/")[2].split("@")[0]
     database = storage.Database(postgres_url)
     for act in (lambda: mine.report(trial, 1, 0.5), lambda: mine.tell(trial, 0.75), mine.ask):
         database.write(lambda transaction: transaction.rows(hang_up, name=name))
@@ -1070,17 +1105,6 @@ def test_a_worker_paused_past_its_grace_and_continued(url: str, nursery: Nursery
 
 
 @POSIX
-def test_a_fork_does_not_share_connections(url: str) -> None:
-    mine = tuner(url)
-    trial = mine.ask()
-    child = os.fork()
-    if child == 0:
-        try:
-            mine.report(trial, 1, 0.25)
-            mine.ask()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert mine.tell(trial, 0.5).curve.values == (0.25,)
-    assert mine.ask().number == 2
+def test_a_fork_does_not_share_connections(url: str, nursery: Nursery) -> None:
+    result = nursery.results(*nursery.start({"job": "forked", "url": url, "name": "s"}))
+    assert result == [{"code": 0, "curve": [0.25], "next": 2}]
