@@ -19,11 +19,11 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from llamatune_torch.engine.suggest import Suggestion
 from llamatune_torch.errors import (
@@ -38,23 +38,21 @@ from llamatune_torch.runtime.claim import Claim, recover
 from llamatune_torch.runtime.display import logger
 from llamatune_torch.runtime.heartbeat import Heartbeat
 from llamatune_torch.runtime.journal import Journal, result_of, unwritten
-from llamatune_torch.runtime.opening import mismatch, opened, score_differences
+from llamatune_torch.runtime.opening import mismatch, score_differences
 from llamatune_torch.runtime.records import read_trial, write_space, write_trial
+from llamatune_torch.runtime.shared import SharedStudy
 from llamatune_torch.runtime.silence import Worker, due_again, lose_silent, signs_of_life, workers_of
-from llamatune_torch.runtime.storage import OPENING_PATIENCE, Database, Transaction
+from llamatune_torch.runtime.storage import Transaction
 from llamatune_torch.runtime.store import Change, Choose, checked, number_of, started_trial
 from llamatune_torch.space import Params
 from llamatune_torch.study import OUTSIDE, Curve, Direction, Study, Trial, TrialState
 
-T = TypeVar("T")
-
-PATIENCE = 60.0  # seconds for which a write that fails is tried again
-REPORT_PATIENCE = 2.0  # the same for a point of a curve, which the next write takes along
+REPORT_PATIENCE = 2.0  # seconds: a point of a curve goes with the next write too
 # Others wait for a suggestion under way as long as the last one took, times three, within these bounds (seconds).
 SHORTEST_WAIT, LONGEST_WAIT = 0.25, 300.0
 
 
-class StoredStudy:
+class StoredStudy(SharedStudy):
     """A study in a database; a ``Store``.
 
     Args:
@@ -88,41 +86,21 @@ class StoredStudy:
     ) -> None:
         _check_knobs(name, grace, retries)
         write_space(study.space)  # refused before a file is made
-        self.name = name
+        super().__init__(url, name, study, settled, settings or {}, extend)
         self.grace = grace
         self.retries = retries
-        self.patience = PATIENCE
-        self._database = Database(url)
         self._journal = Journal(name, self._database.shown, self._database.file)
         #: This object's name among those who run trials.
         self.worker = _new_name()
         self._pid = os.getpid()
-        self._lock = threading.RLock()  # around a transaction and what is remembered of it
         self._asking = threading.Lock()  # one suggestion at a time
         self._has_unsaved = False
         self._unwritten: dict[int, Curve] = {}  # of reports that could not be written
         self._heartbeat = Heartbeat(self.beat, min(10.0, grace / 4))
-        self._revision = -1
-
-        def work(transaction: Transaction) -> None:
-            self._id, self._study, self.settings = opened(
-                transaction, self._database.shown, name, study, settled, settings or {}, extend
-            )
-
-        self._database.patiently(lambda: self._database.write(work, opening=True), "to be opened", OPENING_PATIENCE)
-        self.refresh()
         self._pick_up()
         trials = self._study.trials
         if outside := sum(trial.reason == OUTSIDE for trial in trials):
             logger.warning("%d of %d trials do not fit the space: on record, used for nothing", outside, len(trials))
-
-    @property
-    def study(self) -> Study:
-        return self._study
-
-    def refresh(self) -> Study:
-        """The record as it is now."""
-        return self._write(lambda claim: claim.study, "to be read")
 
     def workers(self) -> list[Worker]:
         """Those who run trials of this study now."""
@@ -296,22 +274,29 @@ class StoredStudy:
         Raises:
             StorageError: not even in the end; the message has the value, and says where it is kept.
         """
+        before: Trial | None = None
         after: Trial | None = None
         kept: Path | None = None
 
+        def changed_from(current: Trial, now: float) -> Trial:
+            nonlocal before, after
+            if after is None or before is None or write_trial(current) != write_trial(before):
+                before, after = current, change(self._with_unwritten(checked(current, trial)), now)
+            return after  # the same in each attempt
+
         def work(claim: Claim) -> Trial:
-            nonlocal after
             current = claim.recorded(number_of(trial, len(claim.trials)))
             if after is not None and write_trial(current) == write_trial(after):
                 return after  # an earlier attempt has come through, though it seemed to fail
-            after = change(self._with_unwritten(checked(current, trial)), claim.now)
-            claim.put(after)
-            return after
+            new = changed_from(current, claim.now)
+            claim.put(new)
+            return new
 
         def keep() -> None:
-            nonlocal after, kept
+            nonlocal kept
             if after is None:  # the database could not even be read: what is known here has to do
-                after = change(self._with_unwritten(self._known(trial)), time.time())
+                changed_from(self._known(trial), time.time())
+            assert after is not None
             kept = self._journal.keep(f"{after.number}-{self.worker[-8:]}", self._entry(after))
 
         try:
@@ -412,47 +397,11 @@ class StoredStudy:
 
         self._write(work, "the metric to be written")
 
-    # --- What all of this rests on -------------------------------------------------------------------------------
-
-    def _write(
-        self,
-        work: Callable[[Claim], T],
-        what: str,
-        patience: float | None = None,
-        at_failure: Callable[[], object] | None = None,
-        durable: bool = True,
-    ) -> T:
-        """Runs ``work`` in a transaction that has the study for itself; then the record here is up to date."""
-
-        def attempt() -> T:
-            claims: list[Claim] = []
-
-            def within(transaction: Transaction) -> T:
-                claims.append(Claim(transaction, self._id, self._study, self._revision))
-                return work(claims[0])
-
-            result = self._database.write(within, durable=durable)
-            self._study, self._revision = claims[0].study, claims[0].revision  # only what was committed
-            return result
-
-        with self._lock:
-            patience = self.patience if patience is None else patience
-            return self._database.patiently(attempt, what, patience, at_failure)
-
-    def _known(self, trial: Trial | int) -> Trial:
-        """An open trial as this process last saw it."""
-        trials = self._study.trials
-        return checked(trials[number_of(trial, len(trials))], trial)
+    # --- What could not be written -------------------------------------------------------------------------------
 
     def _with_unwritten(self, trial: Trial) -> Trial:
         curve = self._unwritten.get(trial.number)
         return trial if curve is None else replace(trial, curve=curve)
-
-    def _remember(self, trial: Trial) -> None:
-        """What could not be written is known here at least."""
-        trials = list(self._study.trials)
-        trials[trial.number] = trial
-        self._study = replace(self._study, trials=tuple(trials))
 
     def _entry(self, trial: Trial) -> dict[str, Any]:
         return {"study": self.name, "database": self._database.shown, "trial": write_trial(trial)}

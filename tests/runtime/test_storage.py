@@ -41,7 +41,7 @@ from llamatune_torch import (
     TrialState,
     TrialStateError,
 )
-from llamatune_torch.runtime import claim, schema, storage
+from llamatune_torch.runtime import claim, schema, shared, storage
 from llamatune_torch.runtime.opening import read_study
 from llamatune_torch.runtime.records import read_trial
 from llamatune_torch.runtime.stored import StoredStudy
@@ -525,10 +525,8 @@ def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """SQLite waits 50 ms for another writer, this package half a second for anything."""
-    from llamatune_torch.runtime import stored
-
     monkeypatch.setattr(storage, "BUSY_SECONDS", 0.05)
-    monkeypatch.setattr(stored, "PATIENCE", 0.5)
+    monkeypatch.setattr(shared, "PATIENCE", 0.5)
 
 
 @contextmanager
