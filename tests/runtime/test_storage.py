@@ -323,10 +323,10 @@ def test_a_suggestion_that_fails_leaves_nobody_waiting(url: str) -> None:
     one.ask(2)
     with pytest.raises(SpaceExhaustedError):
         one.ask()
-    start = time.monotonic()
+    rows = storage.Database(url).read(lambda transaction: transaction.rows("SELECT asking FROM llamatune_studies"))
+    assert rows == [{"asking": None}]
     with pytest.raises(SpaceExhaustedError):
         two.ask()
-    assert time.monotonic() - start < 0.2
 
 
 # --- Workers that fall silent ------------------------------------------------------------------------------------
@@ -444,14 +444,14 @@ def test_what_no_longer_fits_the_space_is_not_run_again(url: str) -> None:
 
 
 def test_a_long_step_gives_signs_of_life(url: str) -> None:
-    busy, other = tuner(url, grace=0.8), tuner(url, grace=0.8)
+    busy, other = tuner(url, grace=1.5), tuner(url, grace=1.5)
     trial = busy.ask()
-    deadline = time.monotonic() + 2.0
+    deadline = time.monotonic() + 3.0
     while time.monotonic() < deadline:  # a step that never leaves Python, and calls nothing of ours
         sum(range(1000))
     assert other.ask().origin == "sobol"
     (worker,) = [w for w in store_of(other).workers() if w.name == trial.worker]
-    assert worker.silent_for < 0.8
+    assert worker.silent_for < 1.5
     assert worker.pid == os.getpid()
     assert worker.host in worker.name
 
@@ -1013,7 +1013,7 @@ def test_killed_with_all_its_processes_at_random_moments_nothing_is_lost(
     url: str, nursery: Nursery, tmp_path: Path
 ) -> None:
     """3 workers, 60 trials, 50 times ``kill -9``, starting again each time."""
-    budget, chance, grace = 60, random.Random(0), 2.0
+    budget, chance, grace = 60, random.Random(0), 3.0
     log = tmp_path / "log"
     log.touch()
     job = {"job": "optimize", "url": url, "name": "s", "max_evals": budget, "log": str(log)}
@@ -1036,7 +1036,7 @@ def test_killed_with_all_its_processes_at_random_moments_nothing_is_lost(
     assert Counter(states(study)) == Counter(complete=budget, lost=len(study.trials) - budget)
     assert len(study.trials) > budget  # some were lost
     reported = [line.split() for line in log.read_text().splitlines()]
-    assert len(reported) >= budget - KILLS * 3
+    assert len(reported) > budget / 2  # the others were killed after the commit, before this line
     for number, value in reported:
         assert study.trials[int(number)].value == float(value)
     for trial in study.completed:
@@ -1082,7 +1082,7 @@ def test_two_workers_started_in_the_same_millisecond(url: str, nursery: Nursery)
 @POSIX
 def test_a_worker_paused_past_its_grace_and_continued(url: str, nursery: Nursery, tmp_path: Path) -> None:
     started = tmp_path / "started"
-    job = {"job": "one_slow_trial", "url": url, "name": "s", "started": str(started), "seconds": 0.6, "grace": 1.0}
+    job = {"job": "one_slow_trial", "url": url, "name": "s", "started": str(started), "seconds": 3.0, "grace": 1.0}
     group, outs = nursery.start(job)
     eventually(started.exists)
     os.killpg(group, signal.SIGSTOP)
