@@ -253,12 +253,14 @@ class LlamaTune:
         deadline = None if self.timeout is None else time.monotonic() + self.timeout
         self._stop = self.interrupted = False
         trial: Trial | None = None
-        with live_display(self.max_evals, self._num_counted(), self.progress) as bar:
+        with live_display(self.max_evals, self.num_counted(), self.progress) as bar:
             try:
                 while self._goes_on(deadline):
                     try:
                         trial = self.ask()
                     except BudgetSpentError as error:
+                        if self._store.wait_for_others(self.max_evals):
+                            continue  # somebody has died, whose trial is to be run again
                         logger.info("%s", error)
                         break
                     except SpaceExhaustedError as error:
@@ -290,7 +292,7 @@ class LlamaTune:
 
     def _goes_on(self, deadline: float | None) -> bool:
         # Of a stored study, others may have started trials since: `ask` counts them, in one go with starting one.
-        if self._stop or (isinstance(self._store, Memory) and self._num_counted() >= self.max_evals):
+        if self._stop or (isinstance(self._store, Memory) and self.num_counted() >= self.max_evals):
             return False
         if deadline is not None and time.monotonic() >= deadline:
             logger.info("stopped: the timeout of %g s has passed", self.timeout)
@@ -302,7 +304,7 @@ class LlamaTune:
             return False
         return True
 
-    def _num_counted(self) -> int:
+    def num_counted(self) -> int:
         """Trials that count against ``max_evals``."""
         return self.study.num_counted
 

@@ -37,6 +37,12 @@ class Store(Protocol):
             BudgetSpentError: fewer than ``n`` of ``max_evals`` trials are left; only where others may start some too.
         """
 
+    def wait_for_others(self, max_evals: int) -> bool:
+        """Whether there is something to do again after all, when the budget is used up and nothing runs here.
+
+        Waits until the trials that others run have ended, have been lost, or have given a sign of life.
+        """
+
     def change(self, trial: Trial | int, change: Change) -> Trial:
         """Puts the record that ``change`` returns in the place of an open trial's.
 
@@ -75,6 +81,9 @@ class Memory:
             for trial in trials:
                 self.study = self.study.with_trial(trial)
         return trials
+
+    def wait_for_others(self, max_evals: int) -> bool:
+        return False  # there are none
 
     def change(self, trial: Trial | int, change: Change) -> Trial:
         with self._lock:

@@ -109,40 +109,46 @@ class StoredStudy(SharedStudy):
     # --- Starting trials -----------------------------------------------------------------------------------------
 
     def start(self, n: int, choose: Choose, seed: int, max_evals: int) -> list[Trial]:
-        """See ``Store``. Trials to run again come first.
-
-        While others still run the last trials of the budget, waits for a sign of life of theirs (at most ``grace``
-        seconds), because a trial of a dead one is this worker's to run again.
-        """
+        """See ``Store``. Trials to run again come first."""
         if os.getpid() != self._pid:  # after a fork: what ran is the parent's
             self.worker, self._pid = _new_name(), os.getpid()
             self._heartbeat = Heartbeat(self.beat, self._heartbeat.interval)
         if self._has_unsaved:
             self._pick_up()
         with self._asking:
-            alive_since: dict[int, float] = {}
             while True:
                 plan = self._plan(n, max_evals)
                 if plan.started:
                     return self._now_running(list(plan.started))
                 if plan.pause:
-                    self._wait_for_others(plan.pause)
+                    self._wait_for_turn(plan.pause)
                     continue
                 if plan.left < n:
-                    first = not alive_since
-                    waiting = not self._heartbeat.numbers and plan.left <= 0
-                    silent = {k for k, beat in plan.others.items() if alive_since.setdefault(k, beat) == beat}
-                    if not waiting or not plan.others or (not first and not silent):
-                        raise BudgetSpentError(self._spent(n, plan.left, max_evals))
-                    if first:
-                        logger.info("waiting for a sign of life of %d trials that run elsewhere", len(plan.others))
-                    time.sleep(min(1.0, self.grace / 20))
-                    continue
+                    raise BudgetSpentError(self._spent(n, plan.left, max_evals))
                 trials = self._suggest_and_start(plan, n, choose, seed, max_evals)
                 if trials:
                     return self._now_running(trials)
 
-    def _wait_for_others(self, pause: float) -> None:
+    def wait_for_others(self, max_evals: int) -> bool:
+        """See ``Store``. It takes ``grace`` seconds at most."""
+
+        def look(claim: Claim) -> tuple[int, dict[int, float]]:
+            lose_silent(claim, self.grace, self.worker)
+            return max_evals - claim.study.num_counted, signs_of_life(claim, self.worker)
+
+        first: dict[int, float] = {}
+        while True:
+            left, signs = self._write(look, "to be read", durable=False)
+            if left > 0:
+                return True
+            if not first and signs:
+                logger.info("waiting for a sign of life of %d trials that run elsewhere", len(signs))
+            elif not any(first.get(number, sign) == sign for number, sign in signs.items()):
+                return False
+            first = {**signs, **first}
+            time.sleep(min(1.0, self.grace / 20))
+
+    def _wait_for_turn(self, pause: float) -> None:
         """Waits until no suggestion is under way; looks every ``pause`` seconds, quick ones soon less often."""
 
         def under_way(transaction: Transaction) -> bool:
@@ -171,7 +177,7 @@ class StoredStudy(SharedStudy):
             claim.put(replace(stray, state=TrialState.LOST, reason="never begun", finished=claim.now))
         study, left = claim.study, max_evals - claim.study.num_counted
         if left < n:
-            return Plan(study, left=left, others=signs_of_life(claim, self.worker))
+            return Plan(study, left=left)
         if len(due) == n:
             return Plan(study, started=self._put_started(claim, due, []))
         if claim.row["asking"] not in (None, self.worker) and claim.row["asking_until"] > claim.now:
@@ -431,7 +437,6 @@ class Plan(NamedTuple):
     started: Sequence[Trial] = ()
     pause: float = 0.0
     left: int = 0
-    others: Mapping[int, float] = {}
     due: Sequence[Trial] = ()
     known: int = 0
 

@@ -510,6 +510,10 @@ def test_the_last_worker_does_not_wait_for_a_living_one(url: str) -> None:
     last.optimize()
     assert time.monotonic() - start < 10
     assert states(last.study) == ["running", "complete"]
+    start = time.monotonic()
+    with pytest.raises(BudgetSpentError):  # who owns the loop is not kept waiting
+        last.ask()
+    assert time.monotonic() - start < 2
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
