@@ -259,7 +259,7 @@ class LlamaTune:
                     try:
                         trial = self.ask()
                     except BudgetSpentError as error:
-                        if self._store.wait_for_others(self.max_evals):
+                        if self.wait_for_others():
                             continue  # somebody has died, whose trial is to be run again
                         logger.info("%s", error)
                         break
@@ -291,8 +291,7 @@ class LlamaTune:
         self._stop = True
 
     def _goes_on(self, deadline: float | None) -> bool:
-        # Of a stored study, others may have started trials since: `ask` counts them, in one go with starting one.
-        if self._stop or (isinstance(self._store, Memory) and self.num_counted() >= self.max_evals):
+        if self._stop or not self.may_ask():
             return False
         if deadline is not None and time.monotonic() >= deadline:
             logger.info("stopped: the timeout of %g s has passed", self.timeout)
@@ -303,6 +302,18 @@ class LlamaTune:
             logger.error("stopped: %d trials failed, max_failures=%d: %s", failed, self.max_failures, reasons)
             return False
         return True
+
+    def may_ask(self) -> bool:
+        """Whether one more trial may start, as far as is known here. Of a stored study, only ``ask`` can say."""
+        return not isinstance(self._store, Memory) or self.num_counted() < self.max_evals
+
+    def wait_for_others(self) -> bool:
+        """Whether there is something to do again after all, when the budget is used up and nothing runs here.
+
+        Of a stored study, waits until the trials of other processes have ended, have been lost, or have given a sign of
+        life: seconds, if those are alive, ``grace`` at most.
+        """
+        return self._store.wait_for_others(self.max_evals)
 
     def num_counted(self) -> int:
         """Trials that count against ``max_evals``."""
