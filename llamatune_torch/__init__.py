@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llamatune_torch.errors import (
+    BudgetSpentError,
     CallbackWarning,
     CheckpointWarning,
     ExecutorError,
@@ -19,9 +20,13 @@ from llamatune_torch.errors import (
     NoCompletedTrialError,
     OutcomeError,
     ParamsError,
+    SchemaError,
     SettingsError,
     SpaceError,
     SpaceExhaustedError,
+    StorageError,
+    StorageWarning,
+    StudyMismatchError,
     SurrogateWarning,
     TrainerError,
     TrialStateError,
@@ -38,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "BudgetSpentError",
     "CallbackWarning",
     "Categorical",
     "CheckpointWarning",
@@ -54,12 +60,16 @@ __all__ = [
     "OutcomeError",
     "ParamsError",
     "Real",
+    "SchemaError",
     "SearchSpace",
     "Settings",
     "SettingsError",
     "SpaceError",
     "SpaceExhaustedError",
+    "StorageError",
+    "StorageWarning",
     "Study",
+    "StudyMismatchError",
     "SurrogateWarning",
     "TrainerError",
     "Trial",

@@ -9,6 +9,10 @@
     ├── OutcomeError           (TypeError)    a score that is not a number
     ├── TrialStateError        (ValueError)   a trial told twice, or one this study never asked for
     ├── SpaceExhaustedError                   every point of a finite space is done or running
+    ├── BudgetSpentError                      all trials of a stored study's budget are done or running
+    ├── StorageError                          a study cannot be read or written: disk full, locked, connection lost
+    │   ├── SchemaError                       the database is damaged, foreign, or of a newer version
+    │   └── StudyMismatchError (ValueError)   the stored study has another space, direction or metric
     ├── NoCompletedTrialError                 asked for the best of nothing
     ├── ExecutorError          (RuntimeError) trials cannot run there: no pickle of them, a pool that keeps breaking
     └── TrainerError                          what a Trainer factory returned cannot be tuned
@@ -18,6 +22,7 @@
     ├── SurrogateWarning                      a fit fell back to something simpler
     ├── IgnoredParameterWarning               the factory never reads a parameter it is given
     ├── CheckpointWarning                     the best model could not be kept, or is not the one that counts
+    ├── StorageWarning                        something could not be written yet, or not at all
     └── CallbackWarning                       a user's callback raised; the study went on
 
 A mistake of the caller is raised before any training starts and leaves the study as it was. A failure of
@@ -53,6 +58,22 @@ class SpaceExhaustedError(LlamaTuneError):
     """A finite space has no point left that is neither done nor running."""
 
 
+class BudgetSpentError(LlamaTuneError):
+    """The study has started as many trials as ``max_evals`` allows; its other workers may still run some."""
+
+
+class StorageError(LlamaTuneError):
+    """A stored study cannot be read or written; the message has what would have been written."""
+
+
+class SchemaError(StorageError):
+    """The database cannot be understood: it is damaged, holds something else, or was made by a newer version."""
+
+
+class StudyMismatchError(StorageError, ValueError):
+    """A stored study has another space, direction or metric than it is opened with."""
+
+
 class NoCompletedTrialError(LlamaTuneError):
     """There is no best trial, because no trial has completed."""
 
@@ -86,6 +107,10 @@ class IgnoredParameterWarning(LlamaTuneWarning):
 
 class CheckpointWarning(LlamaTuneWarning):
     """The model on disk is not what the user asked to keep."""
+
+
+class StorageWarning(LlamaTuneWarning):
+    """Something could not be stored yet, or does not fit what is stored."""
 
 
 class CallbackWarning(LlamaTuneWarning):

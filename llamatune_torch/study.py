@@ -21,16 +21,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Direction = Literal["maximize", "minimize"]
-Origin = Literal["initial", "sobol", "surrogate", "added"]
+Origin = Literal["initial", "sobol", "surrogate", "added", "retry"]
+
+#: The reason of a LOST trial whose worker fell silent, without giving it back.
+SILENT = "worker silent"
+
+#: The reason that a finished trial shows in a stored study whose space has changed since, and which it does not fit.
+OUTSIDE = "outside the space"
 
 
 class TrialState(StrEnum):
-    """Where a trial stands. RUNNING is the only state that ever changes."""
+    """Where a trial stands. A finished trial never changes; only ``Trial.is_open`` ones do."""
 
     RUNNING = "running"
     COMPLETE = "complete"  # has a value
     FAILED = "failed"  # these parameters do not work: out of memory, nan, an exception
-    LOST = "lost"  # never got to an end (Ctrl-C): says nothing about its parameters
+    LOST = "lost"  # never got to an end (Ctrl-C, a dead machine): says nothing about its parameters
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,9 @@ class Trial:
     """One evaluation of one set of parameters.
 
     ``seed`` is the trial's own, derived from the study's seed and the number; ``cost`` is in seconds;
-    ``started`` and ``finished`` are Unix times in seconds; ``origin`` says who chose the parameters.
+    ``started`` and ``finished`` are Unix times in seconds; ``origin`` says who chose the parameters. Of a stored
+    study, ``worker`` names who runs it, and ``retry_of`` the first trial with these parameters, with that one's
+    seed, if its worker fell silent.
     """
 
     number: int
@@ -117,6 +125,16 @@ class Trial:
     notes: Mapping[str, str] = field(default_factory=dict)
     started: float | None = None
     finished: float | None = None
+    worker: str | None = None
+    retry_of: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its result may still come: it is running, or LOST only because its worker fell silent.
+
+        A machine that was suspended comes back with a result that took hours: that is still worth recording.
+        """
+        return self.state is TrialState.RUNNING or (self.state is TrialState.LOST and self.reason == SILENT)
 
 
 @dataclass(frozen=True)
@@ -148,7 +166,7 @@ class Study:
         if not 0 <= trial.number < len(self.trials):
             raise TrialStateError(f"trial {trial.number} is unknown; this study has {len(self.trials)} trials")
         old = self.trials[trial.number]
-        if old.state is not TrialState.RUNNING:
+        if not old.is_open:
             raise TrialStateError(f"trial {trial.number} has finished ({old.state}) and cannot change")
         trials = list(self.trials)
         trials[trial.number] = trial
@@ -170,6 +188,18 @@ class Study:
     def pending(self) -> list[Trial]:
         """Trials that were asked for and not told yet."""
         return self.in_state(TrialState.RUNNING)
+
+    @property
+    def num_counted(self) -> int:
+        """Trials that count against a budget: neither LOST nor added. Retries count once, with what they repeat."""
+        lost = TrialState.LOST
+        return len(
+            {
+                trial.number if trial.retry_of is None else trial.retry_of
+                for trial in self.trials
+                if trial.origin != "added" and (trial.state is not lost or trial.reason == OUTSIDE)
+            }
+        )
 
     def better(self, value: float, than: float) -> bool:
         """Whether ``value`` is strictly better than another in this study's direction."""

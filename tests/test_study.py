@@ -21,7 +21,7 @@ from llamatune_torch import (
     TrialState,
     TrialStateError,
 )
-from llamatune_torch.study import show_params, show_value, trials_table
+from llamatune_torch.study import OUTSIDE, SILENT, show_params, show_value, trials_table
 
 SPACE = SearchSpace({"lr": (0.0, 1.0), "opt": ["adamw", "sgd"]})
 
@@ -52,6 +52,33 @@ def test_a_finished_trial_never_changes(state: TrialState) -> None:
     study = Study(SPACE).with_trial(make_trial(0, point(0.1), 1.0, state=state))
     with pytest.raises(TrialStateError, match=rf"trial 0 has finished \({state}\) and cannot change"):
         study.with_trial(make_trial(0, point(0.1), 2.0))
+
+
+def test_only_a_silent_workers_trial_may_still_end_after_it_was_lost() -> None:
+    lost = make_trial(0, {"x": 0.5}, state=TrialState.LOST, reason=SILENT)
+    study = Study(SearchSpace({"x": (0.0, 1.0)}), trials=(lost,))
+    assert lost.is_open
+    assert study.with_trial(make_trial(0, {"x": 0.5}, 1.0)).best_value == 1.0
+    for reason in ("interrupted", OUTSIDE, None):
+        assert not dataclasses.replace(lost, reason=reason).is_open
+    assert make_trial(0, {"x": 0.5}, state=TrialState.RUNNING).is_open
+
+
+def test_the_budget_counts_neither_lost_nor_added_trials_and_retries_once() -> None:
+    params = {"x": 0.5}
+    trials = [
+        make_trial(0, params, state=TrialState.LOST, reason=SILENT),
+        make_trial(1, params, 1.0),
+        make_trial(2, params, None),
+        make_trial(3, params, 1.0, origin="added"),
+        make_trial(4, params, state=TrialState.LOST, reason="interrupted"),
+        make_trial(5, params, state=TrialState.LOST, reason=OUTSIDE),  # evaluated, though of no use any more
+        make_trial(6, params, state=TrialState.RUNNING, origin="retry", retry_of=0),
+    ]
+    study = Study(SearchSpace({"x": (0.0, 1.0)}), trials=tuple(trials))
+    assert study.num_counted == 4
+    late = study.with_trial(make_trial(0, params, 1.0))
+    assert late.num_counted == 4
 
 
 @pytest.mark.parametrize("number", [-1, 2, 7])

@@ -99,7 +99,8 @@ def tune(
         gpus: "auto" for a GPU for each of them.
         isolate: whether each fine-tune has a fresh process.
         trial_timeout: seconds after which a fine-tune's process is killed.
-        **search: all other arguments of :class:`LlamaTune`, such as ``initial_points``, ``seed``, ``timeout``.
+        **search: all other arguments of :class:`LlamaTune`, such as ``initial_points``, ``seed``, ``timeout``, and
+            ``storage`` with ``name``, so that a later call goes on where this one ended.
 
     Returns:
         The study: ``best_params``, ``best_value``, ``best_trial``, ``trials``, ``dataframe()``, ``summary()``.
@@ -107,7 +108,7 @@ def tune(
         (``load_best_model_at_end``), else the last; ``trial.notes["value"]`` says which.
 
     Raises:
-        SpaceError, ParamsError, SettingsError: before the factory is called.
+        SpaceError, ParamsError, SettingsError, StorageError: before the factory is called.
         ExecutorError: the factory cannot be sent to another process, or an executor keeps losing trials.
         TrainerError: the factory returned no ``Trainer``, a used one, one that has nothing to evaluate on, or
             one with ``auto_find_batch_size``.
@@ -131,7 +132,8 @@ def tune(
             "fine-tunes cannot share a process, since torch's seeds and the Trainer's own state are global: use "
             "n_workers, or a pool of processes, instead of a pool of threads"
         )
-    optimizer = LlamaTune(space, max_evals=max_evals, direction=direction or "maximize", **search)
+    # Metric and direction are settled with the first Trainer, which knows its own.
+    optimizer = LlamaTune(space, max_evals=max_evals, direction=direction or "maximize", metric=None, **search)
     objective = FineTune(optimizer, trainer_factory, metric, direction, keep, Path(output_dir))
     try:
         return optimizer.run(objective, where, objective.landed)

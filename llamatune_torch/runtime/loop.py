@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError
 from typing import TYPE_CHECKING, Any
 
-from llamatune_torch.errors import CallbackWarning, ExecutorError, LlamaTuneError, SpaceExhaustedError
+from llamatune_torch.errors import BudgetSpentError, CallbackWarning, ExecutorError, LlamaTuneError, SpaceExhaustedError
 from llamatune_torch.runtime.display import live_display, log_trial, logger
 from llamatune_torch.runtime.evaluation import Evaluate, reason_of
 from llamatune_torch.runtime.executors import Job, Places
@@ -69,7 +69,7 @@ class _Loop:
         # What other threads have to say: the number of a trial, the kind and the content.
         self.events: queue.SimpleQueue[tuple[int, str, Any]] = queue.SimpleQueue()
         self.thread = threading.get_ident()
-        self.exhausted = False
+        self.exhausted = self.spent = False
         self.lost_in_a_row = 0
         self.said: set[str] = set()
 
@@ -88,9 +88,9 @@ class _Loop:
     # --- Starting ------------------------------------------------------------------------------------------------
 
     def start_one(self) -> bool:
-        """Starts a trial if there is room, and budget."""
+        """Starts a trial if there is room, and budget; whether there is reason to try again at once."""
         self.interrupts.check()
-        if len(self.jobs) >= self.places.capacity or self.exhausted or not self.goes_on():
+        if len(self.jobs) >= self.places.capacity or self.exhausted or self.spent or not self.goes_on():
             return False
         if self.lost_in_a_row > 3 * self.places.capacity:
             raise ExecutorError(
@@ -99,6 +99,16 @@ class _Loop:
             )
         try:
             trial = self.tuner.ask()
+        except BudgetSpentError as error:
+            # What others run may still be lost, and is to be run again then; while something runs here, there is time.
+            if self.jobs:
+                return False
+            with self.interrupts.allowed():
+                if self.tuner.wait_for_others():
+                    return True
+            self.spent = True
+            self.say(logging.INFO, str(error))
+            return False
         except SpaceExhaustedError as error:
             self.exhausted = True  # unless a running trial is lost, whose point is free again then
             if not self.jobs:
@@ -120,7 +130,7 @@ class _Loop:
     def goes_on(self) -> bool:
         """Whether one more trial may start."""
         tuner = self.tuner
-        if tuner.stopping or tuner.num_counted() >= tuner.max_evals:
+        if tuner.stopping or not tuner.may_ask():
             return False
         if self.deadline is not None and time.monotonic() >= self.deadline:
             self.say(logging.INFO, f"stopped: the timeout of {tuner.timeout:g} s has passed")

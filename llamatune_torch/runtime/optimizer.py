@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, get_args, overload
 
 from llamatune_torch.engine.recommend import recommend
-from llamatune_torch.engine.suggest import Suggestion, derived_seed, suggest
-from llamatune_torch.errors import ParamsError, SettingsError, TrialStateError
+from llamatune_torch.engine.suggest import Suggestion, suggest
+from llamatune_torch.errors import ParamsError, SettingsError
 from llamatune_torch.runtime.evaluation import Evaluate, OfParams, as_outcome
 from llamatune_torch.runtime.executors import Executor, Gpus, InThisThread, Places, places
 from llamatune_torch.runtime.loop import Landed, run_loop
 from llamatune_torch.runtime.ranks import Ranks, world_size
+from llamatune_torch.runtime.store import Memory, Store
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import AcquisitionName, Settings
 from llamatune_torch.space import Params, SearchSpace
-from llamatune_torch.study import Direction, Origin, Outcome, Study, Trial, TrialState
+from llamatune_torch.study import Direction, Outcome, Study, Trial, TrialState
 
 Callback = Callable[["LlamaTune", Trial], None]
 
@@ -32,22 +32,31 @@ class LlamaTune:
             own the loop (``ask`` and ``tell``).
         max_evals: how many trials in total, failed ones included, ``add_trial`` not.
         direction: "maximize" (scores) or "minimize" (losses).
-        metric: the name of the score, for tables and messages.
+        metric: the name of the score, for tables and messages; ``None`` if ``settle_metric`` will say.
         initial_points: parameters to try first.
         n_initial: trials before the surrogate takes over; by default the number of parameters plus one,
             between 4 and 10.
         acquisition: "logeqi", "logei", "ei", "logpi", "pi", "ucb", "qlogei" or "qlognei"; see ``Settings``.
         xi: the improvement that EI and PI ask for, in standard deviations of the outcomes.
         kappa: the weight of the standard deviation in UCB.
-        seed: everything random follows from it: same history, same advice.
+        seed: everything random follows from it: same history, same advice. By default 0, or a stored study's own.
         device: where the surrogate is computed: "auto", "cpu", "cuda" ...; see ``Settings``.
         timeout: seconds after which ``optimize`` starts no further trial.
         max_failures: ``optimize`` stops once more trials than this have failed; ``None`` for never.
         callbacks: called as ``callback(optimizer, trial)`` after each finished trial; may call ``stop()``.
         progress: whether a progress bar is drawn on a terminal.
+        storage: where the study lives: "sqlite:///file.db", or "postgresql://user@host/name" for many machines (needs
+            the extra ``postgres``). Any number of processes may share it; a later start goes on where it ended, and
+            ``max_evals`` is the total of all. By default it lives in memory.
+        name: of the study in its storage, "study" by default.
+        extend: whether a stored study may be opened with other ranges and choices; old trials that do not fit any
+            more stay on record and are used for nothing.
+        grace: seconds without a sign of life after which the trials of another process are LOST.
+        retries: how often at most the parameters of such a trial are run again.
 
     Raises:
         SpaceError, ParamsError, SettingsError: before anything is evaluated.
+        StorageError: the storage cannot be opened; as StudyMismatchError, because it holds another search.
 
     Example:
         >>> tuner = LlamaTune({"x": Real(-1, 1)}, lambda p: -(p["x"] - 0.3) ** 2, max_evals=15)
@@ -61,18 +70,23 @@ class LlamaTune:
         max_evals: int = 50,
         *,
         direction: Direction = "maximize",
-        metric: str = "value",
+        metric: str | None = "value",
         initial_points: Sequence[Mapping[str, Any]] = (),
         n_initial: int | None = None,
         acquisition: AcquisitionName = "logeqi",
         xi: float = 0.1,
         kappa: float = 2.576,
-        seed: int = 0,
+        seed: int | None = None,
         device: str = "auto",
         timeout: float | None = None,
         max_failures: int | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
+        storage: str | None = None,
+        name: str | None = None,
+        extend: bool = False,
+        grace: float = 120.0,
+        retries: int = 2,
     ) -> None:
         space = SearchSpace(param_space)
         _check_budget(max_evals, timeout, max_failures)
@@ -88,15 +102,45 @@ class LlamaTune:
         self.callbacks = list(callbacks)
         self.progress = progress
         self.settings = Settings(
-            acquisition=acquisition, xi=xi, kappa=kappa, n_initial=n_initial, seed=seed, device=device
+            acquisition=acquisition,
+            xi=xi,
+            kappa=kappa,
+            n_initial=n_initial,
+            seed=0 if seed is None else seed,
+            device=device,
         )
-        #: The record so far; replaced, never changed, by ``ask`` and ``tell``.
-        self.study = Study(space, direction, metric, _validated(space, initial_points))
+        study = Study(space, direction, metric or "value", _validated(space, initial_points))
+        self._store: Store
+        if storage is None:
+            if name is not None:
+                raise SettingsError(f"name={name!r} needs a storage, such as storage='sqlite:///study.db'")
+            self._store = Memory(study)
+        else:
+            from llamatune_torch.runtime.stored import StoredStudy  # SQL takes its time to load
+
+            known = {"acquisition": acquisition, "xi": xi, "kappa": kappa, "n_initial": n_initial, "seed": seed}
+            stored = StoredStudy(
+                storage,
+                "study" if name is None else name,
+                study,
+                settled=metric is not None,
+                settings={**known, "max_evals": max_evals},
+                extend=extend,
+                grace=grace,
+                retries=retries,
+            )
+            self._store = stored
+            self.settings = replace(self.settings, seed=stored.settings["seed"])
         #: Whether the last run ended by Ctrl-C.
         self.interrupted = False
         #: Whether ``stop()`` was called during the run.
         self.stopping = False
-        self._lock = threading.RLock()
+        self._lock = threading.RLock()  # one suggestion at a time: the number of threads is torch's, not a thread's
+
+    @property
+    def study(self) -> Study:
+        """The record so far: of a stored study, as this process last saw it; each ``ask`` and ``tell`` looks again."""
+        return self._store.study
 
     @overload
     def ask(self, n: None = None) -> Trial: ...
@@ -105,16 +149,17 @@ class LlamaTune:
     def ask(self, n: int | None = None) -> Trial | list[Trial]:
         """The next trial to evaluate, or with ``n`` a list of ``n`` trials to evaluate at the same time.
 
+        Of a stored study, it sees what all processes have asked for, and runs lost trials again first.
+
         Raises:
             SpaceExhaustedError: a finite space has fewer points left.
+            BudgetSpentError: a stored study has fewer of ``max_evals`` left, for all processes together.
             SettingsError: ``n`` is not a positive integer.
+            StorageError: the storage cannot be reached.
         """
         if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
             raise SettingsError(f"ask(n) needs an integer n >= 1, but got {n!r}")
-        with self._lock:
-            with one_thread(self.settings.torch_device(len(self.study.completed))):
-                suggestions = suggest(self.study, self.settings, n or 1)
-            trials = [self._started(suggestion) for suggestion in suggestions]
+        trials = self._store.start(n or 1, self._choose, self.settings.seed, self.max_evals)
         return trials[0] if n is None else trials
 
     def tell(self, trial: Trial | int, outcome: float | Outcome) -> Trial:
@@ -130,25 +175,10 @@ class LlamaTune:
         Raises:
             TrialStateError: the trial is unknown, has finished, or belongs to another optimizer.
             OutcomeError: ``outcome`` is neither; the trial keeps running.
+            StorageError: it could not be written for a minute; the message has the value, and says where it is kept.
         """
-        with self._lock:
-            running = self._own(trial)
-            checked = as_outcome(outcome, self.study.direction)
-            now = time.time()
-            finished = replace(
-                running,
-                state=TrialState.FAILED if checked.value is None else TrialState.COMPLETE,
-                value=checked.value,
-                curve=running.curve if checked.curve is None else checked.curve,
-                outcomes=dict(checked.outcomes),
-                cost=max(0.0, now - (running.started or now)) if checked.cost is None else checked.cost,
-                error=checked.error,
-                reason=checked.reason,
-                notes=dict(checked.notes),
-                finished=now,
-            )
-            self.study = self.study.with_trial(finished)
-        return finished
+        checked = as_outcome(outcome, self.study.direction)
+        return self._store.change(trial, lambda running, now: _finished(running, checked, now))
 
     def report(self, trial: Trial | int, step: float, value: float, progress: float | None = None) -> Trial:
         """Adds a point to the learning curve of a running trial; arguments as ``Curve.reported``.
@@ -157,11 +187,9 @@ class LlamaTune:
             TrialStateError: as :meth:`tell`.
             OutcomeError: as ``Curve.reported``.
         """
-        with self._lock:
-            running = self._own(trial)
-            running = replace(running, curve=running.curve.reported(step, value, progress))
-            self.study = self.study.with_trial(running)
-        return running
+        return self._store.report(
+            trial, lambda running, now: replace(running, curve=running.curve.reported(step, value, progress))
+        )
 
     def abandon(self, trial: Trial | int, reason: str) -> Trial:
         """Gives a trial up without blaming its parameters: it becomes LOST, and counts for nothing.
@@ -169,11 +197,10 @@ class LlamaTune:
         Raises:
             TrialStateError: as :meth:`tell`.
         """
-        with self._lock:
-            running = self._own(trial)
-            lost = replace(running, state=TrialState.LOST, reason=reason, error=reason, finished=time.time())
-            self.study = self.study.with_trial(lost)
-        return lost
+        return self._store.change(
+            trial,
+            lambda running, now: replace(running, state=TrialState.LOST, reason=reason, error=reason, finished=now),
+        )
 
     def add_trial(self, params: Mapping[str, Any], outcome: float | Outcome) -> Trial:
         """Records a trial that was evaluated elsewhere; it informs the search but uses up no budget.
@@ -182,10 +209,9 @@ class LlamaTune:
             ParamsError: the parameters are not in the space.
             OutcomeError: as :meth:`tell`.
         """
-        with self._lock:
-            canonical = self.study.space.validate(params)
-            as_outcome(outcome, self.study.direction)
-            return self.tell(self._started(Suggestion(canonical, "added")), outcome)
+        canonical = self.study.space.validate(params)
+        checked = as_outcome(outcome, self.study.direction)
+        return self._store.add(canonical, self.settings.seed, lambda new, now: _finished(new, checked, now))
 
     def optimize(
         self,
@@ -273,53 +299,53 @@ class LlamaTune:
 
         Raises:
             TrialStateError: a trial has completed already, so its value has been read the other way.
+            StudyMismatchError: the same, of a stored study; also if its metric has another name.
         """
-        with self._lock:
-            if self.study.completed and direction != self.study.direction:
-                raise TrialStateError(f"the direction cannot become {direction!r} after a trial has completed")
-            self.study = replace(self.study, metric=metric, direction=direction)
+        self._store.settle(metric, direction)
 
     def follow(self, study: Study) -> None:
-        """Takes over rank 0's study, on the other ranks under ``torchrun``."""
-        self.study = study
+        """Takes over rank 0's study, on the other ranks under ``torchrun``, where it is only read."""
+        self._store = Memory(study)
 
     def stop(self) -> None:
         """Lets :meth:`optimize` start no further trial; for callbacks."""
         self.stopping = True
 
+    def may_ask(self) -> bool:
+        """Whether one more trial may start, as far as is known here. Of a stored study, only ``ask`` can say."""
+        return not isinstance(self._store, Memory) or self.num_counted() < self.max_evals
+
+    def wait_for_others(self) -> bool:
+        """Whether there is something to do again after all, when the budget is used up and nothing runs here.
+
+        Of a stored study, waits until the trials of other processes have ended, have been lost, or have given a sign of
+        life: seconds, if those are alive, ``grace`` at most.
+        """
+        return self._store.wait_for_others(self.max_evals)
+
     def num_counted(self) -> int:
         """Trials that count against ``max_evals``."""
-        return sum(t.origin != "added" and t.state is not TrialState.LOST for t in self.study.trials)
+        return self.study.num_counted
 
-    def _started(self, suggestion: Suggestion) -> Trial:
-        number = len(self.study.trials)
-        origin: Origin = suggestion.origin
-        trial = Trial(
-            number=number,
-            params=suggestion.params,
-            seed=derived_seed(self.settings.seed, number),
-            origin=origin,
-            started=time.time(),
-        )
-        self.study = self.study.with_trial(trial)
-        return trial
+    def _choose(self, study: Study, n: int) -> list[Suggestion]:
+        with self._lock, one_thread(self.settings.torch_device(len(study.completed))):
+            return suggest(study, self.settings, n)
 
-    def _own(self, trial: Trial | int) -> Trial:
-        """This study's running trial that is meant."""
-        number = trial.number if isinstance(trial, Trial) else trial
-        trials = self.study.trials
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(trials):
-            raise TrialStateError(f"trial {number!r} is unknown; this study has {len(trials)} trials")
-        own = trials[number]
-        if isinstance(trial, Trial) and (own.params, own.seed, own.started) != (
-            trial.params,
-            trial.seed,
-            trial.started,
-        ):
-            raise TrialStateError(f"trial {number} belongs to another study: its parameters or start differ")
-        if own.state is not TrialState.RUNNING:
-            raise TrialStateError(f"trial {number} has finished ({own.state}) and cannot change")
-        return own
+
+def _finished(running: Trial, outcome: Outcome, now: float) -> Trial:
+    """The final record of a trial with a checked outcome; ``now`` in Unix seconds."""
+    return replace(
+        running,
+        state=TrialState.FAILED if outcome.value is None else TrialState.COMPLETE,
+        value=outcome.value,
+        curve=running.curve if outcome.curve is None else outcome.curve,
+        outcomes=dict(outcome.outcomes),
+        cost=max(0.0, now - (running.started or now)) if outcome.cost is None else outcome.cost,
+        error=outcome.error,
+        reason=outcome.reason,
+        notes=dict(outcome.notes),
+        finished=now,
+    )
 
 
 def _check_budget(max_evals: Any, timeout: Any, max_failures: Any) -> None:

@@ -35,6 +35,7 @@ from llamatune_torch import (
     SettingsError,
     SpaceError,
     Study,
+    StudyMismatchError,
     TrainerError,
     Trial,
     TrialState,
@@ -123,6 +124,21 @@ def test_the_arguments_of_the_search_are_handed_on(tmp_path: Path) -> None:
     assert seen == [0, 1]
     assert study.trials[0].params == point
     assert study.trials[0].origin == "initial"
+
+
+def test_a_stored_study_goes_on_where_it_ended(tmp_path: Path) -> None:
+    stored = {"storage": f"sqlite:///{tmp_path}/study.db", "name": "tiny"}
+    calls = Calls(tmp_path)
+    first = tuned(tmp_path, calls, max_evals=2, **stored)
+    again = tuned(tmp_path, calls, max_evals=3, **stored)
+    assert len(calls.trainers) == 3
+    assert again.trials[:2] == first.trials
+    assert (again.metric, again.direction) == ("eval_loss", "minimize")  # learnt from a Trainer, and kept
+    whole = tuned(tmp_path, max_evals=3)
+    assert [(t.params, t.seed, t.value) for t in again.trials] == [(t.params, t.seed, t.value) for t in whole.trials]
+    assert tuned(tmp_path, raises(AssertionError), max_evals=3, **stored).best_value == again.best_value
+    with pytest.raises(StudyMismatchError, match="metric: stored 'eval_loss', given 'eval_perplexity'"):
+        tuned(tmp_path, calls, max_evals=4, metric="perplexity", **stored)
 
 
 def test_failures_beyond_max_failures_end_the_search(tmp_path: Path) -> None:

@@ -1,0 +1,76 @@
+"""Workers that fell silent: their trials are lost, and run again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from llamatune_torch.errors import ParamsError
+from llamatune_torch.runtime.claim import Claim
+from llamatune_torch.runtime.display import logger
+from llamatune_torch.study import SILENT, Trial, TrialState
+
+
+class Worker(NamedTuple):
+    """Who runs trials: its name, host, process, and the seconds since its last sign of life."""
+
+    name: str
+    host: str
+    pid: int
+    silent_for: float
+
+
+RUNNING_WITH_WORKERS = (
+    "FROM llamatune_trials t JOIN llamatune_workers w ON w.id = t.worker "
+    "WHERE t.study = :study AND t.state = 'running' AND w.id <> :own"
+)
+
+
+def lose_silent(claim: Claim, grace: float, own: str) -> None:
+    """Marks the trials of workers other than ``own`` that have given no sign of life for ``grace`` seconds."""
+    for row in claim.transaction.rows(
+        f"SELECT t.number, w.id, w.heartbeat {RUNNING_WITH_WORKERS} AND w.heartbeat < :latest",
+        study=claim.id,
+        latest=claim.now - grace,
+        own=own,
+    ):
+        error = f"no sign of life of worker {row['id']} for {claim.now - row['heartbeat']:.0f} s"
+        logger.warning("trial %d is lost: %s (grace: %g s)", row["number"], error, grace)
+        trial = claim.recorded(row["number"])
+        claim.put(replace(trial, state=TrialState.LOST, reason=SILENT, error=error, finished=claim.now))
+
+
+def due_again(claim: Claim, retries: int) -> list[Trial]:
+    """What is to be run again: lost to silence at most ``retries`` times, and neither running nor finished elsewhere.
+
+    A retry that was given back (Ctrl-C) does not count as one.
+    """
+    if not [trial for trial in claim.trials if trial.reason == SILENT]:
+        return []
+    tries: dict[int, list[Trial]] = {}
+    for trial in claim.trials:
+        tries.setdefault(trial.number if trial.retry_of is None else trial.retry_of, []).append(trial)
+    due: list[Trial] = []
+    for first, same in tries.items():
+        silent = sum(trial.reason == SILENT for trial in same)
+        if not 0 < silent <= retries or any(trial.state is not TrialState.LOST for trial in same):
+            continue
+        try:
+            claim.known.space.validate(same[0].params)
+        except ParamsError:  # the space has changed since
+            continue
+        number = len(claim.trials) + len(due)
+        due.append(Trial(number, same[0].params, same[0].seed, "retry", retry_of=first))
+    return due
+
+
+def signs_of_life(claim: Claim, own: str) -> dict[int, float]:
+    """The trials that others run, and when their workers were last heard of."""
+    rows = claim.transaction.rows(f"SELECT t.number, w.heartbeat {RUNNING_WITH_WORKERS}", study=claim.id, own=own)
+    return {row["number"]: row["heartbeat"] for row in rows}
+
+
+def workers_of(claim: Claim) -> list[Worker]:
+    """Those who run trials of a study now."""
+    rows = claim.transaction.rows(f"SELECT DISTINCT w.* {RUNNING_WITH_WORKERS} ORDER BY w.id", study=claim.id, own="")
+    return [Worker(row["id"], row["host"], row["pid"], claim.now - row["heartbeat"]) for row in rows]
