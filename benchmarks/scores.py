@@ -161,7 +161,7 @@ def first_at_most(values: list[float], target: float) -> int:
 
 
 def tables(scores: Scores, title: str) -> str:
-    """Two tables in Markdown: over all problems, and each problem."""
+    """Three tables in Markdown: over all problems, each problem next to each method, and each run's cost as well."""
     points = scores.points
     head = [f"n={n}" for n in points]
     overall = [["method", *(f"rank, {h}" for h in head), *(f"regret, {h}" for h in head), "seeds"]]
@@ -180,7 +180,21 @@ def tables(scores: Scores, title: str) -> str:
     each = [["problem", "method", *head, "failed", "cpu s"]]
     each += [_row(scores, p, m) for p in scores.problems for m in scores.methods if (p, m) in scores.groups]
     about = f"**{title}**, {len(scores.problems)} problems; regret: mean (median) of the normalised regret"
-    return "\n".join([about, "", markdown(overall), "", markdown(each)])
+    compact = by_problem(scores, [n for n in points if n >= 30] or points)
+    return "\n".join([about, "", markdown(overall), "", compact, "", markdown(each)])
+
+
+def by_problem(scores: Scores, points: Sequence[int]) -> str:
+    """One row a problem, one column a method: the normalised regret at each of ``points``; "-" without a run."""
+    methods = [method for method in scores.methods if method != "random"]
+    rows = [["problem, n=" + " / ".join(map(str, points)), *methods]]
+    for problem in scores.problems:
+        cells = []
+        for method in methods:
+            values = [scores.normalised(problem, method, n) for n in points]
+            cells.append(" / ".join("-" if value is None else f"{value:.2f}" for value in values))
+        rows.append([problem, *cells])
+    return markdown(rows)
 
 
 def _row(scores: Scores, problem: str, method: str) -> list[str]:

@@ -49,6 +49,15 @@ def two_problems() -> Scores:
     return Scores(runs, 1, noisy=())
 
 
+def test_a_table_has_a_row_for_each_problem_and_a_column_for_each_peer(two_problems: Scores) -> None:
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in scores.by_problem(two_problems, [10, 20]).split("\n")
+    ]
+    assert lines[0] == ["problem, n=10 / 20", "a"]
+    assert lines[2:] == [["p", "0.22 / 0.50"], ["r", "1.00 / 1.00"]]
+
+
 def test_normalised_regret_is_the_ratio_of_the_medians(two_problems: Scores) -> None:
     assert two_problems.points == [10, 20]
     assert two_problems.normalised("p", "a", 10) == pytest.approx(2 / 9)
