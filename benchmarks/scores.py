@@ -192,7 +192,8 @@ def by_problem(scores: Scores, points: Sequence[int]) -> str:
         cells = []
         for method in methods:
             values = [scores.normalised(problem, method, n) for n in points]
-            cells.append(" / ".join("-" if value is None else f"{value:.2f}" for value in values))
+            known = " / ".join("-" if value is None else f"{value:.2f}" for value in values)
+            cells.append("failed" if scores.error(problem, method) else known)
         rows.append([problem, *cells])
     return markdown(rows)
 

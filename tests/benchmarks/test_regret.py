@@ -110,7 +110,7 @@ def test_a_peer_that_breaks_is_a_row_that_says_so(
     monkeypatch.setitem(regret.METHODS, "optuna-gp", Broken)
     runs = benchmark(output, "--evals 10 --problems branin --seeds 1 --random-seeds 2 --methods random optuna-gp")
     assert runs[1]["error"] == "ValueError: Input y contains NaN."
-    rows = [line for line in capsys.readouterr().out.splitlines() if "optuna-gp" in line]
+    rows = [line for line in capsys.readouterr().out.splitlines() if "optuna-gp " in line and "failed" in line]
     assert len(rows) == 2
     assert all("failed: ValueError: Input y contains NaN." in row for row in rows)
 
