@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from concurrent.futures import Future
 from datetime import timedelta
@@ -45,6 +46,8 @@ class Ranks:
         self._tuner = tuner
         if not dist.is_initialized():
             dist.init_process_group()
+            # Later trainers need it; but left to the interpreter's end, its threads can abort the process.
+            atexit.register(_leave)
         self.rank = dist.get_rank()
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         self._closed = False
@@ -68,6 +71,7 @@ class Ranks:
         if not self._closed:
             self._closed = True
             self._broadcast(None)
+            dist.destroy_process_group(self._group)
 
     def follow(self, evaluate: Evaluate) -> None:
         """What the other ranks do: evaluate what rank 0 asks for, until it says that this is the end."""
@@ -82,6 +86,7 @@ class Ranks:
                 except KeyboardInterrupt:
                     self._tuner.interrupted = True
                 self._gather(mine)
+        dist.destroy_process_group(self._group)
         if isinstance(mine, LlamaTuneError):
             raise mine
 
@@ -101,6 +106,11 @@ class Ranks:
         everybodys: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everybodys, mine, group=self._group)
         return everybodys
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _agreed(outcomes: list[Any]) -> Outcome | LlamaTuneError:

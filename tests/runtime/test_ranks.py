@@ -43,7 +43,7 @@ def start(folder: Path, program: str) -> subprocess.Popen[str]:
 def on_two_ranks(folder: Path, program: str) -> list[dict[str, Any]]:
     process = start(folder, program)
     try:
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=300)
     finally:
         process.kill()
     assert process.returncode == 0, out
@@ -122,13 +122,13 @@ leave(tuner, interrupted=tuner.interrupted)
 """,
     )
     try:
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 240
         while not all((tmp_path / f"pid-{rank}").exists() for rank in (0, 1)) and time.monotonic() < deadline:
             time.sleep(0.1)
         time.sleep(0.2)
         for rank in (0, 1):  # as a terminal does; torchrun itself would send SIGTERM
             os.kill(int((tmp_path / f"pid-{rank}").read_text()), signal.SIGINT if rank else signal.SIGTERM)
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=120)
     finally:
         process.kill()
     assert process.returncode == 0, out
