@@ -13,7 +13,14 @@ from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError
 from typing import TYPE_CHECKING, Any
 
-from llamatune_torch.errors import BudgetSpentError, CallbackWarning, ExecutorError, LlamaTuneError, SpaceExhaustedError
+from llamatune_torch.errors import (
+    BudgetSpentError,
+    CallbackWarning,
+    ExecutorError,
+    LlamaTuneError,
+    SpaceExhaustedError,
+    TrialStateError,
+)
 from llamatune_torch.runtime.display import live_display, log_trial, logger
 from llamatune_torch.runtime.evaluation import Evaluate, reason_of
 from llamatune_torch.runtime.executors import Job, Places
@@ -201,7 +208,14 @@ class _Loop:
             result = Outcome.failure(reason_of(error), "".join(traceback.format_exception(error)).strip())
         if isinstance(result, LlamaTuneError):
             raise result
-        finished = self.tuner.tell(trial, self.landed(trial, result))
+        try:
+            finished = self.tuner.tell(trial, self.landed(trial, result))
+        except TrialStateError:
+            finished = self.tuner.study.trials[number]
+            if finished.is_open:
+                raise
+            # Somebody has told it by hand, or from another process: what is on record stays.
+            logger.warning("Iteration %d: has a result already; this one is not kept: %s", number + 1, result)
         del self.jobs[number]
         self.exhausted = False
         self.lost_in_a_row = 0
@@ -243,7 +257,8 @@ class _Loop:
                 getattr(job, "cancel", lambda: None)()
             for number in list(self.jobs):
                 if self.tuner.study.trials[number].state is TrialState.RUNNING:
-                    self.tuner.abandon(number, "interrupted")
+                    with contextlib.suppress(TrialStateError):  # somebody has told it by hand
+                        self.tuner.abandon(number, "interrupted")
             self.jobs.clear()
             self.places.close()
 

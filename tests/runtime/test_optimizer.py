@@ -616,3 +616,17 @@ def test_recommend_is_the_trial_that_is_best_on_average() -> None:
     optimizer.optimize()
     assert optimizer.recommend() == recommend(optimizer.study, optimizer.settings)
     assert optimizer.recommend() in optimizer.study.completed
+
+
+def test_a_result_told_by_hand_while_the_trial_runs_stays(caplog: pytest.LogCaptureFixture) -> None:
+    def evaluate(params: dict[str, Any]) -> float:
+        number = len(tuner.study.trials) - 1
+        if number == 1:
+            tuner.tell(number, 0.25)
+        return 0.75
+
+    tuner = LlamaTune({"x": Real(0, 1)}, evaluate, max_evals=3, progress=False, n_initial=3)
+    tuner.optimize()
+    assert [trial.value for trial in tuner.study.trials] == [0.75, 0.25, 0.75]
+    assert "has a result already" in caplog.text
+    assert "0.75" in caplog.text
