@@ -8,9 +8,10 @@ random search), at most ``CAP``, so that one problem does not decide an average.
 is 1 for a method whose median is 0 too, and ``CAP`` for any other. A run that has nothing to hand over yet, since all
 failed or the method broke, has infinite regret.
 
-*Mean rank*: within each problem and seed the methods are ranked by regret, ties sharing the mean of their ranks; then
-the mean over all. Where not every method has run a seed, ranks are stretched to the full number of methods, so that
-the best is 1 and the worst is that number everywhere.
+*Mean rank*: within each problem the methods are ranked by median regret, ties sharing the mean of their ranks; then the
+mean over the problems. Ranks within each seed would favour whoever has run more seeds than the others, since on those
+it is compared with the few that have run them too. Where not every method has run on a problem, ranks are stretched to
+the full number of methods, so that the best is 1 and the worst is that number everywhere.
 """
 
 from __future__ import annotations
@@ -103,18 +104,16 @@ class Scores:
         return (statistics.mean(known), statistics.median(known)) if known and len(known) == len(found) else None
 
     def mean_ranks(self, n: int) -> dict[str, float]:
-        """Over all problems, and all seeds that at least two methods have run."""
+        """The mean over the problems of each method's rank by median regret."""
         found: dict[str, list[float]] = {method: [] for method in self.methods}
         for problem in self.problems:
-            by_method = {method: self.regrets(problem, method, n) for method in self.methods}
-            # Random search has many more seeds than the rest, to be a steady scale: there is nobody to rank it with.
-            for seed in sorted({seed for regrets in by_method.values() for seed in regrets}):
-                present = [method for method in self.methods if seed in by_method[method]]
-                if len(present) < 2:
-                    continue
-                stretch = (len(self.methods) - 1) / (len(present) - 1)
-                for method, rank in zip(present, ranks([by_method[m][seed] for m in present]), strict=True):
-                    found[method].append(1 + (rank - 1) * stretch)
+            medians = {method: self.median(problem, method, n) for method in self.methods}
+            known = {method: median for method, median in medians.items() if median is not None}
+            if len(known) < 2:
+                continue
+            stretch = (len(self.methods) - 1) / (len(known) - 1)
+            for method, rank in zip(known, ranks(list(known.values())), strict=True):
+                found[method].append(1 + (rank - 1) * stretch)
         return {method: statistics.mean(all_ranks) for method, all_ranks in found.items() if all_ranks}
 
     def error(self, problem: str | None, method: str) -> str | None:
