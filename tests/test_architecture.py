@@ -44,6 +44,7 @@ DOORS = {
     "transformers": "integrations",
     "accelerate": "integrations",
     "datasets": "integrations",
+    "optuna": "integrations",
     "sqlalchemy": "runtime/storage.py",
     "plotly": "insight/plots.py",
     "matplotlib": "insight/plots.py",
@@ -184,4 +185,4 @@ def test_importing_the_package_and_reading_a_study_load_no_trainer_no_tables_and
     )
     assert {"llamatune_torch", "torch", "botorch"} <= loaded
     assert not loaded & {"transformers", "accelerate", "datasets", "pandas", "matplotlib", "plotly", "sqlalchemy"}
-    assert not loaded & {"ray", "dask", "distributed", "submitit", "cloudpickle"}
+    assert not loaded & {"ray", "dask", "distributed", "submitit", "cloudpickle", "optuna"}
