@@ -1,44 +1,47 @@
 """Bayesian optimization of the hyperparameters of language models.
 
-``LlamaTune`` tunes any function, ``tune`` a Hugging Face ``Trainer``. Importing this package loads neither
-transformers nor a plotting library; ``tune`` does when it is first asked for.
+``LlamaTune`` tunes any function, ``tune`` a Hugging Face ``Trainer``. Importing this package loads nothing yet: each
+name is imported when it is first used, so that ``llamatune --help`` answers at once.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from llamatune_torch.errors import (
-    BudgetSpentError,
-    CallbackWarning,
-    CheckpointWarning,
-    ExecutorError,
-    IgnoredParameterWarning,
-    LlamaTuneError,
-    LlamaTuneWarning,
-    MetricError,
-    NoCompletedTrialError,
-    OutcomeError,
-    ParamsError,
-    SchemaError,
-    SettingsError,
-    SpaceError,
-    SpaceExhaustedError,
-    StorageError,
-    StorageWarning,
-    StudyMismatchError,
-    SurrogateWarning,
-    TrainerError,
-    TrialStateError,
-)
-from llamatune_torch.parameters import Categorical, Integer, Real
-from llamatune_torch.runtime.optimizer import LlamaTune
-from llamatune_torch.settings import Settings
-from llamatune_torch.space import SearchSpace
-from llamatune_torch.study import Curve, Outcome, Study, Trial, TrialState
-
 if TYPE_CHECKING:
+    from llamatune_torch.errors import (
+        BudgetSpentError,
+        CallbackWarning,
+        CheckpointWarning,
+        ExecutorError,
+        IgnoredParameterWarning,
+        LlamaTuneError,
+        LlamaTuneWarning,
+        MetricError,
+        NoCompletedTrialError,
+        OutcomeError,
+        ParamsError,
+        SchemaError,
+        SettingsError,
+        SpaceError,
+        SpaceExhaustedError,
+        SpecError,
+        StorageError,
+        StorageWarning,
+        StudyMismatchError,
+        SurrogateWarning,
+        TrainerError,
+        TrialStateError,
+    )
     from llamatune_torch.integrations.transformers import tune
+    from llamatune_torch.parameters import Categorical, Integer, Real
+    from llamatune_torch.runtime.evaluation import report
+    from llamatune_torch.runtime.optimizer import LlamaTune
+    from llamatune_torch.runtime.reading import load_study
+    from llamatune_torch.settings import Settings
+    from llamatune_torch.space import SearchSpace
+    from llamatune_torch.study import Curve, Outcome, Study, Trial, TrialState
 
 __version__ = "0.1.0"
 
@@ -66,6 +69,7 @@ __all__ = [
     "SettingsError",
     "SpaceError",
     "SpaceExhaustedError",
+    "SpecError",
     "StorageError",
     "StorageWarning",
     "Study",
@@ -75,16 +79,37 @@ __all__ = [
     "Trial",
     "TrialState",
     "TrialStateError",
+    "load_study",
+    "report",
     "tune",
 ]
 
+# Where each name lives; errors and warnings are all on one page.
+_HOMES = {
+    "Categorical": "parameters",
+    "Curve": "study",
+    "Integer": "parameters",
+    "LlamaTune": "runtime.optimizer",
+    "Outcome": "study",
+    "Real": "parameters",
+    "SearchSpace": "space",
+    "Settings": "settings",
+    "Study": "study",
+    "Trial": "study",
+    "TrialState": "study",
+    "load_study": "runtime.reading",
+    "report": "runtime.evaluation",
+    "tune": "integrations.transformers",
+} | {name: "errors" for name in __all__ if name.endswith(("Error", "Warning"))}
 
-def __getattr__(name: str) -> Any:
-    if name == "tune":
-        from llamatune_torch.integrations.transformers import tune
 
-        return tune
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:  # a type checker would take it for leave to use any name
+
+    def __getattr__(name: str) -> Any:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -6,6 +6,7 @@
     ├── SpaceError             (ValueError)   a search space that cannot be: reversed bounds, no choices
     ├── ParamsError            (ValueError)   parameters that are not in the space: unknown, missing, outside
     ├── SettingsError          (ValueError)   a knob out of its range
+    ├── SpecError              (ValueError)   what the command line is to run cannot be loaded
     ├── OutcomeError           (TypeError)    a score that is not a number
     ├── TrialStateError        (ValueError)   a trial told twice, or one this study never asked for
     ├── SpaceExhaustedError                   every point of a finite space is done or running
@@ -44,6 +45,10 @@ class ParamsError(LlamaTuneError, ValueError):
 
 class SettingsError(LlamaTuneError, ValueError):
     """A setting is unknown or out of its range."""
+
+
+class SpecError(LlamaTuneError, ValueError):
+    """What the command line is asked to run is not there, or cannot be imported."""
 
 
 class OutcomeError(LlamaTuneError, TypeError):

@@ -230,15 +230,19 @@ class Study:
         """The value of :attr:`best_trial`."""
         return _value(self.best_trial)
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a trial, as plain values: parameters as ``params.<name>``, ``None`` where inactive."""
+        return [_row(trial, self.space.names, None) for trial in self.trials]
+
     def dataframe(self) -> pd.DataFrame:
-        """One row a trial, parameters in columns ``params.<name>``, nan where inactive; needs pandas (``report``)."""
+        """:meth:`rows` as a table, nan where a parameter was inactive; needs pandas (``report``)."""
         try:
             import pandas as pd
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "Study.dataframe() needs pandas: pip install 'llamatune-torch[report]'"
             ) from error
-        return pd.DataFrame([_row(trial, self.space.names) for trial in self.trials])
+        return pd.DataFrame([_row(trial, self.space.names, math.nan) for trial in self.trials])
 
     def summary(self) -> str:
         """The study in a few lines of plain text: counts, failures by reason, the best, its parameters."""
@@ -305,16 +309,14 @@ def _value(trial: Trial) -> float:
     return trial.value
 
 
-def _row(trial: Trial, names: Sequence[str]) -> dict[str, Any]:
-    params = {f"params.{name}": trial.params.get(name, math.nan) for name in names}
-    outcomes = {f"outcomes.{name}": value for name, value in trial.outcomes.items()}
+def _row(trial: Trial, names: Sequence[str], missing: float | None) -> dict[str, Any]:
     return {
         "number": trial.number,
         "state": str(trial.state),
-        "value": math.nan if trial.value is None else trial.value,
-        **params,
-        **outcomes,
-        "cost": math.nan if trial.cost is None else trial.cost,
+        "value": missing if trial.value is None else trial.value,
+        **{f"params.{name}": trial.params.get(name, missing) for name in names},
+        **{f"outcomes.{name}": value for name, value in trial.outcomes.items()},
+        "cost": missing if trial.cost is None else trial.cost,
         "origin": trial.origin,
         "seed": trial.seed,
         "reason": trial.reason,

@@ -1,4 +1,4 @@
-"""What all tests share: no network, one thread, no deadlines, and a device to run on."""
+"""What all tests share: no network, one thread, no deadlines, a device to run on, and places for studies to live in."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a download fails at once, not after a minute
 
+import itertools
 import warnings
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -32,6 +35,7 @@ hypothesis.settings.register_profile(
 hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile("repeatable")
 
+COUNTER = itertools.count()
 NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device: torch.cuda.is_available() is False")
 
 
@@ -39,3 +43,39 @@ NO_CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA devi
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Where the engine computes; the tests that use it run once for each kind of device there is."""
     return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """The URL of a real server, without syncs to the disk; skipped with the reason where none can be started."""
+    from postgres import NoServer, server
+
+    try:
+        with server(durable=False) as url:
+            yield url
+    except NoServer as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture
+def postgres_url(postgres_server: str) -> str:
+    """A new schema on the server, and a user whose tables are there: quicker than a new database."""
+    import psycopg
+
+    name = f"test{next(COUNTER)}"
+    with psycopg.connect(postgres_server, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {name}")  # type: ignore[arg-type]  # a name of our own making
+        connection.execute(f"CREATE ROLE {name} LOGIN SUPERUSER")  # type: ignore[arg-type]
+        connection.execute(f"ALTER ROLE {name} SET search_path = {name}")  # type: ignore[arg-type]
+    return postgres_server.replace("//tuner@", f"//{name}@")
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/study.db"
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest) -> str:
+    """Where a durable study may live: the tests that use it run once for each kind."""
+    return str(request.getfixturevalue(f"{request.param}_url"))

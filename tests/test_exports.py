@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import llamatune_torch
 
-LAZY = {"tune"}  # imported when first asked for, because it needs transformers
+NEEDS_EXTRA = {"tune"}  # transformers
 
 
-def test_all_equals_what_is_visible() -> None:
-    visible = {
-        name
-        for name, member in vars(llamatune_torch).items()
-        if not name.startswith("_") and getattr(member, "__module__", "").startswith("llamatune_torch.")
-    }
-    assert set(llamatune_torch.__all__) == visible | LAZY
+def test_what_type_checkers_see_is_what_there_is() -> None:
+    """Names are imported when they are first used; the imports under TYPE_CHECKING must say the same."""
+    tree = ast.parse(Path(llamatune_torch.__file__).read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    seen = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom)
+        seen |= {alias.name: str(node.module) for alias in node.names}
+    assert set(llamatune_torch.__all__) == set(seen)
+    assert {name: f"llamatune_torch.{home}" for name, home in llamatune_torch._HOMES.items()} == seen
+
+
+@pytest.mark.parametrize("name", sorted(set(llamatune_torch.__all__) - NEEDS_EXTRA))
+def test_each_name_is_that_of_the_module_that_defines_it(name: str) -> None:
+    member = getattr(llamatune_torch, name)
+    assert member.__module__ == f"llamatune_torch.{llamatune_torch._HOMES[name]}"
+    assert vars(llamatune_torch)[name] is member  # found at once the next time
+
+
+def test_importing_the_package_loads_nothing() -> None:
+    code = "import sys, llamatune_torch; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "numpy", "botorch", "sqlalchemy", "tqdm", "transformers"} & set(loaded)
 
 
 def test_all_is_in_order_and_without_duplicates() -> None:
@@ -30,15 +49,15 @@ def test_dir_lists_the_lazy_names_too() -> None:
     assert set(llamatune_torch.__all__) <= set(dir(llamatune_torch))
 
 
-@pytest.mark.parametrize("name", sorted(set(llamatune_torch.__all__) - LAZY))
+@pytest.mark.parametrize("name", sorted(set(llamatune_torch.__all__) - NEEDS_EXTRA))
 def test_every_public_name_has_a_docstring_of_its_own(name: str) -> None:
     member = getattr(llamatune_torch, name)
-    doc = vars(member).get("__doc__")
+    doc = member.__doc__ if inspect.isfunction(member) else vars(member).get("__doc__")
     assert doc, name
     assert not doc.startswith(f"{name}("), f"{name}: the signature that dataclass writes is no docstring"
 
 
-@pytest.mark.parametrize("name", sorted(set(llamatune_torch.__all__) - LAZY))
+@pytest.mark.parametrize("name", sorted(set(llamatune_torch.__all__) - NEEDS_EXTRA))
 def test_every_public_method_is_documented_by_itself_or_its_contract(name: str) -> None:
     member = getattr(llamatune_torch, name)
     for method, function in inspect.getmembers(member, inspect.isfunction):

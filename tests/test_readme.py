@@ -5,11 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from llamatune_torch import load_study
+from llamatune_torch.cli.main import main as llamatune
+from llamatune_torch.cli.main import parser
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -56,6 +62,30 @@ def test_program_runs(code: str, tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr
     assert "2 trials (2 complete)" in run.stdout, run.stdout + run.stderr
+
+
+def commands() -> list[list[str]]:
+    """The arguments of each ``llamatune ...`` that is shown, in order."""
+    shown = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in shown if line.startswith("llamatune ")]
+
+
+def test_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").mkdir()
+    shutil.copy(ROOT / "examples" / "spec.py", tmp_path / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    run = [command for command in commands() if not any("postgresql://" in word for word in command)]
+    assert {command[0] for command in run} == {"run", "status", "best", "trials", "export", "import"}
+    assert [llamatune(command) for command in run] == [0] * len(run)
+    assert len(load_study(f"sqlite:///{tmp_path}/llamatune.db", "copy").trials) == 16
+
+
+def test_commands_that_need_a_cluster_are_well_formed() -> None:
+    needing = [command for command in commands() if any("postgresql://" in word for word in command)]
+    assert [command[0] for command in needing] == ["worker"]
+    for command in needing:
+        parser().parse_args(command)
 
 
 def test_make_commands_are_targets_of_the_makefile() -> None:

@@ -151,6 +151,16 @@ def from_optuna(storage: str, name: str | None = None, space: SearchSpace | None
     return Study(space, found.direction, found.metric, trials=tuple(trials))
 
 
+def optuna_names(storage: str) -> list[str]:
+    """The names of the studies in an Optuna storage.
+
+    Raises:
+        SettingsError, StorageError: as :func:`from_optuna`.
+    """
+    with _opened(storage, create=False) as opened:
+        return optuna.get_all_study_names(opened)
+
+
 @dataclass(frozen=True)
 class _Found:
     """What there is of an Optuna study: its finished trials, and the space if it was exported from here."""

@@ -46,7 +46,7 @@ from llamatune_torch.integrations.metric import (
 from llamatune_torch.integrations.readlog import ReadLog
 from llamatune_torch.integrations.recorder import Recorder, evaluation_prefixes, is_stock
 from llamatune_torch.runtime.evaluation import report, run_guarded
-from llamatune_torch.runtime.executors import Executor, Gpus, places
+from llamatune_torch.runtime.executors import Executor, Gpus, Places, places
 from llamatune_torch.runtime.optimizer import LlamaTune
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Direction, Outcome, Study, Trial, TrialState
@@ -120,27 +120,39 @@ def tune(
         IgnoredParameterWarning: the factory never reads one of the parameters.
         CheckpointWarning: the Trainer keeps the worst checkpoint instead of the best, or saving failed.
     """
-    if not callable(trainer_factory):
-        raise SettingsError(f"trainer_factory must be callable, but got {trainer_factory!r}")
-    if not (metric is None or isinstance(metric, str) or callable(metric)):
-        raise SettingsError(f"metric must be a name or a function of the metrics, but got {metric!r}")
-    _check_names(search)
-    _check_keep(keep, Path(output_dir))
     where = places(executor, n_workers, gpus, isolate, trial_timeout)
     if isinstance(executor, ThreadPoolExecutor) and where.capacity > 1:
         raise SettingsError(
             "fine-tunes cannot share a process, since torch's seeds and the Trainer's own state are global: use "
             "n_workers, or a pool of processes, instead of a pool of threads"
         )
+    kept: dict[str, Any] = {"keep": keep, "output_dir": output_dir}
+    return fine_tuning(
+        trainer_factory, space, metric=metric, direction=direction, max_evals=max_evals, **kept, **search
+    ).run(where)
+
+
+def fine_tuning(
+    trainer_factory: TrainerFactory,
+    space: Mapping[str, Any] | SearchSpace,
+    *,
+    metric: str | MetricFunction | None = None,
+    direction: Direction | None = None,
+    max_evals: int = 20,
+    keep: Literal["best"] | None = None,
+    output_dir: str | Path = "llamatune_output",
+    **search: Any,
+) -> FineTune:
+    """A search that is ready to run; arguments and errors as those of :func:`tune`."""
+    if not callable(trainer_factory):
+        raise SettingsError(f"trainer_factory must be callable, but got {trainer_factory!r}")
+    if not (metric is None or isinstance(metric, str) or callable(metric)):
+        raise SettingsError(f"metric must be a name or a function of the metrics, but got {metric!r}")
+    _check_names(search)
+    _check_keep(keep, Path(output_dir))
     # Metric and direction are settled with the first Trainer, which knows its own.
     optimizer = LlamaTune(space, max_evals=max_evals, direction=direction or "maximize", metric=None, **search)
-    objective = FineTune(optimizer, trainer_factory, metric, direction, keep, Path(output_dir))
-    try:
-        return optimizer.run(objective, where, objective.landed)
-    finally:
-        clear_device_cache(garbage_collection=True)  # after Ctrl-C, what the last trial held
-        for trial in optimizer.study.in_state(TrialState.LOST):
-            objective.clean_up(trial)
+    return FineTune(optimizer, trainer_factory, metric, direction, keep, Path(output_dir))
 
 
 # The trainable weights of the trials that a worker process has run; see FineTune._check_fresh.
@@ -186,6 +198,16 @@ class FineTune:
         self._warned: set[str] = set()
         # The trainable weights of earlier trials; those that are still alive must not come back.
         self._trained: list[weakref.ref[Any]] = []
+
+    def run(self, where: Places) -> Study:
+        """Fine-tunes until the budget is used up; the study."""
+        assert self.optimizer is not None
+        try:
+            return self.optimizer.run(self, where, self.landed)
+        finally:
+            clear_device_cache(garbage_collection=True)  # after Ctrl-C, what the last trial held
+            for trial in self.optimizer.study.in_state(TrialState.LOST):
+                self.clean_up(trial)
 
     def __call__(self, trial: Trial) -> Outcome:
         try:

@@ -74,7 +74,7 @@ def unwritten(error: StorageError, trial: Trial, kept: Path | None) -> str:
     where = (
         f"kept in {kept}, which the next start picks up"
         if kept is not None
-        else f"kept nowhere: write it down, and enter it later, as in tell({trial.number}, {trial.value!r})"
+        else f"kept nowhere: write it down, and enter it later, with `llamatune tell {trial.number} ...`"
     )
     return f"{error}. The result of {what} is {result_of(trial)} with {trial.params}; it is {where}"
 

@@ -89,6 +89,23 @@ def mismatch(name: str, shown: str, lines: Sequence[str], extensible: bool) -> s
     return f"study {name!r} in {shown} is another search:{shown_lines}\n{remedy}another name starts a new study"
 
 
+def remember(url: str, name: str, settings: Mapping[str, Any]) -> None:
+    """Adds to the settings of a stored study, for later starts."""
+    database = Database(url)
+
+    def work(transaction: Transaction) -> None:
+        # The study for itself first: another start may be writing its own.
+        transaction.run("UPDATE llamatune_studies SET revision = revision + 1 WHERE name = :name", name=name)
+        (row,) = transaction.rows("SELECT settings FROM llamatune_studies WHERE name = :name", name=name)
+        transaction.run(
+            "UPDATE llamatune_studies SET settings = :settings WHERE name = :name",
+            settings=write({**json.loads(row["settings"]), **settings}),
+            name=name,
+        )
+
+    database.patiently(lambda: database.write(work), "settings to be written", OPENING_PATIENCE)
+
+
 def read_study(url: str, name: str) -> tuple[Study, dict[str, Any]]:
     """A stored study and the settings of its last start, without taking part in it.
 
@@ -99,7 +116,7 @@ def read_study(url: str, name: str) -> tuple[Study, dict[str, Any]]:
         >>> study, settings = read_study("sqlite:///gpt2.db", "gpt2-cls")
         >>> print(study.summary())
     """
-    database = Database(url, create=False)
+    database = Database(url, reading=True)
 
     def work(transaction: Transaction) -> tuple[Study, dict[str, Any]]:
         found = transaction.rows("SELECT * FROM llamatune_studies WHERE name = :name", name=name)
@@ -115,7 +132,7 @@ def read_study(url: str, name: str) -> tuple[Study, dict[str, Any]]:
         points = tuple(json.loads(row["initial_points"]))
         return Study(space, row["direction"], row["metric"] or "value", points, trials), json.loads(row["settings"])
 
-    return database.patiently(lambda: database.write(work), "to be read", OPENING_PATIENCE)
+    return database.patiently(lambda: database.read(work), "to be read", OPENING_PATIENCE)
 
 
 def _fitting(space: SearchSpace, points: Sequence[Params]) -> Iterator[Params]:

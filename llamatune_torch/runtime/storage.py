@@ -11,9 +11,10 @@ import sqlite3
 import time
 import weakref
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
@@ -84,15 +85,16 @@ class Database:
 
     Args:
         url: ``sqlite:///file.db`` or ``postgresql://user:password@host/name``.
-        create: whether an SQLite file that is not there is made.
+        reading: promises to write nothing: a file that is not there is not made, and one on a read-only disk can be
+            opened too.
 
     Raises:
         SettingsError: the URL names neither, or PostgreSQL's driver is not installed.
         SchemaError: the file is damaged, a database of something else, or of a newer version.
-        StorageError: it cannot be reached or written.
+        StorageError: it cannot be reached or written; for reading, it is not there.
     """
 
-    def __init__(self, url: str, create: bool = True) -> None:
+    def __init__(self, url: str, *, reading: bool = False) -> None:
         parsed = _checked_url(url)
         #: The URL as it may be shown: without the password.
         self.shown = parsed.render_as_string(hide_password=True)
@@ -101,14 +103,18 @@ class Database:
         self.file = Path(str(parsed.database)).absolute() if self.kind == "sqlite" else None
         if self.file is not None:  # the program may change its working directory
             parsed = parsed.set(database=str(self.file))
-        self._engine = _engine(parsed)
+            if reading and not self.file.exists():
+                raise StorageError(f"there is no {self.file}")
+            if not self.file.parent.is_dir():
+                raise StorageError(f"{self.shown} cannot be made: there is no folder {self.file.parent}")
+        self._engine = _engine(parsed, reading)
         self._pid = os.getpid()
         weakref.finalize(self, _close, self._engine, self._pid)  # at the interpreter's exit at the latest
-        if self.file is not None and not self.file.parent.is_dir():
-            raise StorageError(f"{self.shown} cannot be made: there is no folder {self.file.parent}")
-        if self.file is not None and not create and not self.file.exists():
-            raise StorageError(f"there is no {self.file}")
-        self.patiently(lambda: self.write(self._migrate, opening=True), "to be opened", OPENING_PATIENCE)
+        opening = partial(self.read, self._check) if reading else partial(self.write, self._migrate, opening=True)
+        #: Of the tables that were found; 0 if there were none.
+        self.version = self.patiently(opening, "to be opened", OPENING_PATIENCE)
+        if reading and 0 < self.version < len(MIGRATIONS):
+            Database(url)  # brings it up to date
 
     def write(self, work: Callable[[Transaction], T], *, opening: bool = False, durable: bool = True) -> T:
         """Runs ``work`` in a transaction that writes.
@@ -172,32 +178,37 @@ class Database:
             self._pid = os.getpid()
         return self._engine
 
-    def _migrate(self, transaction: Transaction) -> None:
-        """Checks what is there, and makes the tables or brings them up to date."""
+    def _check(self, transaction: Transaction) -> int:
+        """The version of the tables that are there, 0 for none."""
         if self.kind == "sqlite":
             verdict = transaction.rows("PRAGMA quick_check(1)")[0]["quick_check"]
             if verdict != "ok":
                 raise SchemaError(f"{self.shown} is damaged: {verdict}")
         tables = self._tables(transaction)
-        if "llamatune_schema" in tables:
-            version = int(transaction.rows("SELECT version FROM llamatune_schema")[0]["version"])
-        elif tables and self.kind == "sqlite":  # a server may well be shared with other things, a file is not
-            raise SchemaError(f"{self.shown} is a database of something else: it has the tables {sorted(tables)}")
-        else:
-            version = 0
-            transaction.run("CREATE TABLE llamatune_schema (version BIGINT NOT NULL)")
-            transaction.run("INSERT INTO llamatune_schema VALUES (0)")
-        newest = len(MIGRATIONS)
-        if version > newest:
+        if "llamatune_schema" not in tables:
+            if tables and self.kind == "sqlite":  # a server may well be shared with other things, a file is not
+                raise SchemaError(f"{self.shown} is a database of something else: it has the tables {sorted(tables)}")
+            return 0
+        version = int(transaction.rows("SELECT version FROM llamatune_schema")[0]["version"])
+        if version > len(MIGRATIONS):
             raise SchemaError(
                 f"{self.shown} was made by a newer version of llamatune-torch (its schema is {version}, this one knows "
-                f"up to {newest}): update with pip install -U llamatune-torch"
+                f"up to {len(MIGRATIONS)}): update with pip install -U llamatune-torch"
             )
+        return version
+
+    def _migrate(self, transaction: Transaction) -> int:
+        """Makes the tables, or brings them up to date; the version that was there."""
+        version, newest = self._check(transaction), len(MIGRATIONS)
+        if version == 0:
+            transaction.run("CREATE TABLE llamatune_schema (version BIGINT NOT NULL)")
+            transaction.run("INSERT INTO llamatune_schema VALUES (0)")
         for migration in MIGRATIONS[version:]:
             for statement in migration:
                 transaction.run(statement)
         if version < newest:
             transaction.run("UPDATE llamatune_schema SET version = :version", version=newest)
+        return version
 
     def _tables(self, transaction: Transaction) -> set[str]:
         if self.kind == "sqlite":
@@ -205,6 +216,16 @@ class Database:
         else:
             query = "SELECT tablename AS name FROM pg_tables WHERE schemaname = current_schema()"
         return {str(row["name"]) for row in transaction.rows(query)}
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file that a URL names; ``None`` for PostgreSQL.
+
+    Raises:
+        SettingsError: the URL names neither.
+    """
+    parsed = _checked_url(url)
+    return Path(str(parsed.database)).absolute() if parsed.get_backend_name() == "sqlite" else None
 
 
 def _checked_url(url: Any) -> URL:
@@ -228,10 +249,12 @@ def _close(engine: Engine, pid: int) -> None:
         engine.dispose()
 
 
-def _engine(url: URL) -> Engine:
+def _engine(url: URL, reading: bool) -> Engine:
     if url.get_backend_name() == "sqlite":
+        if reading:
+            url = _read_only(url)
         engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
-        sa.event.listen(engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine, "connect", _prepare_reading if reading else _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin)
         return engine
     if "+" not in url.drivername:
@@ -241,6 +264,26 @@ def _engine(url: URL) -> Engine:
         return sa.create_engine(url, connect_args=options)
     except ModuleNotFoundError as error:
         raise SettingsError(f"PostgreSQL needs {error.name}: pip install 'llamatune-torch[postgres]'") from error
+
+
+def _read_only(url: URL) -> URL:
+    """The same file, opened so that nothing is written, not even SQLite's own files beside it where that is forbidden.
+
+    A reader must leave its mark in such a file, lest a writer moves what it reads. Where it cannot, and nobody is
+    writing, the file is taken for one that never changes.
+    """
+    file = Path(str(url.database))
+    idle = not file.with_name(f"{file.name}-wal").exists()
+    may_mark = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
+    frozen = {"immutable": "1"} if idle and not may_mark else {}
+    return url.set(
+        database=f"file:{quote(str(file))}", query={"mode": "ro" if frozen else "rw", "uri": "true", **frozen}
+    )
+
+
+def _prepare_reading(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA query_only = 1")
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

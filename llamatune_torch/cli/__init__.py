@@ -1,0 +1,1 @@
+"""The command line, ``llamatune``: the grammar in ``main.py``, what each command does in a module of its own."""

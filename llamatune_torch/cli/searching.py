@@ -1,0 +1,113 @@
+"""``run``, ``resume`` and ``worker``: a search, from what the file, the study and the command line say of it."""
+
+from __future__ import annotations
+
+import inspect
+from argparse import Namespace
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from llamatune_torch.cli.spec import Spec, load_spec
+from llamatune_torch.errors import SpecError
+from llamatune_torch.runtime.evaluation import OfParams
+from llamatune_torch.runtime.executors import Places, places
+from llamatune_torch.runtime.opening import remember
+from llamatune_torch.runtime.optimizer import LlamaTune
+from llamatune_torch.runtime.reading import Reader, Snapshot, find_study
+
+#: Settings of a study that a later start takes over.
+LASTING = ("acquisition", "xi", "kappa", "n_initial", "seed", "max_evals")
+#: Options that are arguments of ``LlamaTune`` under another name.
+RENAMED = {"trials": "max_evals"}
+OPTIONS = ("direction", "metric", "seed", "timeout", "max_failures", "extend", "grace", "retries", "trials")
+
+
+def run(options: Namespace) -> int:
+    """Starts a study, or goes on with it: what the file says counts before what the study remembers."""
+    spec = load_spec(options.target, trainer=options.trainer)
+    name = options.name or spec.name
+    stored = find_study(options.storage, name)
+    return _search(options, spec, name, stored, {**_remembered(stored, spec), **spec.search})
+
+
+def resume(options: Namespace) -> int:
+    """Goes on with a study that is there: what it remembers counts before what the file says."""
+    stored = Reader(options.storage).look(options.name)
+    launch = stored.settings.get("launch")
+    if options.target is not None:
+        spec = load_spec(options.target, trainer=options.trainer)
+    elif launch is None:
+        raise SpecError(f"study {stored.name!r} was not started by `llamatune run`: say what to run")
+    else:
+        try:
+            spec = load_spec(**launch)
+        except SpecError as error:
+            raise SpecError(f"{error}: say where it is now, as in `llamatune resume spec.py`") from error
+    return _search(options, spec, stored.name, stored, {**spec.search, **_remembered(stored, spec)})
+
+
+def worker(options: Namespace) -> int:
+    """Runs trials of a study until there are none left; the first worker of all makes the study."""
+    spec = load_spec(options.target, trainer=options.trainer)
+    name = options.name or spec.name
+    stored = find_study(options.storage, name)
+    arguments = {**spec.search, **_remembered(stored, spec), "progress": False}
+    return _search(options, spec, name, stored, arguments)
+
+
+def reopened(url: str, stored: Snapshot) -> LlamaTune:
+    """A stored study opened as it is, to enter something by hand."""
+    arguments = {key: stored.settings[key] for key in LASTING if key in stored.settings}
+    arguments["metric"] = stored.study.metric if stored.settled else None
+    return LlamaTune(stored.study.space, direction=stored.study.direction, storage=url, name=stored.name, **arguments)
+
+
+def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, arguments: Mapping[str, Any]) -> int:
+    space = spec.space
+    if space is None:
+        if stored is None:
+            raise SpecError(f"{spec.path} has no `space`, and {name!r} is a new study, which needs one")
+        space = stored.study.space
+    given = {RENAMED.get(key, key): getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
+    arguments = {**arguments, **given, "storage": options.storage, "name": name}
+    where = _places(options)
+    if spec.is_trainer_factory:
+        from llamatune_torch.integrations.transformers import fine_tuning  # takes its time to load
+
+        fine_tune = fine_tuning(spec.function, space, **arguments)
+        assert fine_tune.optimizer is not None
+        tuner, search = fine_tune.optimizer, fine_tune.run
+    else:
+        for argument in arguments:
+            if argument not in known_arguments():
+                raise SpecError(f"`search` in {spec.path} has {argument!r}; LlamaTune takes {known_arguments()}")
+        tuner = LlamaTune(space, spec.function, **arguments)
+        search = partial(tuner.run, OfParams(spec.function))
+    remember(options.storage, name, {"launch": dict(spec.launch)})
+    study = search(where)
+    print(study.summary())
+    if tuner.interrupted:
+        raise KeyboardInterrupt
+    return 0 if study.completed else 1
+
+
+def _remembered(stored: Snapshot | None, spec: Spec) -> dict[str, Any]:
+    """What a study that is there says of how it is searched."""
+    if stored is None:
+        return {}
+    arguments = {key: stored.settings[key] for key in LASTING if key in stored.settings}
+    if stored.settled and not spec.is_trainer_factory:  # a Trainer's metric may be a function
+        arguments |= {"metric": stored.study.metric, "direction": stored.study.direction}
+    return arguments
+
+
+def known_arguments() -> list[str]:
+    """What ``LlamaTune`` takes beside a space and a function."""
+    parameters = inspect.signature(LlamaTune).parameters.values()
+    return ["max_evals", *(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)]
+
+
+def _places(options: Namespace) -> Places:
+    gpus = options.gpus if options.gpus in (None, "auto") else options.gpus.split(",")
+    return places(None, options.workers, gpus, options.isolate, options.trial_timeout)

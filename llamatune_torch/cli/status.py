@@ -1,0 +1,182 @@
+"""``status``: how far a study is, who runs what, and when it will be done."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from argparse import Namespace
+from collections import Counter
+from typing import Any, NamedTuple
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from llamatune_torch.cli.looking import console
+from llamatune_torch.runtime.archive import strict
+from llamatune_torch.runtime.reading import Reader, Snapshot
+from llamatune_torch.study import Trial, TrialState, show_params
+
+#: Workers give a sign of life every ten seconds at least (unless ``grace`` is very long): after three it shows.
+QUIET = 30.0
+
+
+def status(options: Namespace) -> int:
+    """One look, or on a terminal a live table until the study is finished or Ctrl-C."""
+    reader = Reader(options.storage)
+    stored = reader.look(options.name)
+    if options.json:
+        print(json.dumps(strict(record(stored))))
+        return 0
+    screen = console()
+    if options.once or not screen.is_terminal:
+        screen.print(shown(stored, reader.shown))
+        return 0
+    _live(reader, stored, screen, options.every)
+    return 0
+
+
+def _live(reader: Reader, stored: Snapshot, screen: Console, every: float) -> None:
+    with Live(console=screen, auto_refresh=False) as live:
+        while True:
+            live.update(shown(stored, reader.shown), refresh=True)
+            if state_of(stored) == "finished":
+                return
+            time.sleep(every)
+            stored = reader.look(stored.name)
+
+
+def state_of(stored: Snapshot) -> str:
+    """In a word: "finished", "running", "silent" (whoever runs its trials says nothing) or "stopped"."""
+    if stored.study.pending:
+        alive = [worker for worker in stored.workers.values() if worker.silent_for <= QUIET]
+        return "running" if alive else "silent"
+    total = stored.settings.get("max_evals")
+    return "finished" if total is not None and stored.study.num_counted >= total else "stopped"
+
+
+class Remaining(NamedTuple):
+    """What is left to do: trials that have not begun, seconds until the end (``None`` where nobody can say)."""
+
+    trials: int
+    seconds: float | None
+
+
+def remaining(stored: Snapshot) -> Remaining:
+    """How long it takes if trials go on taking what the median of the finished ones took, as many at a time as now."""
+    study = stored.study
+    trials = max(0, stored.settings.get("max_evals", 0) - study.num_counted)
+    times = [t.finished - t.started for t in study.completed if t.finished and t.started and t.origin != "added"]
+    running = [age(trial, stored.now) for trial in study.pending]
+    if not running or not times:
+        return Remaining(trials, None)
+    each = statistics.median(times)
+    rest = [max(0.0, each - seconds) for seconds in running]
+    # Whoever is free next takes the next trial.
+    for _ in range(trials):
+        rest.remove(first := min(rest))
+        rest.append(first + each)
+    return Remaining(trials, max(rest))
+
+
+def age(trial: Trial, now: float) -> float:
+    """Seconds since a trial was started."""
+    return max(0.0, now - (trial.started or now))
+
+
+def record(stored: Snapshot) -> dict[str, Any]:
+    """The same as :func:`shown`, for programs."""
+    study, left = stored.study, remaining(stored)
+    best = study.best_trial if study.completed else None
+    return {
+        "study": stored.name,
+        "state": state_of(stored),
+        "metric": study.metric,
+        "direction": study.direction,
+        "max_evals": stored.settings.get("max_evals"),
+        "counted": study.num_counted,
+        "trials": {str(state): len(study.in_state(state)) for state in TrialState},
+        "failures": study.failures_by_reason(),
+        "best": None if best is None else {"trial": best.number, "value": best.value, "params": best.params},
+        "running": [_running(trial, stored) for trial in study.pending],
+        "seconds_left": left.seconds,
+    }
+
+
+def _running(trial: Trial, stored: Snapshot) -> dict[str, Any]:
+    worker = stored.workers.get(trial.worker or "")
+    return {
+        "trial": trial.number,
+        "params": trial.params,
+        "seconds": round(age(trial, stored.now), 1),
+        "last_report": trial.curve.values[-1] if len(trial.curve) else None,
+        "progress": trial.curve.progress[-1] if len(trial.curve) else None,
+        "host": worker and worker.host,
+        "pid": worker and worker.pid,
+        "silent_for": worker and round(worker.silent_for, 1),
+    }
+
+
+def shown(stored: Snapshot, url: str) -> RenderableType:
+    """A study on one screen."""
+    study, left = stored.study, remaining(stored)
+    total = stored.settings.get("max_evals")
+    counts = Counter(trial.state for trial in study.trials)
+    states = ", ".join(f"{counts[state]} {state}" for state in TrialState if counts[state]) or "no trials yet"
+    lines = [
+        f"{stored.name} in {url}: {state_of(stored)}",
+        f"{study.num_counted} of {total} trials ({states}){_eta(left, len(study.pending))}",
+    ]
+    if study.completed:
+        best = study.best_trial
+        lines.append(f"best {study.metric} ({study.direction}): {best.value:.6g} in trial {best.number}")
+        lines.append(f"  {show_params(best.params)}")
+    parts: list[RenderableType] = [Text("\n".join(lines))]
+    if study.pending:
+        parts.append(_running_table(stored))
+    if study.failed:
+        parts.append(_failures_table(stored))
+    return Group(*parts)
+
+
+def _eta(left: Remaining, at_a_time: int) -> str:
+    if left.seconds is None:
+        return ""
+    return f", about {duration(left.seconds)} left with {at_a_time} at a time"
+
+
+def _running_table(stored: Snapshot) -> Table:
+    table = Table("running", "for", "last report", "worker", "parameters", box=box.SIMPLE_HEAD, pad_edge=False)
+    for trial in stored.study.pending:
+        facts = _running(trial, stored)
+        report = "-" if facts["last_report"] is None else f"{facts['last_report']:.5g}"
+        share = "" if facts["progress"] is None else f" at {facts['progress']:.0%}"
+        worker = "unknown" if facts["host"] is None else f"{facts['host']}:{facts['pid']}"
+        if (facts["silent_for"] or 0.0) > QUIET:
+            worker += f", silent for {duration(facts['silent_for'])}"
+        params = show_params(trial.params)
+        table.add_row(str(trial.number), duration(facts["seconds"]), report + share, worker, params)
+    return table
+
+
+def _failures_table(stored: Snapshot) -> Table:
+    table = Table("failed", "reason", "last of them", box=box.SIMPLE_HEAD, pad_edge=False)
+    last = {trial.reason or "unknown": trial.number for trial in stored.study.failed}
+    for reason, count in stored.study.failures_by_reason().items():
+        table.add_row(str(count), reason, f"trial {last[reason]}")
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: ``45 s``, ``12 min``, ``2 h 05 min``, ``3 d 4 h``."""
+    minutes = round(seconds / 60)
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"

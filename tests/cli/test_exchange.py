@@ -1,0 +1,128 @@
+"""``export`` and ``import``: out and in again, and nothing twice."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from commands import Cli, write_spec
+
+from llamatune_torch import Categorical, Integer, LlamaTune, Outcome, Real, TrialState, load_study
+
+SPACE = {
+    "lr": Real(1e-5, 1e-2, prior="log-uniform"),
+    "method": Categorical(["full", "lora"]),
+    "rank": Integer(1, 64, when={"method": "lora"}),
+}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path}/llamatune.db"
+
+
+@pytest.fixture
+def mine(url: str) -> LlamaTune:
+    """Five trials: three complete, one failed, one running."""
+    made = LlamaTune(SPACE, metric="accuracy", storage=url, name="mine", n_initial=1000, max_evals=12)
+    for i in range(4):
+        trial = made.ask()
+        made.report(trial, 1, 0.25)
+        made.tell(trial, Outcome.failure("out of memory") if i == 2 else Outcome(0.5 + i / 8, outcomes={"gb": 2.0}))
+    made.ask()
+    return made
+
+
+def test_a_table(cli: Cli, mine: LlamaTune, tmp_path: Path) -> None:
+    shown = cli("export", "--csv").out
+    rows = list(csv.DictReader(io.StringIO(shown)))
+    assert [row["state"] for row in rows] == ["complete", "complete", "failed", "complete", "running"]
+    assert [float(row["params.lr"]) for row in rows] == [trial.params["lr"] for trial in mine.study.trials]
+    assert [row["params.rank"] for row in rows] == [str(t.params.get("rank", "")) for t in mine.study.trials]
+    assert cli("export", "--csv", "trials.csv").out == ""
+    assert (tmp_path / "trials.csv").read_text() == shown
+
+
+def test_a_table_into_a_new_study_and_not_twice(cli: Cli, mine: LlamaTune, url: str, tmp_path: Path) -> None:
+    cli("export", "--csv", "trials.csv")
+    text = f"from llamatune_torch import *\nspace = {SPACE!r}\nsearch = {{'metric': 'accuracy'}}"
+    file = write_spec(tmp_path, text=text)
+    result = cli("import", "--csv", "trials.csv", "--spec", file, "--name", "new")
+    assert result.out == "4 trials added\n", result
+    assert cli("import", "--csv", "trials.csv", "--name", "new").out == "0 trials added, 4 were there already\n"
+    new = load_study(url, "new")
+    assert new.metric == "accuracy"
+    assert [t.params for t in new.trials] == [t.params for t in mine.study.trials[:4]]
+    assert [t.value for t in new.trials] == [t.value for t in mine.study.trials[:4]]
+    assert new.failures_by_reason() == {"out of memory": 1}
+    assert new.num_counted == 0
+
+
+def test_a_table_into_the_only_study_there_is(cli: Cli, mine: LlamaTune, url: str) -> None:
+    Path("more.csv").write_text("lr,method,rank,accuracy\n0.001,full,,0.5\n")
+    assert cli("import", "--csv", "more.csv").out == "1 trials added\n"
+    assert load_study(url).trials[-1].value == 0.5
+    assert load_study(url).trials[-1].notes["from"] == "more.csv, trial 0"
+
+
+def test_trials_that_do_not_fit_are_counted_and_named(cli: Cli, mine: LlamaTune) -> None:
+    Path("odd.csv").write_text("lr,method,rank,value\n1,full,,0.5\n0.001,full,,0.25\n")
+    result = cli("import", "--csv", "odd.csv", "--name", "mine")
+    assert (result.code, result.out) == (0, "1 trials added\n")
+    assert "1 do not fit the space; the first of them, trial 0: " in result.err
+    Path("odd.csv").write_text("lr,method,rank,value\n1,full,,0.5\n")
+    assert cli("import", "--csv", "odd.csv", "--name", "mine").code == 1
+
+
+def test_a_document_restores_the_study(cli: Cli, mine: LlamaTune, url: str, tmp_path: Path) -> None:
+    assert cli("export", "--json", "study.json").code == 0
+    json.loads((tmp_path / "study.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert "'mine' is restored, with 5 trials" in cli("import", "--json", "study.json", "--storage", other).out
+    again = load_study(other)
+    assert again.trials[:4] == mine.study.trials[:4]
+    assert again.trials[4].state is TrialState.LOST
+    assert (again.space, again.metric) == (mine.study.space, "accuracy")
+    goes_on = LlamaTune(SPACE, metric="accuracy", storage=other, name="mine", n_initial=1000, max_evals=12)
+    assert goes_on.ask().number == 5
+    # Into a study that is there, as trials from elsewhere.
+    assert cli("import", "--json", "study.json", "--storage", other).out == "4 trials added\n"
+    assert cli("import", "--json", "study.json", "--storage", other).out.startswith("0 trials added, 4 were")
+
+
+def test_what_is_no_document(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text('{"llamatune_study"')
+    assert cli("import", "--json", "broken.json").code == 2
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    result = cli("import", "--json", "other.json")
+    assert (result.code, "no study that export has written" in result.err) == (1, True)
+    assert not (tmp_path / "llamatune.db").exists()
+
+
+def test_a_folder_that_cannot_be_written(cli: Cli, mine: LlamaTune) -> None:
+    result = cli("export", "--csv", "nowhere/trials.csv")
+    assert (result.code, "nowhere/trials.csv cannot be written" in result.err) == (2, True)
+
+
+def test_to_optuna_and_back(cli: Cli, mine: LlamaTune, url: str, tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
+    there = f"sqlite:///{tmp_path}/optuna.db"
+    assert "4 finished trials of 'mine'" in cli("export", "--optuna", there).err
+    study = optuna.load_study(study_name="mine", storage=there)
+    assert study.best_value == mine.study.best_value
+    assert study.best_params == mine.study.best_params
+    again = cli("export", "--optuna", there)
+    assert (again.code, "mine" in again.err) == (1, True)
+    assert cli("import", "--optuna", there, "--name", "back").out == "4 trials added\n"
+    back = load_study(url, "back")
+    assert [t.params for t in back.trials] == [t.params for t in mine.study.trials[:4]]
+    assert [t.value for t in back.trials] == [t.value for t in mine.study.trials[:4]]
+    # Without a name it is called as there; into another database.
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert cli("import", "--optuna", there, "--storage", other).code == 0
+    assert load_study(other, "mine").best_params == study.best_params
+    missing = cli("import", "--optuna", there, "--optuna-name", "yours")
+    assert (missing.code, "no Optuna study 'yours', only ['mine']" in missing.err) == (1, True)

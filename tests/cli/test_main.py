@@ -1,0 +1,143 @@
+"""The grammar, exit codes, and that nobody sees a traceback for a mistake of his own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from commands import Cli, finish, start
+
+from llamatune_torch import LlamaTune, Outcome, Real
+
+COMMANDS = ("run", "resume", "worker", "status", "best", "trials", "tell", "export", "import")
+
+
+def test_help_answers_at_once() -> None:
+    """The best of a few, because the machine is shared."""
+    seconds = []
+    for _ in range(5):
+        began = time.perf_counter()
+        shown = subprocess.run([sys.executable, "-m", "llamatune_torch", "--help"], capture_output=True, check=True)
+        seconds.append(time.perf_counter() - began)
+        assert all(command in shown.stdout.decode() for command in COMMANDS)
+    assert min(seconds) < 0.3
+
+
+def test_help_loads_nothing_that_takes_long() -> None:
+    code = (
+        "import sys; from llamatune_torch.cli.main import main\n"
+        "try: main(['run', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(*{name.split('.')[0] for name in sys.modules})"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "--trials" in shown
+    assert not {"torch", "numpy", "sqlalchemy", "rich", "tqdm"} & set(shown.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_explains_itself(cli: Cli, command: str) -> None:
+    shown = cli(command, "--help")
+    assert shown.code == 0
+    assert {"--storage", "--name"} <= set(shown.out.split())
+
+
+def test_the_script_is_installed() -> None:
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="llamatune")
+    assert script.value == "llamatune_torch.cli.main:main"
+
+
+def test_the_version(cli: Cli) -> None:
+    assert cli("--version").out.strip() == importlib.metadata.version("llamatune-torch")
+
+
+def one_study(folder: Path) -> LlamaTune:
+    """Two trials, one of them failed and one running."""
+    tuner = LlamaTune({"x": Real(0, 1)}, storage=f"sqlite:///{folder}/llamatune.db", name="mine")
+    tuner.tell(tuner.ask(), Outcome.failure("out of memory"))
+    tuner.ask()
+    return tuner
+
+
+USAGE = {
+    "no command": ((), "COMMAND"),
+    "an unknown command": (("tune",), "invalid choice: 'tune'"),
+    "an unknown option": (("status", "--nmae", "x"), "--nmae"),
+    "an abbreviation": (("best", "--stor", "x"), "--stor"),
+    "no number": (("run", "spec.py", "--trials", "ten"), "invalid int value: 'ten'"),
+    "no looks at all": (("status", "--every", "0"), "must be greater than 0, but got 0"),
+    "a bad URL": (("status", "--storage", "study.db"), "storage must be a URL"),
+    "a database that is not supported": (("status", "--storage", "mysql://x/y"), "'mysql'"),
+    "no file to run": (("run", "spec.py"), "there is no file"),
+    "no module to run": (("worker", "not_there:evaluate"), "there is no module 'not_there'"),
+    "neither value nor reason": (("tell", "1"), "either VALUE or --failed"),
+    "both value and reason": (("tell", "1", "0.5", "--failed", "x"), "either VALUE or --failed"),
+    "no file to import": (("import", "--csv", "none.csv", "--name", "mine"), "none.csv cannot be read"),
+    "a table without a space": (("import", "--csv", "none.csv", "--name", "new"), "--spec spec.py"),
+    "two shapes": (("best", "--json", "--args"), "not allowed with"),
+    "no shape": (("export",), "--csv --json --optuna"),
+}
+FAILURES = {
+    "no database": (("status", "--storage", "sqlite:///none.db"), "there is no "),
+    "no such study": (("best", "--name", "yours"), "has no study 'yours', only ['mine']"),
+    "nothing completed": (("best",), "no trial has completed: 1 of 2 failed (out of memory: 1)"),
+    "no such trial": (("trials", "7"), "trial 7 is unknown; study 'mine' has 2 trials"),
+    "a finished trial": (("tell", "0", "0.5"), "trial 0 has finished (failed) and cannot change"),
+    "a trial that never was": (("tell", "2", "0.5"), "trial 2 is unknown"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), USAGE.values(), ids=USAGE)
+def test_a_mistake_on_the_command_line_is_usage(
+    cli: Cli, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    one_study(tmp_path)
+    code, out, err = cli(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err.replace("\n", " ")
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(("arguments", "message"), FAILURES.values(), ids=FAILURES)
+def test_what_cannot_be_done_fails(cli: Cli, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
+    one_study(tmp_path)
+    code, out, err = cli(*arguments)
+    assert (code, out) == (1, "")
+    assert err.startswith("llamatune: ")
+    assert message in err
+    assert len(err.splitlines()) == 1
+
+
+def test_the_storage_and_the_name_may_come_from_the_environment(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        LlamaTune({"x": Real(0, 1)}, storage=f"sqlite:///{tmp_path}/other.db", name=name).add_trial({"x": 0.5}, 1.0)
+    monkeypatch.setenv("LLAMATUNE_STORAGE", "sqlite:///other.db")
+    several = cli("best", "--args")
+    assert several.code == 1
+    assert "several studies, say the name of one: ['a', 'b']" in several.err
+    monkeypatch.setenv("LLAMATUNE_NAME", "b")
+    assert cli("best", "--args").out == "--x 0.5\n"
+
+
+def test_a_reader_that_leaves_early_gets_no_traceback(tmp_path: Path) -> None:
+    tuner = LlamaTune({"x": Real(0, 1)}, storage=f"sqlite:///{tmp_path}/llamatune.db", name="mine")
+    for i in range(30):
+        tuner.add_trial({"x": i / 30}, Outcome.failure("x" * 5000))
+    process = start(tmp_path, "trials")
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    result = finish(process)
+    assert (result.code, result.err) == (1, "")
+
+
+def test_one_database_and_no_password_in_any_message(cli: Cli) -> None:
+    result = cli("status", "--storage", "postgresql://me:secret@127.0.0.1:1/x?connect_timeout=1")
+    assert result.code == 1
+    assert "secret" not in result.err

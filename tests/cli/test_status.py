@@ -1,0 +1,175 @@
+"""How far a study is: each state, the time left worked out by hand, and the live table on a real terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Cli
+from strategies import make_trial
+
+from llamatune_torch import Curve, LlamaTune, Outcome, Real, SearchSpace, Study, TrialState
+from llamatune_torch.cli.status import Remaining, duration, record, remaining, state_of
+from llamatune_torch.runtime.reading import Reader, Snapshot
+from llamatune_torch.runtime.silence import Worker
+
+SPACE = SearchSpace({"x": Real(0, 1)})
+NOW = 1_000_000.0
+
+
+def tuner(folder: Path, **arguments: Any) -> LlamaTune:
+    arguments = {"n_initial": 1000, "max_evals": 4, "metric": "accuracy", **arguments}
+    return LlamaTune(SPACE, storage=f"sqlite:///{folder}/llamatune.db", name="mine", **arguments)
+
+
+def snapshot(done: list[float], running: list[float], max_evals: int = 10, silent_for: float = 1.0) -> Snapshot:
+    """Trials that took so many seconds, and some that have been running for so long."""
+    trials = [make_trial(i, {"x": 0.5}, 0.5, started=100.0, finished=100.0 + took) for i, took in enumerate(done)]
+    for seconds in running:
+        number = len(trials)
+        trials.append(
+            make_trial(number, {"x": 0.5}, state=TrialState.RUNNING, started=NOW - seconds, worker=f"w{number}")
+        )
+    workers = {t.worker: Worker(t.worker, "host", 7, silent_for) for t in trials if t.worker}
+    return Snapshot("mine", Study(SPACE, trials=tuple(trials)), True, {"max_evals": max_evals}, workers, NOW)
+
+
+@pytest.mark.parametrize(
+    ("done", "running", "max_evals", "expected"),
+    [
+        ([], [], 10, Remaining(10, None)),  # nothing to go by
+        ([60.0], [], 10, Remaining(9, None)),  # nobody at work
+        ([60.0], [10.0], 2, Remaining(0, 50.0)),  # the last one
+        ([60.0], [10.0], 4, Remaining(2, 170.0)),  # 50, then two more
+        ([60.0, 100.0, 80.0], [20.0, 70.0], 8, Remaining(3, 170.0)),  # free at 60 and 10: 10 -> 90 -> 170, 60 -> 140
+        ([60.0], [90.0], 2, Remaining(0, 0.0)),  # longer than usual
+    ],
+)
+def test_the_time_left(done: list[float], running: list[float], max_evals: int, expected: Remaining) -> None:
+    assert remaining(snapshot(done, running, max_evals)) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.4, "0 s"), (59.4, "59 s"), (60, "1 min"), (3540, "59 min"), (7500, "2 h 05 min"), (273600, "3 d 4 h")],
+)
+def test_durations(seconds: float, expected: str) -> None:
+    assert duration(seconds) == expected
+
+
+def test_the_state_in_a_word() -> None:
+    assert state_of(snapshot([], [])) == "stopped"
+    assert state_of(snapshot([1.0], [5.0])) == "running"
+    assert state_of(snapshot([1.0], [5.0], silent_for=31.0)) == "silent"
+    assert state_of(snapshot([1.0] * 9, [5.0])) == "running"
+    assert state_of(snapshot([1.0] * 10, [])) == "finished"
+
+
+def test_the_record_for_programs(cli: Cli, tmp_path: Path) -> None:
+    mine = tuner(tmp_path)
+    mine.tell(mine.ask(), 0.5)
+    mine.tell(mine.ask(), Outcome.failure("out of memory"))
+    running = mine.ask()
+    mine.report(running, 10, 0.25, 0.5)
+    found = json.loads(cli("status", "--json").out)
+    (current,) = found.pop("running")
+    assert found.pop("seconds_left") >= 0
+    assert found == {
+        "study": "mine",
+        "state": "running",
+        "metric": "accuracy",
+        "direction": "maximize",
+        "max_evals": 4,
+        "counted": 3,
+        "trials": {"running": 1, "complete": 1, "failed": 1, "lost": 0},
+        "failures": {"out of memory": 1},
+        "best": {"trial": 0, "value": 0.5, "params": mine.study.trials[0].params},
+    }
+    assert (current["trial"], current["params"], current["pid"]) == (2, running.params, os.getpid())
+    assert (current["last_report"], current["progress"]) == (0.25, 0.5)
+
+
+def test_one_look_for_people(cli: Cli, tmp_path: Path) -> None:
+    mine = tuner(tmp_path)
+    assert cli("status").out.splitlines() == [
+        "mine in sqlite:///llamatune.db: stopped",
+        "0 of 4 trials (no trials yet)",
+    ]
+    mine.tell(mine.ask(), 0.5)
+    mine.tell(mine.ask(), Outcome.failure("[red]odd[/red] [Errno 12]"))
+    mine.report(mine.ask(), 10, 0.25, 0.5)
+    shown = cli("status").out
+    assert "3 of 4 trials (1 running, 1 complete, 1 failed), about " in shown
+    assert "best accuracy (maximize): 0.5 in trial 0" in shown
+    assert f":{os.getpid()} " in shown
+    assert "0.25 at 50%" in shown
+    assert "[red]odd[/red] [Errno 12]" in shown  # as it is
+
+
+def test_a_silent_worker_shows() -> None:
+    stored = snapshot([60.0], [10.0], silent_for=75.0)
+    (running,) = record(stored)["running"]
+    assert running["silent_for"] == 75.0
+    lost = replace(stored.study.trials[1], worker=None)
+    unknown = stored._replace(study=stored.study.with_trial(replace(lost, curve=Curve())))
+    assert record(unknown)["running"][0]["host"] is None
+
+
+def on_a_terminal(folder: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "llamatune_torch", *arguments]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=theirs, stderr=theirs, stdin=theirs)
+    os.close(theirs)
+    return process, ours
+
+
+def read_until(ours: int, words: str) -> str:
+    shown = b""
+    while words.encode() not in shown:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:  # the other end has closed
+            pytest.fail(f"{words!r} did not come: {shown.decode()}")
+    return shown.decode()
+
+
+def test_on_a_terminal_it_follows_the_study_to_its_end(tmp_path: Path) -> None:
+    mine = tuner(tmp_path, max_evals=1)
+    trial = mine.ask()
+    process, ours = on_a_terminal(tmp_path, "status", "--every", "0.1")
+    read_until(ours, "1 running")
+    mine.tell(trial, 0.75)
+    assert "best accuracy (maximize): 0.75" in read_until(ours, "finished") + read_until(ours, "trial 0")
+    assert process.wait(10) == 0
+    os.close(ours)
+
+
+def test_ctrl_c_leaves_it(tmp_path: Path) -> None:
+    tuner(tmp_path).ask()
+    process, ours = on_a_terminal(tmp_path, "status", "--every", "0.1")
+    read_until(ours, "1 running")
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    read_until(ours, "interrupted")
+    assert process.wait(10) == 130
+    os.close(ours)
+
+
+def test_a_look_changes_nothing(cli: Cli, tmp_path: Path) -> None:
+    tuner(tmp_path).ask()
+    before = Reader(f"sqlite:///{tmp_path}/llamatune.db").look()
+    file = (tmp_path / "llamatune.db").read_bytes()
+    for command in ("status", "trials"):
+        assert cli(command).code == 0
+    assert (tmp_path / "llamatune.db").read_bytes() == file
+    assert Reader(f"sqlite:///{tmp_path}/llamatune.db").look().study == before.study
