@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Direction = Literal["maximize", "minimize"]
 Origin = Literal["initial", "sobol", "surrogate", "added", "retry"]
 
-#: The reason of a LOST trial whose worker fell silent, without giving it back.
+#: The reason of a trial whose worker fell silent, without giving it back: LOST, or FAILED if that was once too often.
 SILENT = "worker silent"
 
 #: The reason that a finished trial shows in a stored study whose space has changed since, and which it does not fit.
@@ -35,7 +35,7 @@ class TrialState(StrEnum):
 
     RUNNING = "running"
     COMPLETE = "complete"  # has a value
-    FAILED = "failed"  # these parameters do not work: out of memory, nan, an exception
+    FAILED = "failed"  # these parameters do not work: out of memory, nan, an exception, one worker after the other
     LOST = "lost"  # never got to an end (Ctrl-C, a dead machine): says nothing about its parameters
 
 
@@ -129,12 +129,18 @@ class Trial:
     retry_of: int | None = None
 
     @property
+    def first(self) -> int:
+        """The number of the first trial with these parameters, if its worker fell silent; otherwise its own."""
+        return self.number if self.retry_of is None else self.retry_of
+
+    @property
     def is_open(self) -> bool:
-        """Whether its result may still come: it is running, or LOST only because its worker fell silent.
+        """Whether its result may still come: it is running, or LOST or FAILED only because its worker fell silent.
 
         A machine that was suspended comes back with a result that took hours: that is still worth recording.
         """
-        return self.state is TrialState.RUNNING or (self.state is TrialState.LOST and self.reason == SILENT)
+        given_up = self.state in (TrialState.LOST, TrialState.FAILED) and self.reason == SILENT
+        return self.state is TrialState.RUNNING or given_up
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,7 @@ class Study:
         lost = TrialState.LOST
         return len(
             {
-                trial.number if trial.retry_of is None else trial.retry_of
+                trial.first
                 for trial in self.trials
                 if trial.origin != "added" and (trial.state is not lost or trial.reason == OUTSIDE)
             }

@@ -54,8 +54,9 @@ def test_a_finished_trial_never_changes(state: TrialState) -> None:
         study.with_trial(make_trial(0, point(0.1), 2.0))
 
 
-def test_only_a_silent_workers_trial_may_still_end_after_it_was_lost() -> None:
-    lost = make_trial(0, {"x": 0.5}, state=TrialState.LOST, reason=SILENT)
+@pytest.mark.parametrize("state", [TrialState.LOST, TrialState.FAILED])
+def test_only_a_silent_workers_trial_may_still_end_after_it_was_given_up(state: TrialState) -> None:
+    lost = make_trial(0, {"x": 0.5}, state=state, reason=SILENT)
     study = Study(SearchSpace({"x": (0.0, 1.0)}), trials=(lost,))
     assert lost.is_open
     assert study.with_trial(make_trial(0, {"x": 0.5}, 1.0)).best_value == 1.0
@@ -79,6 +80,9 @@ def test_the_budget_counts_neither_lost_nor_added_trials_and_retries_once() -> N
     assert study.num_counted == 4
     late = study.with_trial(make_trial(0, params, 1.0))
     assert late.num_counted == 4
+    failed = study.with_trial(make_trial(6, params, None, reason=SILENT, origin="retry", retry_of=0))
+    assert failed.num_counted == 4
+    assert failed.with_trial(make_trial(6, params, 1.0, origin="retry", retry_of=0)).num_counted == 4
 
 
 @pytest.mark.parametrize("number", [-1, 2, 7])

@@ -52,7 +52,8 @@ class LlamaTune:
         extend: whether a stored study may be opened with other ranges and choices; old trials that do not fit any
             more stay on record and are used for nothing.
         grace: seconds without a sign of life after which the trials of another process are LOST.
-        retries: how often at most the parameters of such a trial are run again.
+        retries: how often at most the parameters of such a trial are run again. If the last time ends so too, they have
+            FAILED with the reason "worker silent", which counts once, and the search steers away from them.
 
     Raises:
         SpaceError, ParamsError, SettingsError: before anything is evaluated.

@@ -1,4 +1,8 @@
-"""Workers that fell silent: their trials are lost, and run again."""
+"""Workers that fell silent: their trials are lost, and run again, until there is reason to blame the parameters.
+
+A machine that was switched off says nothing about what it ran. Parameters that silence one worker after the other do:
+a kernel that runs out of memory may kill the whole worker, with nobody left to tell of it.
+"""
 
 from __future__ import annotations
 
@@ -26,22 +30,34 @@ RUNNING_WITH_WORKERS = (
 )
 
 
-def lose_silent(claim: Claim, grace: float, own: str) -> None:
-    """Marks the trials of workers other than ``own`` that have given no sign of life for ``grace`` seconds."""
+def lose_silent(claim: Claim, grace: float, retries: int, own: str) -> None:
+    """Marks the trials of workers other than ``own`` that have given no sign of life for ``grace`` seconds.
+
+    They are LOST, but FAILED where their parameters have been run again ``retries`` times already.
+    """
     for row in claim.transaction.rows(
         f"SELECT t.number, w.id, w.heartbeat {RUNNING_WITH_WORKERS} AND w.heartbeat < :latest",
         study=claim.id,
         latest=claim.now - grace,
         own=own,
     ):
-        error = f"no sign of life of worker {row['id']} for {claim.now - row['heartbeat']:.0f} s"
-        logger.warning("trial %d is lost: %s (grace: %g s)", row["number"], error, grace)
         trial = claim.recorded(row["number"])
-        claim.put(replace(trial, state=TrialState.LOST, reason=SILENT, error=error, finished=claim.now))
+        error = f"no sign of life of worker {row['id']} for {claim.now - row['heartbeat']:.0f} s"
+        others = [t for t in claim.trials if t.first == trial.first and t.number != trial.number]
+        times = 1 + sum(t.reason == SILENT for t in others)
+        state, verdict = TrialState.LOST, "is lost"
+        # Not if one of the others has come to an end after all: then its worker was only suspended.
+        if times > retries and all(t.state is TrialState.LOST for t in others):
+            state, verdict = TrialState.FAILED, "has failed"
+            error += f"; workers silenced by these parameters: {times}"
+        logger.warning("trial %d %s: %s (grace: %g s)", trial.number, verdict, error, grace)
+        claim.put(replace(trial, state=state, reason=SILENT, error=error, finished=claim.now))
 
 
 def due_again(claim: Claim, retries: int) -> list[Trial]:
     """What is to be run again: lost to silence at most ``retries`` times, and neither running nor finished elsewhere.
+
+    A last loss that made the trial FAILED is an end too, also for whoever allows more retries.
 
     A retry that was given back (Ctrl-C) does not count as one.
     """
@@ -49,7 +65,7 @@ def due_again(claim: Claim, retries: int) -> list[Trial]:
         return []
     tries: dict[int, list[Trial]] = {}
     for trial in claim.trials:
-        tries.setdefault(trial.number if trial.retry_of is None else trial.retry_of, []).append(trial)
+        tries.setdefault(trial.first, []).append(trial)
     due: list[Trial] = []
     for first, same in tries.items():
         silent = sum(trial.reason == SILENT for trial in same)

@@ -6,9 +6,9 @@ asks reads the record, leaves word that a suggestion is under way (others then w
 be refused), and starts the trial only if no other has started meanwhile. That last check is what counts; the word is a
 courtesy that expires, so that nobody waits for a dead process. Times are the database's, never a machine's own.
 
-A result counts once. A trial whose worker fell silent is LOST, and its parameters run again as a new trial. If that
-worker was only suspended, its late result is recorded on its own trial all the same, and the budget counts the two as
-one.
+A result counts once. A trial whose worker fell silent is LOST, and its parameters run again as a new trial; if that
+happens once too often, the last one is FAILED, so that it counts, and the search steers away. If a worker was only
+suspended, its late result is recorded on its own trial all the same, and the budget counts the two as one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class StoredStudy(SharedStudy):
         settings: what a later start or another worker may want to know; those of the last start count.
         extend: whether ranges and choices may differ from those stored.
         grace: seconds without a sign of life after which a worker's trials are LOST.
-        retries: how often at most the parameters of such a trial are run again.
+        retries: how often at most the parameters of such a trial are run again; if the last time ends so too, they
+            have FAILED.
 
     Raises:
         SettingsError: a bad URL or name, or a knob out of its range.
@@ -133,7 +134,7 @@ class StoredStudy(SharedStudy):
         """See ``Store``. It takes ``grace`` seconds at most."""
 
         def look(claim: Claim) -> tuple[int, dict[int, float]]:
-            lose_silent(claim, self.grace, self.worker)
+            lose_silent(claim, self.grace, self.retries, self.worker)
             return max_evals - claim.study.num_counted, signs_of_life(claim, self.worker)
 
         first: dict[int, float] = {}
@@ -168,7 +169,7 @@ class StoredStudy(SharedStudy):
         return self._write(lambda claim: self._planned(claim, n, max_evals), what, durable=False)
 
     def _planned(self, claim: Claim, n: int, max_evals: int) -> Plan:
-        lose_silent(claim, self.grace, self.worker)
+        lose_silent(claim, self.grace, self.retries, self.worker)
         due = due_again(claim, self.retries)[:n]
         strays = self._strays(claim)
         if len(strays) >= n:

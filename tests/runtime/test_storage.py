@@ -88,6 +88,10 @@ def fall_silent(url: str, optimizer: LlamaTune, seconds: float = 1000.0) -> None
     execute(url, statement, seconds=seconds, id=worker)
 
 
+def everybody_falls_silent(url: str) -> None:
+    execute(url, "UPDATE llamatune_workers SET heartbeat = heartbeat - 1000")
+
+
 # --- Resuming ----------------------------------------------------------------------------------------------------
 
 
@@ -358,15 +362,98 @@ def test_parameters_run_again_at_most_retries_times(url: str) -> None:
     first = tuner(url, retries=2).ask()
     seen = []
     for _ in range(4):
-        execute(url, "UPDATE llamatune_workers SET heartbeat = heartbeat - 1000")
+        everybody_falls_silent(url)
         mine = tuner(url, retries=2)
         seen.append(mine.ask())
     assert [trial.origin for trial in seen] == ["retry", "retry", "sobol", "retry"]  # the last of another trial
     assert [trial.retry_of for trial in seen] == [0, 0, None, 3]
     assert [trial.params == first.params for trial in seen] == [True, True, False, False]
-    assert tuner(url, retries=0, name="none").ask().number == 0
-    execute(url, "UPDATE llamatune_workers SET heartbeat = heartbeat - 1000")
-    assert tuner(url, retries=0, name="none").ask().origin == "sobol"
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_parameters_that_silence_each_worker_have_failed_and_count_once(
+    url: str, retries: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(retries + 1):
+        trial = tuner(url, retries=retries).ask()
+        assert (trial.number, trial.first) == (number, 0)
+        everybody_falls_silent(url)
+    mine = tuner(url, retries=retries, max_evals=2)
+    assert mine.ask().origin == "sobol"
+    last = mine.study.trials[retries]
+    assert states(mine.study) == ["lost"] * retries + ["failed", "running"]
+    assert (last.reason, last.params) == (SILENT, mine.study.trials[0].params)
+    assert last.error is not None
+    assert last.error.startswith(f"no sign of life of worker {last.worker} for 1")
+    assert last.error.endswith(f" s; workers silenced by these parameters: {retries + 1}")
+    assert f"trial {retries} has failed: {last.error} (grace: 120 s)" in caplog.text
+    assert mine.study.failures_by_reason() == {SILENT: 1}
+    assert mine.study.num_counted == 2
+    with pytest.raises(BudgetSpentError):
+        mine.ask()
+    tuner(url, retries=10, max_evals=3).ask()  # what has failed does not run again, whoever asks
+    assert [trial.first for trial in tuner(url).study.trials[retries:]] == [0, retries + 1, retries + 2]
+
+
+@pytest.mark.parametrize("late", [Outcome(0.75), Outcome.failure("out of memory")])
+def test_a_late_result_takes_the_place_of_a_silent_failure(url: str, late: Outcome) -> None:
+    paused, other = tuner(url, retries=0, max_evals=2), tuner(url, retries=0, max_evals=2)
+    trial = paused.ask()
+    fall_silent(url, paused)
+    other.tell(other.ask(), 0.5)
+    assert states(other.study) == ["failed", "complete"]
+    assert paused.report(trial, 1, 0.25).state is TrialState.FAILED
+    told = paused.tell(trial, late)
+    assert (told.value, told.reason, told.error) == (late.value, late.reason, late.error)
+    assert told.curve.values == (0.25,)
+    assert store_of(other).refresh().trials[0] == told
+    assert other.study.num_counted == 2
+    with pytest.raises(BudgetSpentError):
+        other.ask()
+    with pytest.raises(TrialStateError, match="trial 0 has finished"):
+        paused.tell(trial, 0.9)
+
+
+def test_a_late_result_that_could_not_be_written_finds_its_silent_failure(
+    sqlite_url: str, tmp_path: Path, impatient: None
+) -> None:
+    paused = tuner(sqlite_url, retries=0)
+    trial = paused.ask()
+    fall_silent(sqlite_url, paused)
+    with locked(tmp_path / "study.db"), pytest.raises(StorageError):
+        paused.tell(trial, 0.75)
+    kept = unsaved(tmp_path)
+    aside = [path.rename(path.with_name("aside")) for path in kept]
+    assert tuner(sqlite_url, retries=0).ask().number == 1
+    assert states(tuner(sqlite_url).study) == ["failed", "running"]
+    aside[0].rename(kept[0])
+    assert tuner(sqlite_url).study.trials[0].value == 0.75
+
+
+def test_parameters_that_have_worked_are_not_blamed_for_a_silence(url: str) -> None:
+    paused, dead = tuner(url, retries=1), tuner(url, retries=1)
+    trial = paused.ask()
+    fall_silent(url, paused)
+    assert dead.ask().retry_of == 0
+    paused.tell(trial, 0.75)
+    fall_silent(url, dead)
+    mine = tuner(url, retries=1)
+    assert mine.ask().origin == "sobol"
+    assert states(mine.study) == ["complete", "lost", "running"]
+
+
+def test_the_search_steers_away_from_parameters_that_silence_their_workers(url: str) -> None:
+    mine, told = tuner(url, n_initial=4, retries=0), LlamaTune(SPACE, n_initial=4)
+    for _ in range(5):
+        trial = mine.ask()
+        assert told.ask().params == trial.params
+        mine.tell(trial, hill(trial.params))
+        told.tell(trial.number, hill(trial.params))
+    dead = tuner(url, n_initial=4, retries=0)
+    assert dead.ask().params == told.ask().params
+    fall_silent(url, dead)
+    told.tell(5, Outcome.failure("out of memory"))
+    assert mine.ask().params == told.ask().params
 
 
 def test_a_batch_takes_what_is_due_first_and_knows_of_it(url: str) -> None:
