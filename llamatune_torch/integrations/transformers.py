@@ -91,8 +91,9 @@ def tune(
             ``from_pretrained``, with the trial's record in ``trial.json``; it replaces what an earlier search
             kept there.
         output_dir: where checkpoints go instead of the Trainer's own ``output_dir``: to a folder for each
-            trial, so that they do not mix, and deleted with the trial's end, so that the disk does not fill up. All
-            machines of an executor must share it where models are kept.
+            trial, so that they do not mix, and deleted with the trial's end, so that the disk does not fill up (those
+            of a machine that died, once its trial has been run again). All machines of an executor must share it
+            where models are kept.
         executor: where fine-tunes run, with ``n_workers``, ``gpus``, ``isolate`` and ``trial_timeout``: as in
             :meth:`LlamaTune.optimize`, but for threads. The factory must then be defined at the top level of a module.
         n_workers: how many fine-tunes run at the same time.
@@ -206,8 +207,10 @@ class FineTune:
             return self.optimizer.run(self, where, self.landed)
         finally:
             clear_device_cache(garbage_collection=True)  # after Ctrl-C, what the last trial held
-            for trial in self.optimizer.study.in_state(TrialState.LOST):
-                self.clean_up(trial)
+            # Not what others ran: a machine that was suspended may come back and go on with its checkpoints.
+            for trial in self.optimizer.study.in_state(TrialState.LOST, TrialState.FAILED):
+                if self.optimizer.has_run(trial):
+                    self.clean_up(trial)
 
     def __call__(self, trial: Trial) -> Outcome:
         try:
@@ -349,6 +352,9 @@ class FineTune:
         if back.saved is not None and self.metric is not None and self._may_be_best(outcome.value, self.metric):
             self._keep(trial, back.saved)
         self.clean_up(trial)
+        for other in study.in_state(TrialState.LOST):
+            if other.first == trial.first:  # of a worker that fell silent, whose result is here by now
+                self.clean_up(other)
         return outcome
 
     def _keep(self, trial: Trial, saved: Path) -> None:

@@ -324,6 +324,10 @@ class LlamaTune:
         """
         return self._store.wait_for_others(self.max_evals)
 
+    def has_run(self, trial: Trial) -> bool:
+        """Whether a trial has run, or is running, for this object, and not for another that shares its study."""
+        return trial.worker == self._store.worker
+
     def num_counted(self) -> int:
         """Trials that count against ``max_evals``."""
         return self.study.num_counted

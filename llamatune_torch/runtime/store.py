@@ -24,10 +24,16 @@ Change = Callable[[Trial, float], Trial]
 
 
 class Store(Protocol):
-    """One study that lives somewhere. ``study`` is the record as this process last saw it."""
+    """One study that lives somewhere.
+
+    ``study`` is the record as this process last saw it, ``worker`` who runs trials here, as in ``Trial.worker``.
+    """
 
     @property
     def study(self) -> Study: ...
+
+    @property
+    def worker(self) -> str | None: ...
 
     def start(self, n: int, choose: Choose, seed: int, max_evals: int) -> list[Trial]:
         """Starts ``n`` trials, each knowing all that were started before, by whomever.
@@ -66,6 +72,8 @@ class Store(Protocol):
 
 class Memory:
     """A study that lives as long as its process."""
+
+    worker = None  # there is only this one
 
     def __init__(self, study: Study) -> None:
         self.study = study

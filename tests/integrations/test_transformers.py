@@ -41,6 +41,8 @@ from llamatune_torch import (
     TrialState,
     tune,
 )
+from llamatune_torch.runtime.storage import Database
+from llamatune_torch.study import SILENT
 
 CHECKPOINTS = {"save_strategy": "epoch", "load_best_model_at_end": True}
 
@@ -56,6 +58,11 @@ class Calls:
     def __call__(self, params: Any) -> Trainer:
         self.trainers.append(tiny_trainer(params, self.folder, **self.changes))
         return self.trainers[-1]
+
+
+def execute(url: str, statement: str) -> None:
+    """SQL past the package, as a test of it needs it."""
+    Database(url).write(lambda transaction: transaction.run(statement))
 
 
 # --- The whole of it ----------------------------------------------------------------------------
@@ -627,6 +634,43 @@ def test_checkpoints_of_a_failed_trial_go_away_too(tmp_path: Path) -> None:
     study = tuned(tmp_path, trainer=trainer)
     assert study.trials[0].reason == "OSError"
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_checkpoints_of_a_silent_worker_stay_until_its_trial_has_run_again(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    stored = {"storage": url, "name": "tiny", "max_evals": 1}
+    suspended = LlamaTune(SPACE, n_initial=50, metric=None, **stored)
+    trial = suspended.ask()
+    theirs = tmp_path / "out" / "trial-0000" / "checkpoint-2"
+    theirs.mkdir(parents=True)
+
+    def runs(**more: Any) -> Study:
+        execute(url, "UPDATE llamatune_workers SET heartbeat = heartbeat - 1000")
+        return tuned(tmp_path, **stored, **more)
+
+    interrupted = runs(trainer={**CHECKPOINTS, "callbacks": [At("on_save", 2, raises(KeyboardInterrupt))]})
+    assert [(t.state, t.reason) for t in interrupted.trials] == [
+        (TrialState.LOST, SILENT),
+        (TrialState.LOST, "interrupted"),
+    ]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["trial-0000"]
+    assert theirs.exists()
+    study = runs()
+    assert (study.best_trial.number, study.best_trial.first) == (2, trial.number)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_checkpoints_of_parameters_that_silenced_each_worker_stay(tmp_path: Path) -> None:
+    """As long as their results may still come."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    stored = {"storage": url, "name": "tiny", "max_evals": 2, "retries": 0}
+    LlamaTune(SPACE, n_initial=50, metric=None, **stored).ask()
+    theirs = tmp_path / "out" / "trial-0000" / "checkpoint-2"
+    theirs.mkdir(parents=True)
+    execute(url, "UPDATE llamatune_workers SET heartbeat = heartbeat - 1000")
+    study = tuned(tmp_path, **stored)
+    assert [trial.state for trial in study.trials] == [TrialState.FAILED, TrialState.COMPLETE]
+    assert theirs.exists()
 
 
 def test_other_files_in_a_trials_folder_stay(tmp_path: Path) -> None:
