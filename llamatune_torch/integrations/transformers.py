@@ -209,7 +209,7 @@ class FineTune:
             clear_device_cache(garbage_collection=True)  # after Ctrl-C, what the last trial held
             # Not what others ran: a machine that was suspended may come back and go on with its checkpoints.
             for trial in self.optimizer.study.in_state(TrialState.LOST, TrialState.FAILED):
-                if self.optimizer.has_run(trial):
+                if trial.worker == self.optimizer.worker:
                     self.clean_up(trial)
 
     def __call__(self, trial: Trial) -> Outcome:

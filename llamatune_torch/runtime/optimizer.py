@@ -13,7 +13,7 @@ from llamatune_torch.errors import ParamsError, SettingsError
 from llamatune_torch.runtime.evaluation import Evaluate, OfParams, as_outcome
 from llamatune_torch.runtime.executors import Executor, Gpus, InThisThread, Places, places
 from llamatune_torch.runtime.loop import Landed, run_loop
-from llamatune_torch.runtime.ranks import Ranks, world_size
+from llamatune_torch.runtime.ranks import Followed, Ranks, rank, world_size
 from llamatune_torch.runtime.store import Memory, Store
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import AcquisitionName, Settings
@@ -47,7 +47,7 @@ class LlamaTune:
         progress: whether a progress bar is drawn on a terminal.
         storage: where the study lives: "sqlite:///file.db", or "postgresql://user@host/name" for many machines (needs
             the extra ``postgres``). Any number of processes may share it; a later start goes on where it ended, and
-            ``max_evals`` is the total of all. By default it lives in memory.
+            ``max_evals`` is the total of all. By default it lives in memory. Under ``torchrun``, rank 0 opens it.
         name: of the study in its storage, "study" by default.
         extend: whether a stored study may be opened with other ranges and choices; old trials that do not fit any
             more stay on record and are used for nothing.
@@ -116,6 +116,8 @@ class LlamaTune:
             if name is not None:
                 raise SettingsError(f"name={name!r} needs a storage, such as storage='sqlite:///study.db'")
             self._store = Memory(study)
+        elif rank() > 0:
+            self._store = Followed(study)
         else:
             from llamatune_torch.runtime.stored import StoredStudy  # SQL takes its time to load
 
@@ -142,6 +144,11 @@ class LlamaTune:
     def study(self) -> Study:
         """The record so far: of a stored study, as this process last saw it; each ``ask`` and ``tell`` looks again."""
         return self._store.study
+
+    @property
+    def worker(self) -> str | None:
+        """Who runs the trials that this object asks for, as in ``Trial.worker``; only stored studies have others."""
+        return self._store.worker
 
     @overload
     def ask(self, n: None = None) -> Trial: ...
@@ -304,9 +311,9 @@ class LlamaTune:
         """
         self._store.settle(metric, direction)
 
-    def follow(self, study: Study) -> None:
-        """Takes over rank 0's study, on the other ranks under ``torchrun``, where it is only read."""
-        self._store = Memory(study)
+    def follow(self, study: Study, worker: str | None) -> None:
+        """Takes over the study of rank 0, which is ``worker``, on the other ranks under ``torchrun``."""
+        self._store = Memory(study) if worker is None else Followed(study, worker)
 
     def stop(self) -> None:
         """Lets :meth:`optimize` start no further trial; for callbacks."""
@@ -323,10 +330,6 @@ class LlamaTune:
         life: seconds, if those are alive, ``grace`` at most.
         """
         return self._store.wait_for_others(self.max_evals)
-
-    def has_run(self, trial: Trial) -> bool:
-        """Whether a trial has run, or is running, for this object, and not for another that shares its study."""
-        return trial.worker == self._store.worker
 
     def num_counted(self) -> int:
         """Trials that count against ``max_evals``."""

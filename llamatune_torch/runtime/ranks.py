@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 
-from llamatune_torch.errors import LlamaTuneError
+from llamatune_torch.errors import LlamaTuneError, SettingsError, StudyMismatchError
 from llamatune_torch.runtime.evaluation import Evaluate, run_trial
 from llamatune_torch.runtime.executors import Job, Post
 from llamatune_torch.runtime.interrupts import Interrupts
-from llamatune_torch.study import Outcome, Trial
+from llamatune_torch.runtime.store import Choose, Memory, is_settled
+from llamatune_torch.study import Direction, Outcome, Study, Trial
 
 if TYPE_CHECKING:
     from llamatune_torch.runtime.optimizer import LlamaTune
@@ -31,6 +32,31 @@ def world_size() -> int:
     if dist.is_initialized():
         return dist.get_world_size()
     return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _OF_TORCHRUN) else 1
+
+
+def rank() -> int:
+    """Which of them this one is: the one with the study is 0."""
+    if world_size() == 1:
+        return 0
+    return dist.get_rank() if dist.is_initialized() else int(os.environ["RANK"])
+
+
+class Followed(Memory):
+    """A stored study on ranks other than 0, which alone has opened it: read there, and not written."""
+
+    def __init__(self, study: Study, worker: str | None = None) -> None:
+        super().__init__(study)
+        self.worker = worker
+
+    def start(self, n: int, choose: Choose, seed: int, max_evals: int) -> list[Trial]:
+        raise SettingsError("under torchrun only rank 0 asks for trials of a stored study; optimize() and tune() do")
+
+    def settle(self, metric: str, direction: Direction) -> None:
+        # As rank 0 does at this moment: a rank that went on alone would wait for the others within its training.
+        same = direction == self.study.direction and self.study.metric in ("value", metric)
+        if not same and is_settled(self.study, self.worker):
+            raise StudyMismatchError("the study of rank 0 has another metric or direction")
+        super().settle(metric, direction)
 
 
 class Ranks:
@@ -92,13 +118,13 @@ class Ranks:
 
     def _broadcast(self, trial: Trial | None) -> None:
         """A trial to evaluate, or the end; with all that is known, so that each rank can say what is best."""
-        dist.broadcast_object_list([trial, self._tuner.study], src=0, group=self._group)
+        dist.broadcast_object_list([trial, self._tuner.study, self._tuner.worker], src=0, group=self._group)
 
     def _receive(self) -> Trial | None:
-        message: list[Any] = [None, None]
+        message: list[Any] = [None, None, None]
         dist.broadcast_object_list(message, src=0, group=self._group)
-        trial, study = message
-        self._tuner.follow(study)
+        trial, study, worker = message
+        self._tuner.follow(study, worker)
         assert trial is None or isinstance(trial, Trial)
         return trial
 

@@ -14,7 +14,7 @@ from typing import Protocol
 from llamatune_torch.engine.suggest import Suggestion, derived_seed
 from llamatune_torch.errors import TrialStateError
 from llamatune_torch.space import Params
-from llamatune_torch.study import Direction, Study, Trial
+from llamatune_torch.study import Direction, Study, Trial, TrialState
 
 #: The next so many suggestions for a study.
 Choose = Callable[[Study, int], list[Suggestion]]
@@ -73,10 +73,9 @@ class Store(Protocol):
 class Memory:
     """A study that lives as long as its process."""
 
-    worker = None  # there is only this one
-
     def __init__(self, study: Study) -> None:
         self.study = study
+        self.worker: str | None = None  # there is only this one
         self._lock = threading.RLock()
 
     def start(self, n: int, choose: Choose, seed: int, max_evals: int) -> list[Trial]:
@@ -143,6 +142,12 @@ def checked(own: Trial, given: Trial | int) -> Trial:
     if not own.is_open:
         raise TrialStateError(f"trial {own.number} has finished ({own.state}) and cannot change")
     return own
+
+
+def is_settled(study: Study, own: str | None) -> bool:
+    """Whether values have been read by their direction already, or workers other than ``own`` are about to."""
+    complete, running = TrialState.COMPLETE, TrialState.RUNNING
+    return any(t.state is complete or (t.state is running and t.worker != own) for t in study.trials)
 
 
 def check_direction(study: Study, direction: Direction) -> None:

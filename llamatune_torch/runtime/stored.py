@@ -43,7 +43,7 @@ from llamatune_torch.runtime.records import read_trial, write_space, write_trial
 from llamatune_torch.runtime.shared import SharedStudy
 from llamatune_torch.runtime.silence import Worker, due_again, lose_silent, signs_of_life, workers_of
 from llamatune_torch.runtime.storage import Transaction
-from llamatune_torch.runtime.store import Change, Choose, checked, number_of, started_trial
+from llamatune_torch.runtime.store import Change, Choose, checked, is_settled, number_of, started_trial
 from llamatune_torch.space import Params
 from llamatune_torch.study import OUTSIDE, Curve, Direction, Study, Trial, TrialState
 
@@ -385,14 +385,9 @@ class StoredStudy(SharedStudy):
         """
 
         def work(claim: Claim) -> None:
-            told = any(
-                trial.state is TrialState.COMPLETE
-                or (trial.state is TrialState.RUNNING and trial.worker != self.worker)
-                for trial in claim.trials
-            )
             given = replace(claim.study, metric=metric, direction=direction)
             lines = score_differences(claim.study, given, claim.row["metric"] is not None)
-            if told and lines:
+            if lines and is_settled(claim.study, self.worker):
                 raise StudyMismatchError(mismatch(self.name, self._database.shown, lines, extensible=False))
             claim.transaction.run(
                 "UPDATE llamatune_studies SET metric = :metric, direction = :direction WHERE id = :study",

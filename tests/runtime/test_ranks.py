@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +106,51 @@ leave(study, metric=[study.metric, study.direction])
     kept = json.loads((tmp_path / "out" / "best" / "trial.json").read_text())
     assert (kept["params"], kept["value"]) == (best[0], best[2])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["best"]
+
+
+def test_a_stored_study_is_opened_by_rank_0_alone_and_known_to_all(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    one, other = on_two_ranks(
+        tmp_path,
+        """
+from tiny import SPACE, tiny_trainer
+from llamatune_torch import StudyMismatchError
+def factory(params):
+    seen.append(dict(params))
+    return tiny_trainer(params, Path("."))
+stored = {"storage": "sqlite:///study.db", "n_initial": 9, "output_dir": "out"}
+for max_evals in (2, 3):
+    study = tune(factory, SPACE, max_evals=max_evals, **stored)
+try:
+    tune(factory, SPACE, metric="accuracy", max_evals=4, **stored)
+except StudyMismatchError as error:
+    refused = str(error)
+tuner = LlamaTune(SPACE, lambda params: 1.0, 5, metric=None, name="other", storage="sqlite:///study.db")
+try:
+    tuner.ask()
+except SettingsError as error:
+    asked = str(error)
+else:
+    asked = "asked"
+opened = "llamatune_torch.runtime.stored" in sys.modules
+leave(study, opened=opened, refused=refused, asked=asked, workers=[t.worker for t in study.trials])
+""",
+    )
+    assert (one["opened"], other["opened"]) == (True, False)
+    assert {key: one[key] for key in ("trials", "seen", "workers")} == {
+        key: other[key] for key in ("trials", "seen", "workers")
+    }
+    assert [state for _, state, *_ in one["trials"]] == ["complete"] * 3
+    assert len(one["seen"]) == 4  # with the one that was refused before its training
+    assert "metric: stored 'eval_loss', given 'eval_accuracy'" in one["refused"]
+    assert other["refused"] == "the study of rank 0 has another metric or direction"
+    assert one["asked"] == "asked"
+    assert "under torchrun only rank 0 asks" in other["asked"]
+    with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+        rows = connection.execute("SELECT id FROM llamatune_workers").fetchall()
+    # One for each time that something was asked for.
+    assert {worker for (worker,) in rows} > set(one["workers"])
+    assert len(rows) == 4
 
 
 def test_ctrl_c_ends_all_ranks_and_gives_the_trial_back(tmp_path: Path) -> None:
