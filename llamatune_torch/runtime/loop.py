@@ -111,10 +111,11 @@ class _Loop:
             if self.jobs:
                 return False
             with self.interrupts.allowed():
-                if self.tuner.wait_for_others():
+                if self.tuner.wait_for_others(self.goes_on):
                     return True
-            self.spent = True
-            self.say(logging.INFO, str(error))
+            if self.goes_on():
+                self.spent = True
+                self.say(logging.INFO, str(error))
             return False
         except SpaceExhaustedError as error:
             self.exhausted = True  # unless a running trial is lost, whose point is free again then

@@ -41,7 +41,7 @@ class LlamaTune:
         kappa: the weight of the standard deviation in UCB.
         seed: everything random follows from it: same history, same advice. By default 0, or a stored study's own.
         device: where the surrogate is computed: "auto", "cpu", "cuda" ...; see ``Settings``.
-        timeout: seconds after which ``optimize`` starts no further trial.
+        timeout: seconds after which ``optimize`` starts no further trial, nor waits for those of other processes.
         max_failures: ``optimize`` stops once more trials than this have failed; ``None`` for never.
         callbacks: called as ``callback(optimizer, trial)`` after each finished trial; may call ``stop()``.
         progress: whether a progress bar is drawn on a terminal.
@@ -316,20 +316,20 @@ class LlamaTune:
         self._store = Memory(study) if worker is None else Followed(study, worker)
 
     def stop(self) -> None:
-        """Lets :meth:`optimize` start no further trial; for callbacks."""
+        """Lets :meth:`optimize` start no further trial; for callbacks, or from another thread."""
         self.stopping = True
 
     def may_ask(self) -> bool:
         """Whether one more trial may start, as far as is known here. Of a stored study, only ``ask`` can say."""
         return not isinstance(self._store, Memory) or self.num_counted() < self.max_evals
 
-    def wait_for_others(self) -> bool:
+    def wait_for_others(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
         """Whether there is something to do again after all, when the budget is used up and nothing runs here.
 
         Of a stored study, waits until the trials of other processes have ended, have been lost, or have given a sign of
-        life: seconds, if those are alive, ``grace`` at most.
+        life: seconds, if those are alive, ``grace`` at most; and no longer than ``goes_on`` says yes.
         """
-        return self._store.wait_for_others(self.max_evals)
+        return self._store.wait_for_others(self.max_evals, goes_on)
 
     def num_counted(self) -> int:
         """Trials that count against ``max_evals``."""

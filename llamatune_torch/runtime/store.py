@@ -43,10 +43,11 @@ class Store(Protocol):
             BudgetSpentError: fewer than ``n`` of ``max_evals`` trials are left; only where others may start some too.
         """
 
-    def wait_for_others(self, max_evals: int) -> bool:
+    def wait_for_others(self, max_evals: int, goes_on: Callable[[], bool]) -> bool:
         """Whether there is something to do again after all, when the budget is used up and nothing runs here.
 
-        Waits until the trials that others run have ended, have been lost, or have given a sign of life.
+        Waits until the trials that others run have ended, have been lost, or have given a sign of life; but no longer
+        than ``goes_on`` allows, which is asked every tenth of a second or so.
         """
 
     def change(self, trial: Trial | int, change: Change) -> Trial:
@@ -89,7 +90,7 @@ class Memory:
                 self.study = self.study.with_trial(trial)
         return trials
 
-    def wait_for_others(self, max_evals: int) -> bool:
+    def wait_for_others(self, max_evals: int, goes_on: Callable[[], bool]) -> bool:
         return False  # there are none
 
     def change(self, trial: Trial | int, change: Change) -> Trial:

@@ -19,7 +19,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -130,7 +130,7 @@ class StoredStudy(SharedStudy):
                 if trials:
                     return self._now_running(trials)
 
-    def wait_for_others(self, max_evals: int) -> bool:
+    def wait_for_others(self, max_evals: int, goes_on: Callable[[], bool]) -> bool:
         """See ``Store``. It takes ``grace`` seconds at most."""
 
         def look(claim: Claim) -> tuple[int, dict[int, float]]:
@@ -147,7 +147,11 @@ class StoredStudy(SharedStudy):
             elif not any(first.get(number, sign) == sign for number, sign in signs.items()):
                 return False
             first = {**signs, **first}
-            time.sleep(min(1.0, self.grace / 20))
+            next_look = time.monotonic() + min(1.0, self.grace / 20)
+            while (pause := next_look - time.monotonic()) > 0:
+                if not goes_on():
+                    return False
+                time.sleep(min(0.1, pause))
 
     def _wait_for_turn(self, pause: float) -> None:
         """Waits until no suggestion is under way; looks every ``pause`` seconds, quick ones soon less often."""

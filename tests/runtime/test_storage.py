@@ -603,6 +603,36 @@ def test_the_last_worker_does_not_wait_for_a_living_one(url: str) -> None:
     assert time.monotonic() - start < 2
 
 
+def test_the_timeout_ends_the_wait_for_others(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "llamatune_torch")
+    dead = tuner(url, max_evals=2)
+    dead.ask()
+    store_of(dead)._heartbeat.numbers.clear()  # it dies at once
+    last = tuner(url, hill, max_evals=2, grace=60.0, timeout=1.0)
+    start = time.monotonic()
+    last.optimize()
+    assert 1.0 <= time.monotonic() - start < 5
+    assert states(last.study) == ["running", "complete"]
+    assert "waiting for a sign of life of 1 trials" in caplog.text
+    assert "stopped: the timeout of 1 s has passed" in caplog.text
+    assert "used up" not in caplog.text
+
+
+def test_stop_ends_the_wait_for_others(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "llamatune_torch")
+    dead = tuner(url, max_evals=2)
+    dead.ask()
+    store_of(dead)._heartbeat.numbers.clear()
+    last = tuner(url, hill, max_evals=2, grace=60.0)
+    stopping = threading.Thread(target=lambda: (eventually(lambda: "waiting for a sign" in caplog.text), last.stop()))
+    stopping.start()
+    start = time.monotonic()
+    last.optimize()
+    assert time.monotonic() - start < 10
+    stopping.join()
+    assert states(last.study) == ["running", "complete"]
+
+
 def eventually(holds: Callable[[], bool], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
     while not holds():
