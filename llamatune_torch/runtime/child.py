@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import faulthandler
 import json
+import math
 import os
 import pickle
 import queue
@@ -41,7 +42,7 @@ _COMMAND = (
     "from llamatune_torch.runtime.child import main; main(int(sys.argv[1]))"
 )
 _LOOK = 0.2  # seconds between looks whether the process lives: its pipe may be held open by what it has started
-_START = 600.0  # seconds for the imports of a program, from a slow network drive at worst
+_START = 600.0  # seconds for the imports of a program, and again of an evaluation, from a slow network drive at worst
 _LEAVE = 10.0  # seconds for a process to end by itself: its open files, a tracker's last upload
 
 
@@ -51,7 +52,7 @@ class Child:
     Args:
         environment: variables beyond this process's own.
         fresh: whether each trial has a new process.
-        timeout: seconds of a trial after which its process is killed; loading does not count.
+        timeout: seconds of a trial after which its process is killed; loading does not count, but has a limit too.
     """
 
     def __init__(self, environment: Mapping[str, str], fresh: bool, timeout: float | None) -> None:
@@ -68,7 +69,7 @@ class Child:
         """Runs a trial, ``(evaluate, trial)`` pickled; a process that dies or hangs is a failed trial.
 
         Raises:
-            ExecutorError: no process could be started.
+            ExecutorError: no process could be started, or it took too long to load the trial.
             CancelledError: it was killed from another thread.
         """
         used = self._process is not None
@@ -136,15 +137,23 @@ class Child:
         assert self._connection is not None
         with contextlib.suppress(OSError):  # it has died already: seen next
             self._connection.send_bytes(task)
-        self._loaded, deadline = False, None
+        self._loaded, deadline = False, time.monotonic() + _START
         while True:
             kind, content = self._receive(deadline)
             if kind == "loaded":
                 self._loaded = True
-                deadline = None if self._timeout is None else time.monotonic() + self._timeout
+                deadline = math.inf if self._timeout is None else time.monotonic() + self._timeout
             elif kind == "result":
                 assert isinstance(content, (Outcome, LlamaTuneError))
                 return content
+            elif kind == "timeout" and not self._loaded:
+                self._reap()
+                if self._killed:
+                    raise CancelledError
+                raise ExecutorError(
+                    f"a trial's process took more than {_START:g} s to load the evaluation, that is, to import its "
+                    f"module and all that this imports; see its output above"
+                )
             elif kind == "timeout":
                 self._reap()
                 error = f"killed after {self._timeout:g} s (trial_timeout)"
@@ -158,13 +167,13 @@ class Child:
             else:
                 listen(kind, content)
 
-    def _receive(self, deadline: float | None) -> tuple[str, Any]:
+    def _receive(self, deadline: float) -> tuple[str, Any]:
         """The next message; or "timeout"; or "died", and of what."""
         assert self._connection is not None
         assert self._process is not None
         ended = False
         while True:
-            left = _LOOK if deadline is None else min(_LOOK, deadline - time.monotonic())
+            left = min(_LOOK, deadline - time.monotonic())
             try:
                 if self._connection.poll(max(left, 0.0)):
                     message: tuple[str, Any] = self._connection.recv()
@@ -175,7 +184,7 @@ class Child:
             if ended:
                 break
             ended = self._ends(0.0)  # then once more around: its last words may have come between the two
-            if deadline is not None and time.monotonic() >= deadline and not ended:
+            if time.monotonic() >= deadline and not ended:
                 return "timeout", None
         return "died", _cause(self._process.returncode) if ended else "its pipe closed"
 

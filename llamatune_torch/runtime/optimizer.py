@@ -250,13 +250,14 @@ class LlamaTune:
                 GPUs) sees only one of them, by ``CUDA_VISIBLE_DEVICES``.
             isolate: whether each trial has a fresh process, so that the next one finds all memory free.
             trial_timeout: seconds after which a trial's process is killed, and the trial has failed; the time that
-                its imports take does not count.
+                its imports take does not count (they have ten minutes).
 
         Raises:
             NoCompletedTrialError: every trial failed; the message says why.
             OutcomeError: ``model_eval_fn`` returned something that is no score.
             SettingsError: arguments that do not go together.
-            ExecutorError: ``model_eval_fn`` cannot be sent to another process, or the executor keeps losing trials.
+            ExecutorError: ``model_eval_fn`` cannot be sent to another process or loaded there within ten minutes, or
+                the executor keeps losing trials.
 
         Example:
             >>> tuner = LlamaTune({"x": Real(-1, 1)}, my_module.train, max_evals=40)

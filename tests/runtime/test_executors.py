@@ -30,6 +30,7 @@ from llamatune_torch import (
     Trial,
     TrialState,
 )
+from llamatune_torch.runtime import child
 from llamatune_torch.runtime.evaluation import report
 from llamatune_torch.runtime.executors import Given, InThisThread, Slots, gpu_ids, places
 
@@ -166,6 +167,39 @@ def leaves_a_child_behind(params: dict[str, Any]) -> float:
     if params["n"] == 2:
         time.sleep(600)
     return 1.0
+
+
+class LoadsSlowly:
+    """Hangs where it is unpickled, once there is a file ``slow``."""
+
+    def __init__(self) -> None:
+        self.state = "which asks for __setstate__"
+
+    def __call__(self, params: dict[str, Any]) -> float:
+        return 1.0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if Path("slow").exists():
+            Path("hangs").write_text(str(os.getpid()))
+            time.sleep(600)
+
+
+def test_a_trial_that_hangs_while_it_is_loaded_ends_the_search_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def slow_from_now_on(optimizer: LlamaTune, trial: Trial) -> None:
+        Path("slow").touch()
+        monkeypatch.setattr(child, "_START", 1.5)
+
+    optimizer = tuner(LoadsSlowly(), 3, callbacks=[slow_from_now_on])
+    start = time.monotonic()
+    with pytest.raises(ExecutorError, match=r"process took more than 1\.5 s to load the evaluation, that is"):
+        optimizer.optimize(n_workers=1)
+    assert time.monotonic() - start < 60
+    assert [trial.state for trial in optimizer.study.trials] == ["complete", "lost"]
+    assert not alive(int(Path("hangs").read_text()))
 
 
 def alive(pid: int) -> bool:
