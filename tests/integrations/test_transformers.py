@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from durable import everybody_falls_silent
 from tiny import SPACE, At, Parity, raises, scripted, tiny_model, tiny_trainer, tuned
 from transformers import (
     AutoModelForSequenceClassification,
@@ -41,7 +42,6 @@ from llamatune_torch import (
     TrialState,
     tune,
 )
-from llamatune_torch.runtime.storage import Database
 from llamatune_torch.study import SILENT
 
 CHECKPOINTS = {"save_strategy": "epoch", "load_best_model_at_end": True}
@@ -58,11 +58,6 @@ class Calls:
     def __call__(self, params: Any) -> Trainer:
         self.trainers.append(tiny_trainer(params, self.folder, **self.changes))
         return self.trainers[-1]
-
-
-def execute(url: str, statement: str) -> None:
-    """SQL past the package, as a test of it needs it."""
-    Database(url).write(lambda transaction: transaction.run(statement))
 
 
 # --- The whole of it ----------------------------------------------------------------------------
@@ -645,7 +640,7 @@ def test_checkpoints_of_a_silent_worker_stay_until_its_trial_has_run_again(tmp_p
     theirs.mkdir(parents=True)
 
     def runs(**more: Any) -> Study:
-        execute(url, "UPDATE llamatune_workers SET heartbeat = heartbeat - 1000")
+        everybody_falls_silent(url)
         return tuned(tmp_path, **stored, **more)
 
     interrupted = runs(trainer={**CHECKPOINTS, "callbacks": [At("on_save", 2, raises(KeyboardInterrupt))]})
@@ -667,7 +662,7 @@ def test_checkpoints_of_parameters_that_silenced_each_worker_stay(tmp_path: Path
     LlamaTune(SPACE, n_initial=50, metric=None, **stored).ask()
     theirs = tmp_path / "out" / "trial-0000" / "checkpoint-2"
     theirs.mkdir(parents=True)
-    execute(url, "UPDATE llamatune_workers SET heartbeat = heartbeat - 1000")
+    everybody_falls_silent(url)
     study = tuned(tmp_path, **stored)
     assert [trial.state for trial in study.trials] == [TrialState.FAILED, TrialState.COMPLETE]
     assert theirs.exists()

@@ -1,0 +1,175 @@
+"""Writes that fail, on a disk that is full, busy or read-only: no result is lost."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from durable import eventually, locked, states, store_of, tuner, unsaved
+
+from llamatune_torch import Outcome, StorageError, StorageWarning, TrialState
+from llamatune_torch.runtime.opening import read_study
+
+
+def test_a_write_that_fails_is_tried_again_and_kept_until_it_succeeds(
+    sqlite_url: str, tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = tuner(sqlite_url)
+    store_of(mine).patience = 30.0
+    trial = mine.ask()
+    kept: list[list[Path]] = []
+    with locked(tmp_path / "study.db") as connection:
+
+        def release() -> None:
+            eventually(lambda: bool(unsaved(tmp_path)))
+            kept.append(unsaved(tmp_path))
+            connection.execute("ROLLBACK")
+
+        releasing = threading.Thread(target=release)
+        releasing.start()
+        finished = mine.tell(trial, 0.5)
+        releasing.join()
+    assert len(kept[0]) == 1  # while it was not sure to succeed
+    assert unsaved(tmp_path) == []
+    assert tuner(sqlite_url).study.trials == (finished,)
+    assert "database is locked; trying again for up to 30 s" in caplog.text
+
+
+def test_what_cannot_be_written_is_raised_with_the_value_and_picked_up_by_the_next_start(
+    sqlite_url: str, tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "llamatune_torch")
+    mine = tuner(sqlite_url)
+    trial, failing = mine.ask(2)
+    mine.report(trial, 1, 0.25)
+    with locked(tmp_path / "study.db"):
+        with pytest.raises(StorageError) as caught:
+            mine.tell(trial, 0.1 + 0.2)
+        with pytest.raises(StorageError, match="of trial 1 is failed: out of memory with "):
+            mine.tell(failing, Outcome.failure("out of memory"))
+        with pytest.raises(StorageError, match=r"The result of a trial to be added is value=0.75 with \{'x': 0.5"):
+            mine.add_trial({"x": 0.5, "n": 2}, 0.75)
+    message = str(caught.value)
+    assert "study.db did not allow for 0.5 s the end of a trial to be written: database is locked" in message
+    assert f"The result of trial 0 is value=0.30000000000000004 with {trial.params}" in message
+    assert f"it is kept in {tmp_path}/study.db.unsaved-" in message
+    assert len(unsaved(tmp_path)) == 3
+    assert states(mine.study) == ["complete", "failed"]  # known here, so that nothing gives them back
+
+    again = tuner(sqlite_url)
+    assert unsaved(tmp_path) == []
+    assert [t.value for t in again.study.trials] == [0.1 + 0.2, None, 0.75]
+    assert [t.origin for t in again.study.trials] == ["sobol", "sobol", "added"]
+    assert again.study.trials[0].curve.values == (0.25,)
+    assert again.study.trials[1].reason == "out of memory"
+    assert "picked up the result of trial 0, value=0.30000000000000004, from " in caplog.text
+    assert len(tuner(sqlite_url).study.trials) == 3  # once
+
+
+def test_the_same_process_picks_it_up_too(sqlite_url: str, tmp_path: Path, impatient: None) -> None:
+    mine = tuner(sqlite_url, max_evals=2)
+    trial = mine.ask()
+    with locked(tmp_path / "study.db"), pytest.raises(StorageError):
+        mine.tell(trial, 0.5)
+    assert mine.ask().number == 1
+    assert unsaved(tmp_path) == []
+    assert [t.value for t in read_study(sqlite_url, "s")[0].completed] == [0.5]
+
+
+def test_a_loop_that_ends_with_an_unwritten_result_does_not_give_it_back(
+    sqlite_url: str, tmp_path: Path, impatient: None
+) -> None:
+    def evaluate(params: dict[str, Any]) -> float:
+        if len(mine.study.trials) == 2:
+            holding.append(sqlite3.connect(tmp_path / "study.db", isolation_level=None))
+            holding[0].execute("BEGIN IMMEDIATE")
+        return 0.25 * len(mine.study.trials)
+
+    holding: list[sqlite3.Connection] = []
+    mine = tuner(sqlite_url, evaluate, max_evals=3)
+    with pytest.raises(StorageError, match=r"value=0\.5 "):
+        mine.optimize()
+    holding[0].close()
+    again = tuner(sqlite_url, evaluate, max_evals=3)
+    assert [trial.value for trial in again.study.trials] == [0.25, 0.5]
+
+
+def test_a_kept_result_that_fits_nothing_any_more_is_refused_and_not_thrown_away(
+    sqlite_url: str, tmp_path: Path, impatient: None
+) -> None:
+    mine, other = tuner(sqlite_url), tuner(sqlite_url)
+    trial = mine.ask()
+    with locked(tmp_path / "study.db"), pytest.raises(StorageError):
+        mine.tell(trial, 0.5)
+    other.tell(trial, 0.75)
+    with pytest.warns(StorageWarning, match=r"refused has a result of no use \(value=0.5\): trial 0 has finished"):
+        again = tuner(sqlite_url)
+    assert again.study.best_value == 0.75
+    assert [path.suffix for path in unsaved(tmp_path)] == [".refused"]
+    tuner(sqlite_url)  # once is enough
+
+
+def test_a_report_that_cannot_be_written_does_not_end_the_training(
+    sqlite_url: str, tmp_path: Path, impatient: None
+) -> None:
+    mine = tuner(sqlite_url)
+    trial = mine.ask()
+    mine.report(trial, 1, 0.1)
+    with locked(tmp_path / "study.db"):
+        for step in (2, 3):
+            with pytest.warns(StorageWarning, match="a report to be written: database is locked; it is kept until"):
+                mine.report(trial, step, 0.1 * step)
+    mine.report(trial, 4, 0.5)
+    assert read_study(sqlite_url, "s")[0].trials[0].curve.steps == (1, 2, 3, 4)
+    with locked(tmp_path / "study.db"), pytest.warns(StorageWarning):
+        mine.report(trial, 5, 0.6)
+    assert mine.tell(trial, 0.6).curve.steps == (1, 2, 3, 4, 5)
+
+
+def fill(folder: Path) -> Path:
+    filler = folder / "filler"
+    with filler.open("wb", buffering=0) as file:
+        for size in (65536, 512, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                continue
+    return filler
+
+
+def test_a_full_disk(small_disk: Path, tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    url = f"sqlite:///{small_disk}/study.db"
+    mine = tuner(url)
+    trials = mine.ask(2)
+    filler = fill(small_disk)
+    with pytest.warns(StorageWarning, match="a report to be written: database or disk is full"):
+        mine.report(trials[0], 1, 0.5)
+    with pytest.raises(StorageError, match=r"disk is full.*value=0\.75 .*kept in .*llamatune-\w+\.unsaved-"):
+        mine.tell(trials[0], 0.75)
+    with pytest.raises(StorageError, match="a kept result to be written: database or disk is full"):
+        mine.ask()
+    filler.unlink()
+    again = tuner(url)
+    assert again.study.best_value == 0.75
+    assert again.study.best_trial.curve.values == (0.5,)
+    assert again.tell(again.ask(), 1.0).state is TrialState.COMPLETE
+
+
+def test_a_file_that_becomes_read_only(small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tuner(f"sqlite:///{small_disk}/study.db")
+    trial = mine.ask()
+    store_of(mine)._heartbeat.numbers.clear()
+    store_of(mine)._database._engine.dispose()
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    with pytest.raises(StorageError, match=r"(readonly|read-only|unable to open).*value=0\.75 .*kept in "):
+        mine.tell(trial, 0.75)
+    subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
+    assert tuner(f"sqlite:///{small_disk}/study.db").study.best_value == 0.75
