@@ -57,9 +57,8 @@ def lose_silent(claim: Claim, grace: float, retries: int, own: str) -> None:
 def due_again(claim: Claim, retries: int) -> list[Trial]:
     """What is to be run again: lost to silence at most ``retries`` times, and neither running nor finished elsewhere.
 
-    A last loss that made the trial FAILED is an end too, also for whoever allows more retries.
-
-    A retry that was given back (Ctrl-C) does not count as one.
+    A retry that was given back (Ctrl-C) does not count as one. A last loss that made the trial FAILED is an end too,
+    also for whoever allows more retries.
     """
     if not [trial for trial in claim.trials if trial.reason == SILENT]:
         return []

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -219,8 +220,8 @@ def test_nothing_that_a_trial_has_started_outlives_it(n: int, tmp_path: Path, mo
     while alive(grandchild) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not alive(grandchild)
-    with pytest.raises(ChildProcessError):  # no zombie of ours
-        os.waitpid(-1, os.WNOHANG)
+    with suppress(ChildProcessError):  # other tests' database server may be a child too, but no zombie
+        assert os.waitpid(-1, os.WNOHANG) == (0, 0)
 
 
 def _run_arguments(optimizer: LlamaTune, **where: Any) -> tuple[Any, Any]:
