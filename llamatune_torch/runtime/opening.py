@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from llamatune_torch.errors import ParamsError, StorageError, StudyMismatchError
-from llamatune_torch.runtime.claim import COLUMNS
+from llamatune_torch.errors import ParamsError, StudyMismatchError
 from llamatune_torch.runtime.display import logger
-from llamatune_torch.runtime.records import differences, read_space, read_trial, write, write_space
+from llamatune_torch.runtime.records import differences, read_space, write, write_space
 from llamatune_torch.runtime.storage import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Study
@@ -104,35 +103,6 @@ def remember(url: str, name: str, settings: Mapping[str, Any]) -> None:
         )
 
     database.patiently(lambda: database.write(work), "settings to be written", OPENING_PATIENCE)
-
-
-def read_study(url: str, name: str) -> tuple[Study, dict[str, Any]]:
-    """A stored study and the settings of its last start, without taking part in it.
-
-    Raises:
-        StorageError: there is no such study.
-
-    Example:
-        >>> study, settings = read_study("sqlite:///gpt2.db", "gpt2-cls")
-        >>> print(study.summary())
-    """
-    database = Database(url, reading=True)
-
-    def work(transaction: Transaction) -> tuple[Study, dict[str, Any]]:
-        found = transaction.rows("SELECT * FROM llamatune_studies WHERE name = :name", name=name)
-        if not found:
-            names = [row["name"] for row in transaction.rows("SELECT name FROM llamatune_studies ORDER BY name")]
-            raise StorageError(f"{database.shown} has no study {name!r}, only {names}")
-        row = found[0]
-        space = read_space(row["space"])
-        rows = transaction.rows(
-            f"SELECT {COLUMNS} FROM llamatune_trials WHERE study = :study ORDER BY number", study=row["id"]
-        )
-        trials = tuple(read_trial(trial, space) for trial in rows)
-        points = tuple(json.loads(row["initial_points"]))
-        return Study(space, row["direction"], row["metric"] or "value", points, trials), json.loads(row["settings"])
-
-    return database.patiently(lambda: database.read(work), "to be read", OPENING_PATIENCE)
 
 
 def _fitting(space: SearchSpace, points: Sequence[Params]) -> Iterator[Params]:

@@ -83,9 +83,3 @@ def signs_of_life(claim: Claim, own: str) -> dict[int, float]:
     """The trials that others run, and when their workers were last heard of."""
     rows = claim.transaction.rows(f"SELECT t.number, w.heartbeat {RUNNING_WITH_WORKERS}", study=claim.id, own=own)
     return {row["number"]: row["heartbeat"] for row in rows}
-
-
-def workers_of(claim: Claim) -> list[Worker]:
-    """Those who run trials of a study now."""
-    rows = claim.transaction.rows(f"SELECT DISTINCT w.* {RUNNING_WITH_WORKERS} ORDER BY w.id", study=claim.id, own="")
-    return [Worker(row["id"], row["host"], row["pid"], claim.now - row["heartbeat"]) for row in rows]

@@ -41,7 +41,7 @@ from llamatune_torch.runtime.journal import Journal, result_of, unwritten
 from llamatune_torch.runtime.opening import mismatch, score_differences
 from llamatune_torch.runtime.records import read_trial, write_space, write_trial
 from llamatune_torch.runtime.shared import SharedStudy
-from llamatune_torch.runtime.silence import Worker, due_again, lose_silent, signs_of_life, workers_of
+from llamatune_torch.runtime.silence import due_again, lose_silent, signs_of_life
 from llamatune_torch.runtime.storage import Transaction
 from llamatune_torch.runtime.store import Change, Choose, checked, is_settled, number_of, started_trial
 from llamatune_torch.space import Params
@@ -102,10 +102,6 @@ class StoredStudy(SharedStudy):
         trials = self._study.trials
         if outside := sum(trial.reason == OUTSIDE for trial in trials):
             logger.warning("%d of %d trials do not fit the space: on record, used for nothing", outside, len(trials))
-
-    def workers(self) -> list[Worker]:
-        """Those who run trials of this study now."""
-        return self._write(workers_of, "to be read")
 
     # --- Starting trials -----------------------------------------------------------------------------------------
 

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from durable import eventually, locked, states, store_of, tuner, unsaved
 
-from llamatune_torch import Outcome, StorageError, StorageWarning, TrialState
-from llamatune_torch.runtime.opening import read_study
+from llamatune_torch import Outcome, StorageError, StorageWarning, TrialState, load_study
 
 
 def test_a_write_that_fails_is_tried_again_and_kept_until_it_succeeds(
@@ -78,7 +77,7 @@ def test_the_same_process_picks_it_up_too(sqlite_url: str, tmp_path: Path, impat
         mine.tell(trial, 0.5)
     assert mine.ask().number == 1
     assert unsaved(tmp_path) == []
-    assert [t.value for t in read_study(sqlite_url, "s")[0].completed] == [0.5]
+    assert [t.value for t in load_study(sqlite_url, "s").completed] == [0.5]
 
 
 def test_a_loop_that_ends_with_an_unwritten_result_does_not_give_it_back(
@@ -125,7 +124,7 @@ def test_a_report_that_cannot_be_written_does_not_end_the_training(
             with pytest.warns(StorageWarning, match="a report to be written: database is locked; it is kept until"):
                 mine.report(trial, step, 0.1 * step)
     mine.report(trial, 4, 0.5)
-    assert read_study(sqlite_url, "s")[0].trials[0].curve.steps == (1, 2, 3, 4)
+    assert load_study(sqlite_url, "s").trials[0].curve.steps == (1, 2, 3, 4)
     with locked(tmp_path / "study.db"), pytest.warns(StorageWarning):
         mine.report(trial, 5, 0.6)
     assert mine.tell(trial, 0.6).curve.steps == (1, 2, 3, 4, 5)

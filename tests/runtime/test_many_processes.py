@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 from durable import eventually, hill, states, tuner
 
-from llamatune_torch import BudgetSpentError, TrialState
-from llamatune_torch.runtime.opening import read_study
+from llamatune_torch import BudgetSpentError, TrialState, load_study
 from llamatune_torch.study import SILENT
 
 HERE = Path(__file__).parent
@@ -111,7 +110,7 @@ def test_killed_with_all_its_processes_at_random_moments_nothing_is_lost(
     at_last, outs = nursery.start(*[{**job, "seconds": 0.05}] * 3)
     nursery.results(at_last, outs)
 
-    study = read_study(url, "s")[0]
+    study = load_study(url, "s")
     assert killed > 0.8 * KILLS  # it was not over long before
     assert len(study.completed) == study.num_counted == budget
     assert [trial.number for trial in study.trials] == list(range(len(study.trials)))
@@ -138,7 +137,7 @@ def test_eight_processes_of_fifty_trials(url: str, nursery: Nursery) -> None:
     results = nursery.results(*nursery.start(*[job] * 8), 120)
     numbers = [number for result in results for number in result["numbers"]]
     assert sorted(numbers) == list(range(400))
-    study = read_study(url, "s")[0]
+    study = load_study(url, "s")
     assert len(study.completed) == 400
     assert len({repr(trial.params) for trial in study.trials}) == 400
     assert all(trial.value == hill(trial.params) for trial in study.trials)

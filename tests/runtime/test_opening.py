@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from durable import SPACE, tuner
 
-from llamatune_torch import Categorical, Integer, Real, StudyMismatchError, TrialState
-from llamatune_torch.runtime.opening import read_study
+from llamatune_torch import Categorical, Integer, Real, StudyMismatchError, TrialState, load_study
 from llamatune_torch.study import OUTSIDE
 
 
@@ -55,7 +54,7 @@ def test_extending_keeps_old_trials_where_they_fit_and_counts_all(url: str) -> N
     assert {t.reason for t in new.study.trials} == {None, OUTSIDE}
     new.optimize()  # two of four were done, whether they fit or not
     assert sum(trial.origin == "sobol" for trial in new.study.trials) == 4
-    assert read_study(url, "s")[0].space == new.study.space
+    assert load_study(url, "s").space == new.study.space
     # The record itself has not changed.
     back = tuner(url, space={"x": Real(0.0, 2.0), "c": ["a", "b", "c"]}, metric="m", extend=True)
     assert back.study.trials[:4] == old.study.trials

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,15 @@ def test_what_is_remembered_stays_with_later_starts(url: str) -> None:
     stored = Reader(url).look()
     assert stored.settings["launch"] == {"target": "spec.py"}
     assert stored.settings["seed"] == 3
+
+
+def test_a_read_only_disk(small_disk: Path) -> None:
+    url = f"sqlite:///{small_disk}/study.db"
+    mine = tuner(url)
+    mine.tell(mine.ask(), 0.5)
+    del mine  # which closes it
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    assert load_study(url).best_value == 0.5
 
 
 def test_a_running_study_is_read_while_somebody_writes(sqlite_url: str) -> None:

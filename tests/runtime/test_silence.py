@@ -32,6 +32,7 @@ from llamatune_torch import (
     TrialState,
     TrialStateError,
 )
+from llamatune_torch.runtime.reading import Reader
 from llamatune_torch.study import SILENT
 
 
@@ -236,7 +237,7 @@ def test_a_long_step_gives_signs_of_life(url: str) -> None:
     while time.monotonic() < deadline:  # a step that never leaves Python, and calls nothing of ours
         sum(range(1000))
     assert other.ask().origin == "sobol"
-    (worker,) = [w for w in store_of(other).workers() if w.name == trial.worker]
+    worker = Reader(url).look().workers[trial.worker or ""]
     assert worker.silent_for < 1.5
     assert worker.pid == os.getpid()
     assert worker.host in worker.name
