@@ -14,6 +14,7 @@ from llamatune_torch.runtime.evaluation import OfParams
 from llamatune_torch.runtime.executors import Places, places
 from llamatune_torch.runtime.opening import remember
 from llamatune_torch.runtime.optimizer import LlamaTune
+from llamatune_torch.runtime.ranks import rank
 from llamatune_torch.runtime.reading import Reader, Snapshot, find_study
 
 #: Settings of a study that a later start takes over.
@@ -84,9 +85,12 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
                 raise SpecError(f"`search` in {spec.path} has {argument!r}; LlamaTune takes {known_arguments()}")
         tuner = LlamaTune(space, spec.function, **arguments)
         search = partial(tuner.run, OfParams(spec.function))
-    remember(options.storage, name, {"launch": dict(spec.launch)})
+    first = rank() == 0  # under torchrun, one speaks for all
+    if first:
+        remember(options.storage, name, {"launch": dict(spec.launch)})
     study = search(where)
-    print(study.summary())
+    if first:
+        print(study.summary())
     if tuner.interrupted:
         raise KeyboardInterrupt
     return 0 if study.completed else 1

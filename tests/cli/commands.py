@@ -6,7 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,9 +44,11 @@ def write_spec(folder: Path, seconds: float = 0.0, text: str = SPEC) -> str:
     return f"{name}.py"
 
 
-def start(folder: Path, *arguments: Any, **environment: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *arguments: Any, module: Sequence[str] = ("llamatune_torch",), **environment: str
+) -> subprocess.Popen[str]:
     """A command in a process of its own, as from a shell: no installed script is needed."""
-    command = [sys.executable, "-W", "error::UserWarning", "-m", "llamatune_torch", *map(str, arguments)]
+    command = [sys.executable, "-m", *module, *map(str, arguments)]
     return subprocess.Popen(
         command,
         cwd=folder,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from commands import Cli, finish, start, write_spec
 
 from llamatune_torch import StorageError, Study, TrialState, load_study
@@ -173,6 +174,25 @@ def test_killed_outright_and_started_again(tmp_path: Path) -> None:
     assert [study.trials[trial.number] for trial in before.completed] == before.completed
     (lost,) = study.in_state(TrialState.LOST)
     assert [trial.params for trial in study.trials if trial.retry_of == lost.number] == [lost.params]
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+def test_under_torchrun_one_rank_speaks_for_both(tmp_path: Path) -> None:
+    text = """
+import torch.distributed as dist
+space = {"x": (0.0, 1.0)}
+search = {"max_evals": 3, "n_initial": 1000}
+def evaluate(params):
+    everybodys = [None, None]
+    dist.all_gather_object(everybodys, params)
+    return params["x"] if everybodys[0] == everybodys[1] else -1.0
+"""
+    file = write_spec(tmp_path, text=text)
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llamatune_torch", "run", file]
+    result = finish(start(tmp_path, module=command))
+    assert result.code == 0, result.err
+    assert result.out.count("3 trials (3 complete)") == 1
+    assert all(trial.value == trial.params["x"] for trial in load_study(storage(tmp_path)).trials)
 
 
 TRAINER = """
