@@ -45,7 +45,8 @@ from llamatune_torch import (
     Trial,
     TrialState,
 )
-from llamatune_torch.integrations.optuna_studies import MAX_STEPS, SPACE, from_optuna, to_optuna
+from llamatune_torch.integrations.optuna_spaces import MAX_STEPS
+from llamatune_torch.integrations.optuna_studies import SPACE, from_optuna, to_optuna
 from llamatune_torch.parameter import typed
 
 SPACE_OF_ALL_KINDS = SearchSpace(
