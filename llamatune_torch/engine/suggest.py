@@ -21,6 +21,7 @@ from llamatune_torch.engine.candidates import is_new, maximize, sobol
 from llamatune_torch.engine.feasibility import Feasibility
 from llamatune_torch.engine.features import features_of
 from llamatune_torch.engine.outcome import robust
+from llamatune_torch.engine.stagnation import exploration, is_stuck
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.settings import Settings
@@ -74,7 +75,8 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     """The next ``n`` sets of parameters to evaluate, all different, none done or running.
 
     The user's initial points come first, then a scrambled Sobol sequence until ``n_initial`` trials are on
-    record and one of them has completed; from then on the maximiser of the acquisition under the surrogate.
+    record and one of them has completed; from then on the maximiser of the acquisition under the surrogate, or
+    what is least known where that has led nowhere of late (``stagnation.py``).
     A batch is chosen one by one, each point knowing those before it.
 
     Raises:
@@ -97,7 +99,10 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     incumbents = data.X[posterior_mean(surrogate, data.X).topk(min(4, len(data.X))).indices]
     while len(suggestions) < n:
         seed = derived_seed(settings.seed, len(study.trials), len(suggestions))
-        acquisition = make_acquisition(settings, surrogate, data.X, data.X_pending, feasibility, seed)
+        if is_stuck(study, data, surrogate):
+            acquisition = exploration(space, data, feasibility)
+        else:
+            acquisition = make_acquisition(settings, surrogate, data.X, data.X_pending, feasibility, seed)
         avoid = torch.cat([data.X, data.X_failed, data.X_pending])
         x = maximize(acquisition, space, incumbents, avoid, settings.num_restarts, settings.num_screened, seed)
         suggestions.append(Suggestion(space.decode(x), "surrogate"))
