@@ -8,7 +8,8 @@ import pty
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -124,45 +125,57 @@ def test_a_silent_worker_shows() -> None:
     assert record(unknown)["running"][0]["host"] is None
 
 
-def on_a_terminal(folder: Path, *arguments: str) -> tuple[subprocess.Popen[bytes], int]:
+@contextmanager
+def on_a_terminal(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A command on a terminal of its own, and our end of that."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "llamatune_torch", *arguments]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"}
-    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=theirs, stderr=theirs, stdin=theirs)
-    os.close(theirs)
-    return process, ours
-
-
-def read_until(ours: int, words: str) -> str:
-    shown = b""
-    while words.encode() not in shown:
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=theirs, stderr=theirs, stdin=theirs, start_new_session=True
+    ) as process:
+        os.close(theirs)
         try:
-            shown += os.read(ours, 65536)
+            yield process, ours
+        finally:
+            process.kill()
+            os.close(ours)
+
+
+def read_until(ours: int, words: str | None = None) -> str:
+    """What is shown until some words have come, or to the end."""
+    shown = b""
+    while words is None or words.encode() not in shown:
+        try:
+            more = os.read(ours, 65536)
         except OSError:  # the other end has closed
-            pytest.fail(f"{words!r} did not come: {shown.decode()}")
+            more = b""
+        if not more:
+            assert words is None, f"{words!r} did not come: {shown.decode()}"
+            break
+        shown += more
     return shown.decode()
 
 
 def test_on_a_terminal_it_follows_the_study_to_its_end(tmp_path: Path) -> None:
     mine = tuner(tmp_path, max_evals=1)
     trial = mine.ask()
-    process, ours = on_a_terminal(tmp_path, "status", "--every", "0.1")
-    read_until(ours, "1 running")
-    mine.tell(trial, 0.75)
-    assert "best accuracy (maximize): 0.75" in read_until(ours, "finished") + read_until(ours, "trial 0")
-    assert process.wait(10) == 0
-    os.close(ours)
+    with on_a_terminal(tmp_path, "status", "--every", "0.1") as (process, ours):
+        read_until(ours, "1 running")
+        mine.tell(trial, 0.75)
+        last = read_until(ours)
+        assert "finished" in last
+        assert "best accuracy (maximize): 0.75 in trial 0" in last
+        assert process.wait(10) == 0
 
 
 def test_ctrl_c_leaves_it(tmp_path: Path) -> None:
     tuner(tmp_path).ask()
-    process, ours = on_a_terminal(tmp_path, "status", "--every", "0.1")
-    read_until(ours, "1 running")
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    read_until(ours, "interrupted")
-    assert process.wait(10) == 130
-    os.close(ours)
+    with on_a_terminal(tmp_path, "status", "--every", "0.1") as (process, ours):
+        read_until(ours, "1 running")
+        process.send_signal(signal.SIGINT)
+        assert "interrupted" in read_until(ours)
+        assert process.wait(10) == 130
 
 
 def test_a_look_changes_nothing(cli: Cli, tmp_path: Path) -> None:
