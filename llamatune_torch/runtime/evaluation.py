@@ -37,9 +37,21 @@ class OfParams:
 def report(step: float, value: float, progress: float | None = None) -> None:
     """Adds a point to the learning curve of the trial that is being evaluated here, whatever process this is.
 
+    Args:
+        step: where in the training, by what the caller counts; never less than before.
+        value: the score there.
+        progress: the share of the training that is done, in [0, 1], if known.
+
     Raises:
         OutcomeError: as ``Curve.reported``.
-        TrialStateError: this thread evaluates no trial.
+        TrialStateError: this thread evaluates no trial, so the point would be lost.
+
+    Example:
+        >>> def evaluate(params):
+        ...     for epoch in range(10):
+        ...         accuracy = train_one_epoch(params)
+        ...         report(epoch + 1, accuracy, (epoch + 1) / 10)
+        ...     return accuracy
     """
     listener = _listener.get()
     if listener is None:
