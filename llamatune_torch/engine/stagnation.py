@@ -32,7 +32,7 @@ from llamatune_torch.study import Study, TrialState
 if TYPE_CHECKING:
     from llamatune_torch.engine.suggest import TrainingData
 
-PATIENCE = 3  # trials without progress
+PATIENCE = 5  # trials without progress
 SHORT = 2 * MIN_LENGTH_SCALE  # a length scale that leaves nearly all of its column unknown
 NEAR = 0.5  # correlation, before anything is learnt: columns that differ by 0.2 (root mean square), all choices equal
 

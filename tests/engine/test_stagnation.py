@@ -21,7 +21,14 @@ SQUARE = SearchSpace({"x": Real(0, 1), "y": Real(0, 1)})
 Row = tuple[float, float, float | None]
 
 SPREAD: list[Row] = [(0.2, 0.2, 0.50), (0.8, 0.3, 0.51), (0.3, 0.8, 0.52), (0.8, 0.9, 0.49)]
-AROUND: list[Row] = [(0.3, 0.7, 0.48), (0.25, 0.8, 0.515), (0.35, 0.85, 0.50)]  # the third of SPREAD stays the best
+# The third of SPREAD stays the best.
+AROUND: list[Row] = [
+    (0.28, 0.83, 0.49),
+    (0.33, 0.75, 0.505),
+    (0.3, 0.7, 0.48),
+    (0.25, 0.8, 0.515),
+    (0.35, 0.85, 0.50),
+]
 
 
 def study_of(chosen: list[Row], running: list[dict[str, Any]] | None = None) -> Study:
@@ -48,7 +55,7 @@ def stuck(study: Study, length_scale: float = 0.03, noise: float = 0.1) -> bool:
     return is_stuck(study, data, believing(data, length_scale, noise))
 
 
-# Twelve trials of a real search, for a small network on two spirals: all on a plateau, then around the best of it.
+# The beginning of a real search, for a small network on two spirals: all on a plateau, then around the best of it.
 SPIRALS = SearchSpace(
     {
         "learning_rate": Real(1e-4, 1.0, prior="log-uniform"),
@@ -72,6 +79,8 @@ RECORD: list[tuple[float, int, str, float, float]] = [
     (0.0004984, 4, "Adam", 0.01344, 0.7675),
     (0.0004690, 6, "Adam", 0.002985, 0.765),
     (0.0004682, 4, "Adam", 0.0, 0.76),
+    (0.0004374, 4, "Adam", 0.0251, 0.7675),
+    (0.0004996, 4, "Adam", 0.0006798, 0.7675),
 ]
 
 
@@ -105,20 +114,20 @@ def test_a_search_on_a_real_plateau_goes_elsewhere(monkeypatch: pytest.MonkeyPat
 
 
 def test_it_finds_the_peak_far_from_the_plateau(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of the space with one of two choices is far better; the search has seen all but that."""
+    """Half of the space with one of two choices is far better; the search has seen all but that."""
 
     def value(params: dict[str, Any]) -> float:
         ripple = 0.01 * math.sin(40 * math.log10(params["learning_rate"])) + 0.005 * math.cos(params["hidden"])
-        good = params["optimizer"] == "Adam" and 0.005 < params["learning_rate"] and params["hidden"] > 14
+        good = params["optimizer"] == "Adam" and params["learning_rate"] > 0.01 and params["hidden"] != 12
         return 0.98 if good else 0.755 + ripple
 
-    assert play(recorded(), value, 11, Settings()).best_value == 0.98
+    assert play(recorded(), value, 8, Settings()).best_value == 0.98
     monkeypatch.setattr("llamatune_torch.engine.suggest.is_stuck", lambda *_: False)
-    assert play(recorded(), value, 11, Settings()).best_value < 0.8
+    assert play(recorded(), value, 8, Settings()).best_value < 0.8
 
 
 def test_a_study_with_progress_is_left_alone() -> None:
-    assert not stuck(study_of([*AROUND[:2], (0.32, 0.78, 0.6)]))
+    assert not stuck(study_of([*AROUND[:4], (0.32, 0.78, 0.6)]))
 
 
 def test_a_surrogate_that_sees_far_is_left_alone() -> None:
@@ -127,12 +136,12 @@ def test_a_surrogate_that_sees_far_is_left_alone() -> None:
 
 
 def test_progress_within_the_noise_is_none() -> None:
-    lucky = [*AROUND[:2], (0.32, 0.78, 0.521)]
+    lucky = [*AROUND[:4], (0.32, 0.78, 0.521)]
     assert not stuck(study_of(lucky), noise=0.01)
     assert stuck(study_of(lucky), noise=1.0)
 
 
-@pytest.mark.parametrize("i", range(3))
+@pytest.mark.parametrize("i", range(len(AROUND)))
 def test_one_look_elsewhere_is_enough(i: int) -> None:
     chosen = list(AROUND)
     chosen[i] = (0.9, 0.1, 0.5)
@@ -141,14 +150,15 @@ def test_one_look_elsewhere_is_enough(i: int) -> None:
 
 def test_what_others_have_chosen_says_nothing() -> None:
     study = study_of(AROUND)
-    added = tuple(replace(trial, origin="added") if trial.number == 5 else trial for trial in study.trials)
+    last = len(study.trials) - 1
+    added = tuple(replace(trial, origin="added") if trial.number == last else trial for trial in study.trials)
     assert not stuck(replace(study, trials=added))
 
 
 def test_failures_next_to_the_best_are_no_progress_either() -> None:
-    assert stuck(study_of([AROUND[0], (0.25, 0.8, None), AROUND[2]]))
+    assert stuck(study_of([*AROUND[:3], (0.25, 0.8, None), AROUND[4]]))
     assert stuck(study_of([(x, y, None) for x, y, _ in AROUND]))
-    assert not stuck(study_of([AROUND[0], (0.9, 0.1, None), AROUND[2]]))
+    assert not stuck(study_of([*AROUND[:3], (0.9, 0.1, None), AROUND[4]]))
 
 
 def test_a_running_trial_elsewhere_is_exploration_enough() -> None:
@@ -158,10 +168,10 @@ def test_a_running_trial_elsewhere_is_exploration_enough() -> None:
 
 def test_of_a_batch_one_point_explores() -> None:
     study = recorded()
-    first, *rest = suggest(study, n=3)
+    first, second = suggest(study, n=2)
     assert suggest(study) == [first]
     asked = study.with_trial(make_trial(len(study.trials), first.params, state=TrialState.RUNNING, origin="surrogate"))
-    assert [near_best(study, s.params) for s in (first, *rest, *suggest(asked))] == [False, True, True, True]
+    assert [near_best(study, s.params) for s in (first, second, *suggest(asked))] == [False, True, True]
 
 
 def test_the_direction_makes_no_difference() -> None:
