@@ -8,15 +8,17 @@ import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from llamatune_torch.cli.searching import known_arguments, reopened
+from llamatune_torch.cli.searching import reopened
 from llamatune_torch.cli.spec import load_file
 from llamatune_torch.errors import ParamsError, SettingsError, SpecError
 from llamatune_torch.runtime.archive import from_document, restore, to_document
-from llamatune_torch.runtime.optimizer import LlamaTune
+from llamatune_torch.runtime.optimizer import LlamaTune, search_arguments
 from llamatune_torch.runtime.reading import Reader, find_study
+from llamatune_torch.runtime.records import write
 from llamatune_torch.runtime.tabular import read_table
 from llamatune_torch.study import Outcome, Study, Trial, TrialState
 
@@ -27,10 +29,10 @@ def export(options: Namespace) -> int:
     """Writes a study to a file, to standard output, or to an Optuna storage."""
     stored = Reader(options.storage).look(options.name)
     if options.optuna is not None:
-        from llamatune_torch.integrations.optuna_studies import to_optuna
+        from llamatune_torch.integrations.optuna_studies import shown_url, to_optuna
 
         count = to_optuna(stored.study, options.optuna, stored.name)
-        print(f"{count} finished trials of {stored.name!r} are now in {options.optuna}", file=sys.stderr)
+        print(f"{count} finished trials of {stored.name!r} are now in {shown_url(options.optuna)}", file=sys.stderr)
     elif options.csv is not None:
         with _to(options.csv) as file:
             rows = stored.study.rows()
@@ -66,14 +68,14 @@ def import_(options: Namespace) -> int:
         study = tuner.study
         return _add(tuner, _read(options.csv, lambda file: read_table(file, study)), options.csv)
 
-    from llamatune_torch.integrations.optuna_studies import from_optuna, optuna_names
+    from llamatune_torch.integrations.optuna_studies import from_optuna, optuna_names, shown_url
 
     names = optuna_names(options.optuna)
     theirs = options.optuna_name or (names[0] if len(names) == 1 else None)
     tuner = _opened(options, options.name or theirs)
     elsewhere = from_optuna(options.optuna, theirs, None if tuner is None else tuner.study.space)
     tuner = tuner or _new(options, options.name or theirs, elsewhere)
-    return _add(tuner, elsewhere.trials, options.optuna)
+    return _add(tuner, elsewhere.trials, shown_url(options.optuna))
 
 
 def _opened(options: Namespace, name: str | None) -> LlamaTune | None:
@@ -92,7 +94,8 @@ def _opened(options: Namespace, name: str | None) -> LlamaTune | None:
         return None
     if spec.space is None:
         raise SpecError(f"{spec.path} has no `space`")
-    search = {key: value for key, value in spec.search.items() if key in known_arguments()}
+    known = ["max_evals", *search_arguments()]  # tune() has more
+    search = {key: value for key, value in spec.search.items() if key in known}
     return LlamaTune(spec.space, **{**search, "storage": options.storage, "name": name})
 
 
@@ -102,25 +105,31 @@ def _new(options: Namespace, name: str | None, like: Study) -> LlamaTune:
 
 def _add(tuner: LlamaTune, trials: Sequence[Trial], source: str) -> int:
     """Adds finished trials that fit the space, each once; each leaves a note where it is from."""
-    known = {trial.notes.get("from") for trial in tuner.study.trials}
+    known = {_identity(trial, trial.notes.get("from")) for trial in tuner.study.trials}
     added, before, unfit = 0, 0, []
     for trial in trials:
         origin = f"{source}, trial {trial.number}"
         if trial.state not in (TrialState.COMPLETE, TrialState.FAILED):
             continue
-        if origin in known:
-            before += 1
-            continue
         try:
-            tuner.add_trial(trial.params, _outcome(trial, origin))
+            canonical = replace(trial, params=tuner.study.space.validate(trial.params))
         except ParamsError as error:
             unfit.append(f"trial {trial.number}: {error}")
             continue
+        if _identity(canonical, origin) in known:
+            before += 1
+            continue
+        tuner.add_trial(trial.params, _outcome(trial, origin))
         added += 1
     print(f"{added} trials added" + (f", {before} were there already" if before else ""))
     if unfit:
         print(f"{len(unfit)} do not fit the space; the first of them, {unfit[0]}", file=sys.stderr)
     return 0 if added or before or not unfit else 1
+
+
+def _identity(trial: Trial, origin: str | None) -> tuple[str | None, str, float | None]:
+    """What tells an imported trial from others: a file of the same name may hold other trials by now."""
+    return origin, write(trial.params), trial.value
 
 
 def _outcome(trial: Trial, origin: str) -> Outcome:

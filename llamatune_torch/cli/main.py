@@ -131,7 +131,9 @@ def _add_searches(command: Any) -> None:
     worker.add_argument("target", metavar="TARGET", help=_TARGET)
     for parser in (run, resume, worker):
         search = parser.add_argument_group("the search (before what the file says)")
-        search.add_argument("--trials", metavar="N", type=int, help="how many in total, for all workers together")
+        search.add_argument(
+            "--trials", dest="max_evals", metavar="N", type=int, help="how many in total, for all workers together"
+        )
         search.add_argument("--direction", choices=("maximize", "minimize"))
         search.add_argument("--metric", help="the name of the score")
         search.add_argument("--seed", type=int)

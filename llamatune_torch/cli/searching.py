@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from argparse import Namespace
 from collections.abc import Mapping
 from functools import partial
@@ -13,15 +12,14 @@ from llamatune_torch.errors import SpecError
 from llamatune_torch.runtime.evaluation import OfParams
 from llamatune_torch.runtime.executors import Places, places
 from llamatune_torch.runtime.opening import remember
-from llamatune_torch.runtime.optimizer import LlamaTune
+from llamatune_torch.runtime.optimizer import LlamaTune, search_arguments
 from llamatune_torch.runtime.ranks import rank
 from llamatune_torch.runtime.reading import Reader, Snapshot, find_study
 
 #: Settings of a study that a later start takes over.
 LASTING = ("acquisition", "xi", "kappa", "n_initial", "seed", "max_evals")
-#: Options that are arguments of ``LlamaTune`` under another name.
-RENAMED = {"trials": "max_evals"}
-OPTIONS = ("direction", "metric", "seed", "timeout", "max_failures", "extend", "grace", "retries", "trials")
+#: Options that are arguments of ``LlamaTune``.
+OPTIONS = ("max_evals", "direction", "metric", "seed", "timeout", "max_failures", "extend", "grace", "retries")
 
 
 def run(options: Namespace) -> int:
@@ -59,9 +57,9 @@ def worker(options: Namespace) -> int:
 
 def reopened(url: str, stored: Snapshot) -> LlamaTune:
     """A stored study opened as it is, to enter something by hand."""
-    arguments = {key: stored.settings[key] for key in LASTING if key in stored.settings}
-    arguments["metric"] = stored.study.metric if stored.settled else None
-    return LlamaTune(stored.study.space, direction=stored.study.direction, storage=url, name=stored.name, **arguments)
+    study, metric = stored.study, stored.study.metric if stored.settled else None
+    arguments = _lasting(stored) | {"metric": metric, "direction": study.direction}
+    return LlamaTune(study.space, storage=url, name=stored.name, **arguments)
 
 
 def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, arguments: Mapping[str, Any]) -> int:
@@ -70,7 +68,7 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
         if stored is None:
             raise SpecError(f"{spec.path} has no `space`, and {name!r} is a new study, which needs one")
         space = stored.study.space
-    given = {RENAMED.get(key, key): getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
+    given = {key: getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
     arguments = {**arguments, **given, "storage": options.storage, "name": name}
     where = _places(options)
     if spec.is_trainer_factory:
@@ -80,9 +78,10 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
         assert fine_tune.optimizer is not None
         tuner, search = fine_tune.optimizer, fine_tune.run
     else:
+        known = ["max_evals", *search_arguments()]
         for argument in arguments:
-            if argument not in known_arguments():
-                raise SpecError(f"`search` in {spec.path} has {argument!r}; LlamaTune takes {known_arguments()}")
+            if argument not in known:
+                raise SpecError(f"`search` in {spec.path} has {argument!r}; LlamaTune takes {known}")
         tuner = LlamaTune(space, spec.function, **arguments)
         search = partial(tuner.run, OfParams(spec.function))
     first = rank() == 0  # under torchrun, one speaks for all
@@ -96,20 +95,18 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
     return 0 if study.completed else 1
 
 
+def _lasting(stored: Snapshot) -> dict[str, Any]:
+    return {key: stored.settings[key] for key in LASTING if key in stored.settings}
+
+
 def _remembered(stored: Snapshot | None, spec: Spec) -> dict[str, Any]:
     """What a study that is there says of how it is searched."""
     if stored is None:
         return {}
-    arguments = {key: stored.settings[key] for key in LASTING if key in stored.settings}
+    arguments = _lasting(stored)
     if stored.settled and not spec.is_trainer_factory:  # a Trainer's metric may be a function
         arguments |= {"metric": stored.study.metric, "direction": stored.study.direction}
     return arguments
-
-
-def known_arguments() -> list[str]:
-    """What ``LlamaTune`` takes beside a space and a function."""
-    parameters = inspect.signature(LlamaTune).parameters.values()
-    return ["max_evals", *(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)]
 
 
 def _places(options: Namespace) -> Places:

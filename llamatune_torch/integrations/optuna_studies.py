@@ -85,7 +85,7 @@ def to_optuna(study: Study, storage: str, name: str) -> int:
     trials = [_exported(trial, study.space) for trial in study.in_state(TrialState.COMPLETE, TrialState.FAILED)]
     with _opened(storage, create=True) as opened:
         if name in optuna.get_all_study_names(opened):
-            raise StorageError(f"{_shown(storage)} has an Optuna study {name!r} already: choose another name")
+            raise StorageError(f"{shown_url(storage)} has an Optuna study {name!r} already: choose another name")
         written = optuna.create_study(storage=opened, study_name=name, direction=study.direction)
         try:
             written.set_metric_names([study.metric])
@@ -174,13 +174,13 @@ def _read(url: str, name: str | None) -> _Found:
     with _opened(url, create=False) as opened:
         names = optuna.get_all_study_names(opened)
         if name is None and len(names) != 1:
-            raise StorageError(f"{_shown(url)} has the Optuna studies {names}: say which, by its name")
+            raise StorageError(f"{shown_url(url)} has the Optuna studies {names}: say which, by its name")
         if name is not None and name not in names:
-            raise StorageError(f"{_shown(url)} has no Optuna study {name!r}, only {names}")
+            raise StorageError(f"{shown_url(url)} has no Optuna study {name!r}, only {names}")
         study = optuna.load_study(study_name=names[0] if name is None else name, storage=opened)
         if len(study.directions) != 1:
             raise StorageError(
-                f"a study has one objective, but Optuna study {study.study_name!r} in {_shown(url)} has "
+                f"a study has one objective, but Optuna study {study.study_name!r} in {shown_url(url)} has "
                 f"{len(study.directions)}"
             )
         return _Found(
@@ -207,7 +207,7 @@ def _opened(url: str, create: bool) -> Iterator[RDBStorage]:
         except Exception as error:  # they have no class in common
             reason = str(error.__cause__ or error).strip().split("\n")[0]
             use = "written to" if create else "read"
-            raise StorageError(f"{_shown(url)} cannot be {use} as an Optuna storage: {reason}") from error
+            raise StorageError(f"{shown_url(url)} cannot be {use} as an Optuna storage: {reason}") from error
         finally:
             if storage is not None:
                 storage.remove_session()
@@ -244,7 +244,7 @@ def _check_url(url: Any, create: bool) -> None:
         raise StorageError(f"there is no {file}")
 
 
-def _shown(url: str) -> str:
+def shown_url(url: str) -> str:
     """The URL without its password."""
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
 

@@ -16,7 +16,7 @@ from llamatune_torch.errors import SettingsError
 from llamatune_torch.integrations.finetune import KEPT_RECORD, FineTune, TrainerFactory
 from llamatune_torch.integrations.metric import MetricFunction
 from llamatune_torch.runtime.executors import Executor, Gpus, places
-from llamatune_torch.runtime.optimizer import LlamaTune
+from llamatune_torch.runtime.optimizer import LlamaTune, search_arguments
 from llamatune_torch.space import SearchSpace
 from llamatune_torch.study import Direction, Study
 
@@ -121,11 +121,7 @@ def fine_tuning(
 
 
 def _check_names(search: Mapping[str, Any]) -> None:
-    passed_on = [
-        name
-        for name, parameter in inspect.signature(LlamaTune).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
+    passed_on = search_arguments()
     unknown = [name for name in search if name not in passed_on]
     if unknown:
         own = [name for name in inspect.signature(tune).parameters if name != "search"]

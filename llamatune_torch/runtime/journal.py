@@ -71,10 +71,12 @@ class Journal:
 def unwritten(error: StorageError, trial: Trial, kept: Path | None) -> str:
     """What to say of a result that could not be stored: why, what it is, and where it has gone."""
     what = "a trial to be added" if trial.origin == "added" else f"trial {trial.number}"
+    told = f"{trial.value!r}" if trial.value is not None else f"--failed {trial.reason!r}"
+    how = "add_trial()" if trial.origin == "added" else f"`llamatune tell {trial.number} {told}`"
     where = (
         f"kept in {kept}, which the next start picks up"
         if kept is not None
-        else f"kept nowhere: write it down, and enter it later, with `llamatune tell {trial.number} ...`"
+        else f"kept nowhere: write it down, and enter it later, with {how}"
     )
     return f"{error}. The result of {what} is {result_of(trial)} with {trial.params}; it is {where}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -339,6 +340,12 @@ class LlamaTune:
     def _choose(self, study: Study, n: int) -> list[Suggestion]:
         with self._lock, one_thread(self.settings.torch_device(len(study.completed))):
             return suggest(study, self.settings, n)
+
+
+def search_arguments() -> list[str]:
+    """The names of what ``LlamaTune`` takes by keyword, beside a space, a function and ``max_evals``."""
+    parameters = inspect.signature(LlamaTune).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
 def _finished(running: Trial, outcome: Outcome, now: float) -> Trial:

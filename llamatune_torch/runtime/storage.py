@@ -100,7 +100,7 @@ class Database:
         self.shown = parsed.render_as_string(hide_password=True)
         self.kind = parsed.get_backend_name()
         #: The file of an SQLite database.
-        self.file = Path(str(parsed.database)).absolute() if self.kind == "sqlite" else None
+        self.file = sqlite_file(url)
         if self.file is not None:  # the program may change its working directory
             parsed = parsed.set(database=str(self.file))
             if reading and not self.file.exists():

@@ -68,6 +68,18 @@ def test_a_table_into_the_only_study_there_is(cli: Cli, mine: LlamaTune, url: st
     assert load_study(url).trials[-1].notes["from"] == "more.csv, trial 0"
 
 
+def test_a_file_that_has_changed_since_is_taken_in_again(cli: Cli, mine: LlamaTune) -> None:
+    for value, said in ((0.5, "1 trials added\n"), (0.25, "1 trials added\n"), (0.25, "0 trials added, 1 were")):
+        Path("runs.csv").write_text(f"lr,method,rank,value\n0.001,full,,{value}\n")
+        assert cli("import", "--csv", "runs.csv").out.startswith(said)
+
+
+def test_no_password_is_shown_or_kept() -> None:
+    optuna_studies = pytest.importorskip("llamatune_torch.integrations.optuna_studies", exc_type=ImportError)
+    shown = optuna_studies.shown_url("postgresql://me:secret@host/optuna")
+    assert shown == "postgresql://me:***@host/optuna"
+
+
 def test_trials_that_do_not_fit_are_counted_and_named(cli: Cli, mine: LlamaTune) -> None:
     Path("odd.csv").write_text("lr,method,rank,value\n1,full,,0.5\n0.001,full,,0.25\n")
     result = cli("import", "--csv", "odd.csv", "--name", "mine")

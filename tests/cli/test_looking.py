@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
+import time
 from pathlib import Path
 
 import pytest
@@ -162,8 +163,6 @@ def test_the_result_of_a_worker_that_fell_silent(cli: Cli, tmp_path: Path) -> No
     gone = LlamaTune(SPACE, storage=url, name="mine", grace=0.05, n_initial=1000)
     trial = gone.ask()
     gone._store._heartbeat.remove(trial.number)  # type: ignore[attr-defined]  # dead, as far as others can see
-    import time
-
     time.sleep(0.3)
     other = LlamaTune(SPACE, storage=url, name="mine", grace=0.05, n_initial=1000)
     assert other.ask().retry_of == trial.number
