@@ -129,8 +129,8 @@ def _add_searches(command: Any) -> None:
     run.add_argument("target", metavar="TARGET", help=_TARGET)
     resume.add_argument("target", metavar="TARGET", nargs="?", help=f"{_TARGET}; by default what was run last")
     worker.add_argument("target", metavar="TARGET", help=_TARGET)
-    for parser in (run, resume, worker):
-        search = parser.add_argument_group("the search (before what the file says)")
+    for each in (run, resume, worker):
+        search = each.add_argument_group("the search (before what the file says)")
         search.add_argument(
             "--trials", dest="max_evals", metavar="N", type=int, help="how many in total, for all workers together"
         )
@@ -143,7 +143,7 @@ def _add_searches(command: Any) -> None:
         search.add_argument("--grace", metavar="S", type=float, help="seconds of silence after which a worker is lost")
         search.add_argument("--retries", metavar="N", type=int, help="how often at most lost trials run again")
         search.add_argument("--trainer", action="store_true", default=None, help="the function returns a Trainer")
-        where = parser.add_argument_group("where trials run")
+        where = each.add_argument_group("where trials run")
         where.add_argument("--workers", metavar="N", type=int, help="how many processes of this machine run trials")
         where.add_argument("--gpus", help="auto, or device numbers as in 0,1: one for each process")
         where.add_argument("--isolate", action="store_true", help="a fresh process for each trial")
