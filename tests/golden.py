@@ -21,15 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-GOLDEN = HERE / "golden.json"
-NUM_SUGGESTIONS = 10  # of each problem, by the surrogate
-
 import torch
 
 # Public names, and a path that is as old as the engine: the script also runs on earlier commits.
-from llamatune_torch import Categorical, Integer, Real, SearchSpace, Settings, Study, Trial, TrialState
+from llamatune_torch import Categorical, Integer, LlamaTune, Real, SearchSpace, Settings, Study, Trial, TrialState
 from llamatune_torch.engine.suggest import suggest
+
+HERE = Path(__file__).resolve().parent
+GOLDEN = HERE / "golden.json"
+NUM_SUGGESTIONS = 10  # of each problem, by the surrogate
 
 Params = dict[str, Any]
 
@@ -103,7 +103,7 @@ PROBLEMS = {
 
 
 def empty(problem: Problem) -> Study:
-    return Study(problem.space, "minimize" if problem.evaluate is hill else "maximize")
+    return LlamaTune(problem.space, direction="minimize" if problem.evaluate is hill else "maximize").study
 
 
 def finished(study: Study, params: Params, origin: Any, value: float | None) -> Study:
