@@ -35,7 +35,8 @@ from torch import Tensor
 
 from llamatune_torch import Real, SearchSpace, Settings, Study, Trial, TrialState
 from llamatune_torch.engine.acquisition import make_acquisition
-from llamatune_torch.engine.suggest import suggest, training_data
+from llamatune_torch.engine.data import training_data
+from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.engine.surrogate import fit_gp, make_gp
 from llamatune_torch.settings import CUDA_FROM_TRIALS
 

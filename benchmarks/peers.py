@@ -30,7 +30,7 @@ from typing import Any, Protocol
 import torch
 
 from llamatune_torch import Categorical, Integer, Real, SearchSpace
-from llamatune_torch.parameter import Parameter
+from llamatune_torch.parameter_base import Parameter
 from llamatune_torch.problems import Problem
 from llamatune_torch.space import Params
 

@@ -29,9 +29,10 @@ import sqlalchemy
 from postgres import NoServer, server
 
 from llamatune_torch import Integer, Real, SearchSpace, Study, Trial, TrialState
-from llamatune_torch.engine.suggest import Suggestion
-from llamatune_torch.runtime.store import Memory, Store
-from llamatune_torch.runtime.stored import StoredStudy
+from llamatune_torch.storage.durable import DurableStore
+from llamatune_torch.storage.memory import MemoryStore
+from llamatune_torch.storage.store import Store
+from llamatune_torch.trial import Suggestion
 
 SPACE = SearchSpace({"lr": Real(1e-5, 1e-3, prior="log-uniform"), "batch": Integer(8, 32), "method": ["full", "lora"]})
 PARAMS = {"lr": 1e-4, "batch": 16, "method": "lora"}
@@ -75,7 +76,7 @@ def crowd(url: str, processes: int, trials: int) -> dict[str, Any]:
     name = uuid.uuid4().hex
 
     def work() -> None:
-        store = StoredStudy(url, name, Study(SPACE))
+        store = DurableStore(url, name, Study(SPACE))
         ready.wait(60)
         queue.put(timed(store, trials))
 
@@ -99,14 +100,14 @@ def crowd(url: str, processes: int, trials: int) -> dict[str, Any]:
 
 def long_study(url: str, trials: int, repeats: int = 50) -> dict[str, Any]:
     """What storage adds to an ask of a study with so many trials, next to one in memory."""
-    stored, memory = StoredStudy(url, uuid.uuid4().hex, Study(SPACE)), Memory(Study(SPACE))
+    stored, memory = DurableStore(url, uuid.uuid4().hex, Study(SPACE)), MemoryStore(Study(SPACE))
     for store in (stored, memory):
         for _ in range(trials // 50):
             for trial in store.start(50, choose, 0, 10**9):
                 store.change(trial, finished)
     alone, durable = timed(memory, repeats), timed(stored, repeats)
     start = time.perf_counter()
-    StoredStudy(url, stored.name, Study(SPACE))
+    DurableStore(url, stored.name, Study(SPACE))
     return {
         "trials": trials,
         "ask_added_ms": round(1e3 * (statistics.median(durable["ask"]) - statistics.median(alone["ask"])), 2),

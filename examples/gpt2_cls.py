@@ -366,7 +366,7 @@ def run(args: argparse.Namespace) -> None:
     import transformers
 
     from llamatune_torch import Integer, Real, tune
-    from llamatune_torch.study import trials_table
+    from llamatune_torch.tables import trials_table
 
     transformers.logging.set_verbosity_error()  # each trial would report its untrained head
     transformers.logging.disable_progress_bar()

@@ -12,10 +12,12 @@ import torch
 
 from llamatune_torch import Integer, Real, SearchSpace, Settings, Study, Trial, TrialState
 from llamatune_torch.engine.acquisition import make_acquisition, posterior_mean
-from llamatune_torch.engine.candidates import maximize, sobol
+from llamatune_torch.engine.candidates import maximize
 from llamatune_torch.engine.outcome import robust
-from llamatune_torch.engine.suggest import derived_seed, suggest
+from llamatune_torch.engine.qmc import sobol
+from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.engine.surrogate import fit_gp
+from llamatune_torch.seeds import derived_seed
 
 
 def accuracy(params: dict) -> float:

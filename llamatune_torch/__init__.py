@@ -34,14 +34,15 @@ if TYPE_CHECKING:
         TrainerError,
         TrialStateError,
     )
-    from llamatune_torch.integrations.transformers import tune
+    from llamatune_torch.integrations.trainer.tune import tune
     from llamatune_torch.parameters import Categorical, Integer, Real
     from llamatune_torch.runtime.evaluation import report
     from llamatune_torch.runtime.optimizer import LlamaTune
-    from llamatune_torch.runtime.reading import load_study
     from llamatune_torch.settings import Settings
     from llamatune_torch.space import SearchSpace
-    from llamatune_torch.study import Curve, Outcome, Study, Trial, TrialState
+    from llamatune_torch.storage.reader import load_study
+    from llamatune_torch.study import Study
+    from llamatune_torch.trial import Curve, Outcome, Trial, TrialState
 
 __version__ = "0.1.0"
 
@@ -87,19 +88,19 @@ __all__ = [
 # Where each name lives; errors and warnings are all on one page.
 _HOMES = {
     "Categorical": "parameters",
-    "Curve": "study",
+    "Curve": "trial",
     "Integer": "parameters",
     "LlamaTune": "runtime.optimizer",
-    "Outcome": "study",
+    "Outcome": "trial",
     "Real": "parameters",
     "SearchSpace": "space",
     "Settings": "settings",
     "Study": "study",
-    "Trial": "study",
-    "TrialState": "study",
-    "load_study": "runtime.reading",
+    "Trial": "trial",
+    "TrialState": "trial",
+    "load_study": "storage.reader",
     "report": "runtime.evaluation",
-    "tune": "integrations.transformers",
+    "tune": "integrations.trainer.tune",
 } | {name: "errors" for name in __all__ if name.endswith(("Error", "Warning"))}
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from llamatune_torch.errors import ParamsError, SpaceError
-from llamatune_torch.parameter import Parameter, conditions, plain, show, typed
+from llamatune_torch.parameter_base import Parameter, conditions, describe, to_python, type_key
 
 Prior = Literal["uniform", "log-uniform"]
 
@@ -69,11 +69,11 @@ class Number(Parameter):
     def _settle(self, is_value: Callable[[Any], bool], kind: str, convert: Callable[[Any], float]) -> None:
         """Checks ``special`` and ``when``, and stores them in canonical form."""
         if isinstance(self.special, str) or not isinstance(self.special, Sequence):
-            raise SpaceError(f"special must be a list of values, but got {show(self.special)}")
+            raise SpaceError(f"special must be a list of values, but got {describe(self.special)}")
         for value in self.special:
             if not is_value(value):
-                raise SpaceError(f"special values must be {kind}, but got {show(value)}")
-        special = tuple(convert(plain(value)) for value in self.special)
+                raise SpaceError(f"special values must be {kind}, but got {describe(value)}")
+        special = tuple(convert(to_python(value)) for value in self.special)
         if len(set(special)) < len(special):
             raise SpaceError(f"special values must differ from each other, but got {list(special)!r}")
         # A frozen dataclass sets its fields this way.
@@ -130,7 +130,7 @@ class Real(Number):
 
     def validate(self, value: Any) -> float:
         if not _is_number(value):
-            raise ParamsError(f"must be a number, but got {show(value)}")
+            raise ParamsError(f"must be a number, but got {describe(value)}")
         if value in self.special:
             return self.special[self.special.index(value)]
         if not self.low <= value <= self.high:  # also refuses nan
@@ -264,7 +264,7 @@ class Integer(Number):
 
     def validate(self, value: Any) -> int:
         if not _is_integer(value):
-            raise ParamsError(f"must be an integer, but got {show(value)}")
+            raise ParamsError(f"must be an integer, but got {describe(value)}")
         if not self.low <= value <= self.high and value not in self.special:
             raise self._outside(value)
         return int(value)
@@ -348,8 +348,8 @@ class Categorical(Parameter):
 
     def __init__(self, choices: Sequence[Any], ordered: bool = False, when: Mapping[str, Any] | None = None) -> None:
         if isinstance(choices, str) or not isinstance(choices, Sequence):
-            raise SpaceError(f"choices must be a list or tuple, but got {show(choices)}")
-        scalars = tuple(plain(choice) for choice in choices)
+            raise SpaceError(f"choices must be a list or tuple, but got {describe(choices)}")
+        scalars = tuple(to_python(choice) for choice in choices)
         # A frozen dataclass sets its fields this way; `choices` is stored as a tuple of plain values.
         object.__setattr__(self, "choices", scalars)
         object.__setattr__(self, "ordered", bool(ordered))
@@ -358,7 +358,7 @@ class Categorical(Parameter):
             raise SpaceError("choices must not be empty, but got []")
         for choice in scalars:
             if not isinstance(choice, (str, bool, int, float, type(None))):
-                raise SpaceError(f"choices must be JSON scalars, but got {show(choice)}")
+                raise SpaceError(f"choices must be JSON scalars, but got {describe(choice)}")
             if isinstance(choice, float) and not math.isfinite(choice):
                 raise SpaceError(f"choices must be finite, but got {choice!r}")
         if len(self._numbers()) < len(scalars):
@@ -369,15 +369,15 @@ class Categorical(Parameter):
         return len(self.choices)
 
     def validate(self, value: Any) -> Any:
-        value = plain(value)
+        value = to_python(value)
         try:
-            return self.choices[self._numbers()[typed(value)]]
+            return self.choices[self._numbers()[type_key(value)]]
         except (KeyError, TypeError):  # TypeError: a list or another unhashable value
-            raise ParamsError(f"must be one of {list(self.choices)!r}, but got {show(value)}") from None
+            raise ParamsError(f"must be one of {list(self.choices)!r}, but got {describe(value)}") from None
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         numbers = self._numbers()
-        return self.coordinate(torch.tensor([numbers[typed(v)] for v in values]))
+        return self.coordinate(torch.tensor([numbers[type_key(v)] for v in values]))
 
     def decode(self, U: Tensor) -> list[Any]:
         return [self.choices[i] for i in self.index_of(U).tolist()]
@@ -397,10 +397,10 @@ class Categorical(Parameter):
         return hash(self._identity())
 
     def _identity(self) -> Hashable:
-        return tuple(typed(choice) for choice in self.choices), self.ordered
+        return tuple(type_key(choice) for choice in self.choices), self.ordered
 
     def _numbers(self) -> dict[Hashable, int]:
-        return {typed(choice): i for i, choice in enumerate(self.choices)}
+        return {type_key(choice): i for i, choice in enumerate(self.choices)}
 
 
 def _check_prior(parameter: Parameter, prior: str, has_logarithm: bool, rule: str) -> None:
@@ -411,7 +411,7 @@ def _check_prior(parameter: Parameter, prior: str, has_logarithm: bool, rule: st
 
 
 def _is_number(value: Any) -> bool:
-    value = plain(value)
+    value = to_python(value)
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -423,7 +423,7 @@ def _is_finite(number: float) -> bool:
 
 
 def _is_integer(value: Any) -> bool:
-    value = plain(value)
+    value = to_python(value)
     return value.is_integer() if isinstance(value, float) else _is_number(value)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from llamatune_torch.parameters import Categorical, Integer, Real
 from llamatune_torch.space import Params, SearchSpace
-from llamatune_torch.study import Direction
+from llamatune_torch.trial import Direction
 
 
 @dataclass(frozen=True)

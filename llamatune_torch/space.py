@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from llamatune_torch.errors import ParamsError, SpaceError
-from llamatune_torch.parameter import Parameter, plain, show, typed
+from llamatune_torch.parameter_base import Parameter, describe, to_python, type_key
 from llamatune_torch.parameters import SPECIAL_SHARE, Categorical, Integer, Real
 
 Params = dict[str, Any]
@@ -53,7 +53,7 @@ class SearchSpace:
         if isinstance(parameters, SearchSpace):
             parameters = parameters.parameters
         if not isinstance(parameters, Mapping):
-            raise SpaceError(f"a space is a dict of parameters, but got {show(parameters)}")
+            raise SpaceError(f"a space is a dict of parameters, but got {describe(parameters)}")
         if not parameters:
             raise SpaceError("a space must have at least one parameter, but got {}")
         self.parameters: dict[str, Parameter] = {
@@ -110,13 +110,13 @@ class SearchSpace:
         counts: Counter[frozenset[Hashable]] = Counter({frozenset(): 1})
         for i, name in enumerate(self.parents_first):
             needed = [self.conditions[later] for later in self.parents_first[i + 1 :]]
-            mentioned = {typed(value) for condition in needed for value in condition.get(name, ())}
+            mentioned = {type_key(value) for condition in needed for value in condition.get(name, ())}
             size = (self.parameters[name].size or 0) - len(mentioned)
-            wanted = {(parent, typed(v)) for condition in needed for parent, vs in condition.items() for v in vs}
+            wanted = {(parent, type_key(v)) for condition in needed for parent, vs in condition.items() for v in vs}
             after: Counter[frozenset[Hashable]] = Counter()
             for settled, count in counts.items():
                 kept = settled & wanted
-                if all(any((p, typed(v)) in settled for v in vs) for p, vs in self.conditions[name].items()):
+                if all(any((p, type_key(v)) in settled for v in vs) for p, vs in self.conditions[name].items()):
                     after[kept] += count * size
                     for value in mentioned:
                         after[kept | {(name, value)}] += count
@@ -143,7 +143,7 @@ class SearchSpace:
             ParamsError: unknown, missing or inactive names, or a value that its parameter does not have.
         """
         if not isinstance(params, Mapping):
-            raise ParamsError(f"parameters must be a dict, but got {show(params)}")
+            raise ParamsError(f"parameters must be a dict, but got {describe(params)}")
         unknown = [name for name in params if name not in self.parameters]
         if unknown:
             raise ParamsError(f"unknown parameters {unknown}; the space has {self.names}")
@@ -246,7 +246,7 @@ class SearchSpace:
     def _is_active(self, name: str, params: Params) -> bool:
         """Whether a parameter matters, given the canonical values of its active parents."""
         return all(
-            parent in params and typed(params[parent]) in map(typed, values)
+            parent in params and type_key(params[parent]) in map(type_key, values)
             for parent, values in self.conditions[name].items()
         )
 
@@ -288,14 +288,14 @@ def _parameter(name: Any, definition: Any) -> Parameter:
         if isinstance(definition, list):
             return Categorical(definition)
         if isinstance(definition, tuple) and len(definition) == 2:
-            low, high = (plain(bound) for bound in definition)
+            low, high = (to_python(bound) for bound in definition)
             whole = isinstance(low, int) and isinstance(high, int)
             return Integer(low, high) if whole else Real(low, high)
     except SpaceError as error:
         raise SpaceError(f"parameter {name!r}: {error}") from None
     raise SpaceError(
         f"parameter {name!r} must be Real, Integer, Categorical, a (low, high) tuple or a list of choices, "
-        f"but got {show(definition)}"
+        f"but got {describe(definition)}"
     )
 
 

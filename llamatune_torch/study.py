@@ -1,146 +1,18 @@
-"""The record: what was tried, what came of it. Frozen; every change makes a new ``Study``.
-
-A ``Trial`` keeps more than the objective from the first day, because results cannot be measured afterwards:
-its learning curve, other outcomes (memory, latency), its cost in seconds, its seed, why it was suggested, and
-the text of its error.
-"""
+"""The record of a search: its space, its goal, its trials. Frozen; every change makes a new ``Study``."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
-from llamatune_torch.errors import NoCompletedTrialError, OutcomeError, TrialStateError
+from llamatune_torch.errors import NoCompletedTrialError, TrialStateError
 from llamatune_torch.space import Params, SearchSpace
+from llamatune_torch.tables import show_value, to_dataframe, to_row
+from llamatune_torch.trial import OUTSIDE, Direction, Trial, TrialState
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-Direction = Literal["maximize", "minimize"]
-Origin = Literal["initial", "sobol", "surrogate", "added", "retry"]
-
-#: The reason of a trial whose worker fell silent, without giving it back: LOST, or FAILED if that was once too often.
-SILENT = "worker silent"
-
-#: The reason that a finished trial shows in a stored study whose space has changed since, and which it does not fit.
-OUTSIDE = "outside the space"
-
-
-class TrialState(StrEnum):
-    """Where a trial stands. A finished trial never changes; only ``Trial.is_open`` ones do."""
-
-    RUNNING = "running"
-    COMPLETE = "complete"  # has a value
-    FAILED = "failed"  # these parameters do not work: out of memory, nan, an exception, one worker after the other
-    LOST = "lost"  # never got to an end (Ctrl-C, a dead machine): says nothing about its parameters
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Intermediate values of one trial, in the order they were reported.
-
-    ``steps`` counts what the caller counts (optimizer steps), ``progress`` is the share in [0, 1] of the full
-    training run at that step, ``None`` where unknown. Curves of different trials compare by progress, not by
-    steps: a run of 300 steps is further at step 300 than a run of 3,000.
-    """
-
-    steps: tuple[float, ...] = ()
-    values: tuple[float, ...] = ()
-    progress: tuple[float | None, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def reported(self, step: float, value: float, progress: float | None = None) -> Curve:
-        """The curve with one more point; a second report at the last step replaces the first.
-
-        Raises:
-            OutcomeError: the step went backwards, or the share is not in [0, 1].
-        """
-        if self.steps and step < self.steps[-1]:
-            raise OutcomeError(f"steps must not decrease, but got {step} after {self.steps[-1]}")
-        if progress is not None and not 0 <= progress <= 1:
-            raise OutcomeError(f"progress must lie in [0, 1], but got {progress}")
-        kept = -1 if self.steps and step == self.steps[-1] else None
-        return Curve(
-            (*self.steps[:kept], float(step)),
-            (*self.values[:kept], float(value)),
-            (*self.progress[:kept], progress),
-        )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What an evaluation found: a value, or an error, and whatever else was measured.
-
-    Args:
-        value: the objective; ``None`` or nan means that the trial failed.
-        outcomes: other named measurements, such as ``{"memory_gb": 7.5}``.
-        cost: seconds of training; measured by ``optimize`` if left out.
-        curve: intermediate values; by default those reported while the trial ran.
-        error: the text of what went wrong, if anything did.
-        reason: that in a few words, the same for all failures of a kind: "out of memory", "nan".
-        notes: remarks for people, such as where the value comes from.
-    """
-
-    value: float | None = None
-    outcomes: Mapping[str, float] = field(default_factory=dict)
-    cost: float | None = None
-    curve: Curve | None = None
-    error: str | None = None
-    reason: str | None = None
-    notes: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def failure(cls, reason: str, error: str | None = None, **rest: Any) -> Outcome:
-        """The outcome of parameters that do not work, e.g. ``Outcome.failure("out of memory")``."""
-        return cls(value=None, reason=reason, error=error or reason, **rest)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One evaluation of one set of parameters.
-
-    ``seed`` is the trial's own, derived from the study's seed and the number; ``cost`` is in seconds;
-    ``started`` and ``finished`` are Unix times in seconds; ``origin`` says who chose the parameters. Of a stored
-    study, ``worker`` names who runs it, and ``retry_of`` the first trial with these parameters, with that one's
-    seed, if its worker fell silent.
-    """
-
-    number: int
-    params: Params
-    seed: int
-    origin: Origin
-    state: TrialState = TrialState.RUNNING
-    value: float | None = None
-    curve: Curve = Curve()
-    outcomes: Mapping[str, float] = field(default_factory=dict)
-    cost: float | None = None
-    error: str | None = None
-    reason: str | None = None
-    notes: Mapping[str, str] = field(default_factory=dict)
-    started: float | None = None
-    finished: float | None = None
-    worker: str | None = None
-    retry_of: int | None = None
-
-    @property
-    def first(self) -> int:
-        """The number of the first trial with these parameters, if its worker fell silent; otherwise its own."""
-        return self.number if self.retry_of is None else self.retry_of
-
-    @property
-    def is_open(self) -> bool:
-        """Whether its result may still come: it is running, or LOST or FAILED only because its worker fell silent.
-
-        A machine that was suspended comes back with a result that took hours: that is still worth recording.
-        """
-        given_up = self.state in (TrialState.LOST, TrialState.FAILED) and self.reason == SILENT
-        return self.state is TrialState.RUNNING or given_up
+    from llamatune_torch.tables import DataFrame
 
 
 @dataclass(frozen=True)
@@ -238,17 +110,11 @@ class Study:
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a trial, as plain values: parameters as ``params.<name>``, ``None`` where inactive."""
-        return [_row(trial, self.space.names, None) for trial in self.trials]
+        return [to_row(trial, self.space.names) for trial in self.trials]
 
-    def dataframe(self) -> pd.DataFrame:
+    def dataframe(self) -> DataFrame:
         """:meth:`rows` as a table, nan where a parameter was inactive; needs pandas (``report``)."""
-        try:
-            import pandas as pd
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "Study.dataframe() needs pandas: pip install 'llamatune-torch[report]'"
-            ) from error
-        return pd.DataFrame([_row(trial, self.space.names, math.nan) for trial in self.trials])
+        return to_dataframe(self.trials, self.space.names)
 
     def summary(self) -> str:
         """The study in a few lines of plain text: counts, failures by reason, the best, its parameters."""
@@ -280,53 +146,9 @@ class Study:
         )
 
 
-def show_value(value: Any) -> str:
-    """A parameter's value for people: floats to four significant digits."""
-    return f"{value:.4g}" if isinstance(value, float) else repr(value)
-
-
-def show_params(params: Mapping[str, Any]) -> str:
-    """Parameters on one line: ``{'learning_rate': 2.8e-05, 'batch_size': 16}``."""
-    return "{" + ", ".join(f"{name!r}: {show_value(v)}" for name, v in params.items()) + "}"
-
-
-def trials_table(trials: Sequence[Trial]) -> str:
-    """The trials as aligned plain text, one a line; a parameter that was inactive shows as "-"."""
-    if not trials:
-        return "no trials"
-    names = list(dict.fromkeys(name for trial in trials for name in trial.params))
-    rows = [["trial", "value", *names, "seconds", "state"]]
-    for trial in trials:
-        value = "-" if trial.value is None else f"{trial.value:.4f}"
-        cost = "-" if trial.cost is None else f"{trial.cost:.1f}"
-        state = f"{trial.state}: {trial.reason}" if trial.reason else str(trial.state)
-        shown = [show_value(trial.params[name]) if name in trial.params else "-" for name in names]
-        rows.append([str(trial.number), value, *shown, cost, state])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)) + f"  {row[-1]}"
-        for row in rows
-    ]
-    return "\n".join(lines)
-
-
 def _value(trial: Trial) -> float:
     assert trial.value is not None, f"COMPLETE trial {trial.number} without a value"
     return trial.value
-
-
-def _row(trial: Trial, names: Sequence[str], missing: float | None) -> dict[str, Any]:
-    return {
-        "number": trial.number,
-        "state": str(trial.state),
-        "value": missing if trial.value is None else trial.value,
-        **{f"params.{name}": trial.params.get(name, missing) for name in names},
-        **{f"outcomes.{name}": value for name, value in trial.outcomes.items()},
-        "cost": missing if trial.cost is None else trial.cost,
-        "origin": trial.origin,
-        "seed": trial.seed,
-        "reason": trial.reason,
-    }
 
 
 def _last_line(text: str | None) -> str:

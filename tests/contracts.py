@@ -1,4 +1,4 @@
-"""What every kind of store promises; ``tests/runtime/test_store.py`` holds each kind to it."""
+"""What every kind of store promises; ``tests/storage/test_store.py`` holds each kind to it."""
 
 from __future__ import annotations
 

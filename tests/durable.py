@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from llamatune_torch import Integer, LlamaTune, Real, Study
-from llamatune_torch.runtime import storage
-from llamatune_torch.runtime.stored import StoredStudy
+from llamatune_torch.storage import database
+from llamatune_torch.storage.durable import DurableStore
 
 SPACE: dict[str, Any] = {"x": Real(-1, 1), "n": Integer(1, 8)}
 
@@ -26,8 +26,8 @@ def tuner(url: str, function: Callable[[dict[str, Any]], Any] | None = None, **c
     return LlamaTune(changes.pop("space", SPACE), function, **{**defaults, **changes})
 
 
-def store_of(optimizer: LlamaTune) -> StoredStudy:
-    assert isinstance(optimizer._store, StoredStudy)
+def store_of(optimizer: LlamaTune) -> DurableStore:
+    assert isinstance(optimizer._store, DurableStore)
     return optimizer._store
 
 
@@ -37,8 +37,8 @@ def states(study: Study) -> list[str]:
 
 def execute(url: str, statement: str, **values: Any) -> None:
     """SQL past the package, as a test of it needs it."""
-    database = storage.Database(url)
-    database.write(lambda transaction: transaction.run(statement, **values))
+    opened = database.Database(url)
+    opened.write(lambda transaction: transaction.run(statement, **values))
 
 
 def fall_silent(url: str, optimizer: LlamaTune, seconds: float = 1000.0) -> None:

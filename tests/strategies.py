@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llamatune_torch import Categorical, Integer, Real, SearchSpace, Study, Trial, TrialState
 from llamatune_torch.parameters import MAX_INTEGER, Parameter
-from llamatune_torch.study import Direction, Origin
+from llamatune_torch.trial import Direction, Origin
 
 JSON_SCALARS: SearchStrategy[Any] = st.one_of(
     st.none(),

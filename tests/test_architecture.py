@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -16,39 +17,50 @@ PACKAGE = Path(llamatune_torch.__file__).parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 ENGINE = sorted((PACKAGE / "engine").glob("*.py"))
 
-# From the ground up; a module may import from its own floor and from those below.
-FLOORS = {
-    "errors": 0,
-    "parameter": 0,
-    "parameters": 0,
-    "space": 0,
-    "study": 0,
-    "settings": 0,
-    "problems": 0,
-    "constraints": 0,
-    "presets": 0,
-    "engine": 1,
-    "runtime": 2,
-    "integrations": 3,
-    "insight": 3,
-    "cli": 4,
-    "__init__": 5,
-    "__main__": 5,
-}
+# The records, each of which may import those before it.
+RECORDS = [
+    "errors",
+    "parameter_base",
+    "parameters",
+    "space",
+    "presets",
+    "constraints",
+    "seeds",
+    "trial",
+    "tables",
+    "study",
+    "settings",
+    "problems",
+]
+
+# From the ground up: a room may import from its own and from those below. Rooms on one floor do not know each other.
+FLOORS = [
+    {"engine", "storage"},
+    {"runtime"},
+    {"integrations", "insight"},
+    {"cli"},
+    {"__init__", "__main__"},
+]
+
+# Houses within a room that do not know each other either.
+APART = ["integrations.trainer", "integrations.optuna", "integrations.ray", "integrations.trackers"]
 
 # The only places (relative to the package, a file or a folder) where these may be imported.
 DOORS = {
     "botorch": "engine",
     "gpytorch": "engine",
     "linear_operator": "engine",
-    "transformers": "integrations",
-    "accelerate": "integrations",
-    "datasets": "integrations",
-    "optuna": "integrations",
-    "sqlalchemy": "runtime/storage.py",
+    "transformers": "integrations/trainer",
+    "accelerate": "integrations/trainer",
+    "peft": "integrations/trainer",
+    "datasets": "integrations/trainer",
+    "optuna": "integrations/optuna",
+    "sqlalchemy": "storage/database.py",
+    "pandas": "tables.py",
     "plotly": "insight/plots.py",
     "matplotlib": "insight/plots.py",
     "threadpoolctl": "runtime/threads.py",
+    "torch.distributed": "runtime/torchrun.py",
     "tqdm": "runtime/display.py",
     "rich": "cli",
 }
@@ -101,24 +113,85 @@ def dotted(node: ast.AST) -> str:
     return ""
 
 
-def room_of(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_of(path: Path) -> str:
+    """The name of a module within the package: ``engine.suggest``, ``__init__`` for the package itself."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def own_imports(path: Path) -> set[str]:
+    """Modules of this package that a file imports, by their names within it; names of things are left out."""
+    names = {module_of(path) for path in MODULES}
+    return {module.removeprefix("llamatune_torch.") for module in imports(path)} & names
+
+
+def height(module: str) -> int:
+    """How far up a module stands."""
+    room = module.split(".")[0]
+    if room in RECORDS:
+        return RECORDS.index(room)
+    (floor,) = [i for i, rooms in enumerate(FLOORS) if room in rooms]
+    return len(RECORDS) + floor
+
+
+def misplaced(module: str, imported: str) -> str | None:
+    """Why one module may not import another, ``None`` if it may."""
+    if height(imported) > height(module):
+        return f"{module} imports {imported} from a floor above its own"
+    if height(imported) == height(module) and imported.split(".")[0] != module.split(".")[0]:
+        return f"{module} imports {imported}: rooms on one floor stand apart"
+    houses = [[house for house in APART if f"{m}.".startswith(f"{house}.")] for m in (module, imported)]
+    if all(houses) and houses[0] != houses[1]:
+        return f"{module} imports {imported}: these integrations stand apart"
+    return None
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """A circle of modules that import each other, empty if there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
 
 
 def test_there_is_something_to_check() -> None:
     assert {"space.py", "engine/suggest.py", "runtime/optimizer.py"} <= {name_of(path) for path in MODULES}
+    assert "engine.data" in own_imports(PACKAGE / "engine" / "suggest.py")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_go_down_only(path: Path) -> None:
-    floor = FLOORS[room_of(path)]
-    for module in imports(path):
-        parts = module.split(".")
-        if parts[0] != "llamatune_torch" or len(parts) == 1 or parts[1] not in FLOORS:
-            continue
-        assert FLOORS[parts[1]] <= floor, f"{name_of(path)} imports {module} from a floor above its own"
-        same_floor_rooms = FLOORS[parts[1]] == floor == 3 and parts[1] != room_of(path)
-        assert not same_floor_rooms, f"{name_of(path)} imports {module}: integrations and insight stand apart"
+    found = [misplaced(module_of(path), module) for module in own_imports(path)]
+    assert not any(found), found
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {module_of(path): own_imports(path) - {module_of(path)} for path in MODULES if path.name != "__init__.py"}
+    assert not circle(graph)
+
+
+def test_a_planted_circle_is_found() -> None:
+    assert not circle({"a": {"b"}, "b": {"c"}, "c": set()})
+    assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+    real = {module_of(path): own_imports(path) for path in MODULES if path.name != "__init__.py"}
+    assert set(circle({**real, "trial": real["trial"] | {"study"}})) == {"trial", "study"}
+
+
+def test_a_planted_import_upward_or_sideways_is_found() -> None:
+    assert misplaced("engine.suggest", "engine.data") is None
+    assert misplaced("runtime.search", "engine.suggest") is None
+    assert misplaced("study", "trial") is None
+    for module, imported in (
+        ("trial", "study"),
+        ("engine.data", "runtime.search"),
+        ("storage.durable", "runtime.display"),
+        ("storage.durable", "engine.suggest"),
+        ("engine.suggest", "storage.store"),
+        ("integrations.trainer.tune", "integrations.optuna.studies"),
+        ("integrations.trainer.tune", "cli.main"),
+        ("errors", "__init__"),
+    ):
+        assert misplaced(module, imported), (module, imported)
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if path != PACKAGE / "__init__.py"], ids=name_of)
@@ -132,7 +205,7 @@ def test_no_module_imports_from_the_front_door(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_each_framework_is_imported_behind_its_own_door_only(path: Path) -> None:
     for module in imports(path):
-        door = DOORS.get(module.split(".")[0])
+        door = next((DOORS[name] for name in DOORS if f"{module}.".startswith(f"{name}.")), None)
         inside = door is None or name_of(path) == door or name_of(path).startswith(f"{door}/")
         assert inside, f"{name_of(path)} imports {module}, which belongs to {door}"
 

@@ -26,7 +26,7 @@ from llamatune_torch import (
     errors,
 )
 from llamatune_torch.engine.suggest import suggest
-from llamatune_torch.integrations.metric import Metric
+from llamatune_torch.integrations.trainer.metric import Metric
 
 CLASSES = {name: cls for name, cls in vars(errors).items() if inspect.isclass(cls)}
 ROOTS = {"LlamaTuneError", "LlamaTuneWarning"}

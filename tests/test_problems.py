@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from llamatune_torch import problems
-from llamatune_torch.engine.candidates import sobol
+from llamatune_torch.engine.qmc import sobol
 from llamatune_torch.problems import Problem
 
 AT_OPTIMUM = {

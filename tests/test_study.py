@@ -21,7 +21,8 @@ from llamatune_torch import (
     TrialState,
     TrialStateError,
 )
-from llamatune_torch.study import OUTSIDE, SILENT, show_params, show_value, trials_table
+from llamatune_torch.tables import show_params, show_value, trials_table
+from llamatune_torch.trial import OUTSIDE, SILENT
 
 SPACE = SearchSpace({"lr": (0.0, 1.0), "opt": ["adamw", "sgd"]})
 

@@ -12,15 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TextIO, TypeVar
 
-from llamatune_torch.cli.searching import reopened
+from llamatune_torch.cli.search import reopened
 from llamatune_torch.cli.spec import load_file
 from llamatune_torch.errors import ParamsError, SettingsError, SpecError
-from llamatune_torch.runtime.archive import from_document, restore, to_document
 from llamatune_torch.runtime.optimizer import LlamaTune, search_arguments
-from llamatune_torch.runtime.reading import Reader, find_study
-from llamatune_torch.runtime.records import write
-from llamatune_torch.runtime.tabular import read_table
-from llamatune_torch.study import Outcome, Study, Trial, TrialState
+from llamatune_torch.storage.document import from_document, restore, to_document
+from llamatune_torch.storage.reader import Reader, find_study
+from llamatune_torch.storage.serialization import write
+from llamatune_torch.study import Study
+from llamatune_torch.tables import read_table
+from llamatune_torch.trial import Outcome, Trial, TrialState
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ def export(options: Namespace) -> int:
     """Writes a study to a file, to standard output, or to an Optuna storage."""
     stored = Reader(options.storage).look(options.name)
     if options.optuna is not None:
-        from llamatune_torch.integrations.optuna_studies import shown_url, to_optuna
+        from llamatune_torch.integrations.optuna.studies import shown_url, to_optuna
 
         count = to_optuna(stored.study, options.optuna, stored.name)
         print(f"{count} finished trials of {stored.name!r} are now in {shown_url(options.optuna)}", file=sys.stderr)
@@ -66,9 +67,9 @@ def import_(options: Namespace) -> int:
         if tuner is None:
             raise SettingsError("a table does not say what the search space is: --spec spec.py says where it stands")
         study = tuner.study
-        return _add(tuner, _read(options.csv, lambda file: read_table(file, study)), options.csv)
+        return _add(tuner, _read(options.csv, lambda file: read_table(file, study.space, study.metric)), options.csv)
 
-    from llamatune_torch.integrations.optuna_studies import from_optuna, optuna_names, shown_url
+    from llamatune_torch.integrations.optuna.studies import from_optuna, optuna_names, shown_url
 
     names = optuna_names(options.optuna)
     theirs = options.optuna_name or (names[0] if len(names) == 1 else None)

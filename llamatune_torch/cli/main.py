@@ -123,9 +123,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_searches(command: Any) -> None:
-    run = command("run", "searching", "start a study, or go on with it")
-    resume = command("resume", "searching", "go on with a study, as it was last run")
-    worker = command("worker", "searching", "take part in a study; start as many as you like, anywhere")
+    run = command("run", "search", "start a study, or go on with it")
+    resume = command("resume", "search", "go on with a study, as it was last run")
+    worker = command("worker", "search", "take part in a study; start as many as you like, anywhere")
     run.add_argument("target", metavar="TARGET", help=_TARGET)
     resume.add_argument("target", metavar="TARGET", nargs="?", help=f"{_TARGET}; by default what was run last")
     worker.add_argument("target", metavar="TARGET", help=_TARGET)
@@ -158,7 +158,7 @@ def _add_looks(command: Any) -> None:
         "--every", metavar="S", type=_positive(float), default=2.0, help="seconds between looks (%(default)s)"
     )
 
-    best = command("best", "looking", "the best parameters")
+    best = command("best", "results", "the best parameters")
     shape = best.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="for programs")
     shape.add_argument("--args", action="store_true", help="for a training command: --learning_rate 3e-05 ...")
@@ -166,7 +166,7 @@ def _add_looks(command: Any) -> None:
         "--recommended", action="store_true", help="the best on average, where the best value may only be lucky"
     )
 
-    trials = command("trials", "looking", "all trials, or all about one of them")
+    trials = command("trials", "results", "all trials, or all about one of them")
     trials.add_argument(
         "number", metavar="NUMBER", type=int, nargs="?", help="all about this one (iteration 1 of the log is 0)"
     )
@@ -187,7 +187,7 @@ def _positive(kind: Any) -> Any:
 
 
 def _add_changes(command: Any) -> None:
-    tell = command("tell", "telling", "enter the result of a running or lost trial by hand")
+    tell = command("tell", "tell", "enter the result of a running or lost trial by hand")
     tell._negative_number_matcher = re.compile(r"-(\d|\.\d|inf)")  # argparse takes -1e-3 for an option
     tell.add_argument("number", metavar="NUMBER", type=int, help="iteration 1 of the log is 0")
     tell.add_argument("value", metavar="VALUE", type=float, nargs="?")

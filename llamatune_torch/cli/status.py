@@ -15,10 +15,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from llamatune_torch.cli.looking import console
-from llamatune_torch.runtime.archive import strict
-from llamatune_torch.runtime.reading import Reader, Snapshot
-from llamatune_torch.study import Trial, TrialState, show_params
+from llamatune_torch.cli.results import console
+from llamatune_torch.storage.document import strict
+from llamatune_torch.storage.reader import Reader, Snapshot
+from llamatune_torch.tables import show_params
+from llamatune_torch.trial import Trial, TrialState
 
 #: Workers give a sign of life every ten seconds at least (unless ``grace`` is very long): after three it shows.
 QUIET = 30.0
@@ -33,7 +34,7 @@ def status(options: Namespace) -> int:
         return 0
     screen = console()
     if options.once or not screen.is_terminal:
-        screen.print(shown(stored, reader.shown))
+        screen.print(shown(stored, reader.display_url))
         return 0
     _live(reader, stored, screen, options.every)
     return 0
@@ -42,7 +43,7 @@ def status(options: Namespace) -> int:
 def _live(reader: Reader, stored: Snapshot, screen: Console, every: float) -> None:
     with Live(console=screen, auto_refresh=False) as live:
         while True:
-            live.update(shown(stored, reader.shown), refresh=True)
+            live.update(shown(stored, reader.display_url), refresh=True)
             if state_of(stored) == "finished":
                 return
             time.sleep(every)

@@ -42,11 +42,11 @@ from botorch.acquisition.analytic import LogProbabilityOfImprovement
 from botorch.sampling import SobolQMCNormalSampler
 from torch import Tensor
 
-from llamatune_torch.engine.candidates import quasi_random
+from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.fantasies import Fantasies
-from llamatune_torch.engine.feasibility import Feasibility
 from llamatune_torch.engine.improvement import LogEI
 from llamatune_torch.engine.prediction import Prediction
+from llamatune_torch.engine.qmc import normal_samples
 from llamatune_torch.engine.surrogate import Surrogate
 from llamatune_torch.settings import Settings
 
@@ -67,7 +67,7 @@ class Acquisition:
     def __init__(
         self,
         improvement: AcquisitionFunction,
-        feasibility: Feasibility | None = None,
+        feasibility: CrashModel | None = None,
         exponentiate: bool = False,
     ) -> None:
         self.improvement = improvement
@@ -86,7 +86,7 @@ def make_acquisition(
     surrogate: Surrogate,
     X: Tensor,
     X_pending: Tensor,
-    feasibility: Feasibility | None,
+    feasibility: CrashModel | None,
     seed: int,
 ) -> Acquisition:
     """The acquisition that ``settings`` name.
@@ -132,15 +132,6 @@ def make_acquisition(
             # BoTorch's pruning of the baseline draws from the global random generator.
             improvement = qLogNoisyExpectedImprovement(model, X, sampler, X_pending=pending, prune_baseline=False)
     return Acquisition(improvement, feasibility, exponentiate=name in ("ei", "pi"))
-
-
-def normal_samples(n: int, m: int, seed: int) -> Tensor:
-    """Quasi-random draws from a standard normal distribution, ``n x m``, from a scrambled Sobol sequence."""
-    if m > torch.quasirandom.SobolEngine.MAXDIM:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(n, m, generator=generator, dtype=torch.float64, device=generator.device)
-    samples: Tensor = torch.special.ndtri(quasi_random(m, n, seed).clamp(1e-10, 1 - 1e-10))
-    return samples
 
 
 def posterior_mean(surrogate: Surrogate, X: Tensor) -> Tensor:

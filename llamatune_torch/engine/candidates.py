@@ -20,8 +20,9 @@ from botorch.optim.batched_lbfgs_b import fmin_l_bfgs_b_batched
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llamatune_torch.engine.qmc import sobol
 from llamatune_torch.errors import SpaceExhaustedError
-from llamatune_torch.parameter import Parameter
+from llamatune_torch.parameter_base import Parameter
 from llamatune_torch.parameters import SPECIAL_SHARE, Number
 from llamatune_torch.space import RESOLUTION, SearchSpace
 
@@ -82,23 +83,6 @@ def maximize(
             f"all {space.size} points of the space are done or running; nothing new can be suggested"
         )
     return candidates[evaluate(acquisition, candidates).argmax()]
-
-
-def sobol(space: SearchSpace, n: int, seed: int, start: int = 0) -> Tensor:
-    """Points ``start .. start + n - 1`` of a scrambled Sobol sequence, snapped to the space; ``n x d``."""
-    return space.snap(quasi_random(space.dim, n, seed, start))
-
-
-def quasi_random(dim: int, n: int, seed: int, start: int = 0) -> Tensor:
-    """Points ``start .. start + n - 1`` of a scrambled Sobol sequence in the unit cube; ``n x dim``, float64."""
-    engine = torch.quasirandom.SobolEngine(dim, scramble=True, seed=seed)
-    first = engine.quasi.to(torch.float64) / 2**engine.MAXBIT
-    if start:
-        engine.fast_forward(start)
-    X = engine.draw(n, dtype=torch.float64)
-    if start == 0:
-        X[:1] = first  # which torch rounds to the default dtype
-    return X
 
 
 def around(space: SearchSpace, centres: Tensor, n: int, generator: torch.Generator) -> Tensor:

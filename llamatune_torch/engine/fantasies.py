@@ -14,7 +14,7 @@ from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
 from llamatune_torch.engine.features import Features
-from llamatune_torch.engine.prediction import JITTER, GaussianPosterior, conditioned
+from llamatune_torch.engine.prediction import JITTER, GaussianPosterior, condition
 from llamatune_torch.engine.surrogate import Surrogate
 
 
@@ -47,7 +47,7 @@ class Fantasies(Model):
         K = torch.cat([torch.cat([K, cross.mT], dim=1), torch.cat([cross, among], dim=1)])
         seen = surrogate.train_targets.unsqueeze(-1).expand(-1, len(self.samples))
         Y = torch.cat([seen, self.samples.mT])
-        self.predictor = conditioned(kernel, torch.cat([given.inputs, P]), given.mean, K, Y)
+        self.predictor = condition(kernel, torch.cat([given.inputs, P]), given.mean, K, Y)
 
     @property
     def best(self) -> Tensor:

@@ -49,7 +49,7 @@ class Predictor(NamedTuple):
         return mean, variance.clamp_min(MIN_VARIANCE)
 
 
-def conditioned(kernel: ProductKernel, inputs: Tensor, mean: Tensor, K: Tensor, Y: Tensor) -> Predictor:
+def condition(kernel: ProductKernel, inputs: Tensor, mean: Tensor, K: Tensor, Y: Tensor) -> Predictor:
     """The GP given ``s`` sets of outcomes ``Y`` (``n x s``) at ``inputs``, whose covariance with noise is ``K``."""
     root = psd_safe_cholesky(K)
     identity = torch.eye(len(root), dtype=root.dtype, device=root.device)

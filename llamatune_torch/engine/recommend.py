@@ -7,9 +7,11 @@ surrogate has seen all of them: its mean says what each should give on average.
 from __future__ import annotations
 
 from llamatune_torch.engine.acquisition import posterior_mean
-from llamatune_torch.engine.suggest import fit, ignoring_default_device, training_data
+from llamatune_torch.engine.data import ignoring_default_device, training_data
+from llamatune_torch.engine.suggest import fit
 from llamatune_torch.settings import Settings
-from llamatune_torch.study import Study, Trial
+from llamatune_torch.study import Study
+from llamatune_torch.trial import Trial
 
 
 @ignoring_default_device

@@ -15,29 +15,26 @@ least, by the length scales that were believed in before any outcome. The points
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from botorch.acquisition import AcquisitionFunction
 from torch import Tensor
 
 from llamatune_torch.engine.acquisition import Acquisition
-from llamatune_torch.engine.feasibility import Feasibility
+from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch.engine.data import TrainingData
 from llamatune_torch.engine.features import features_of
 from llamatune_torch.engine.prediction import Prediction
 from llamatune_torch.engine.surrogate import MIN_LENGTH_SCALE, Surrogate, make_gp
 from llamatune_torch.space import SearchSpace
-from llamatune_torch.study import Study, TrialState
-
-if TYPE_CHECKING:
-    from llamatune_torch.engine.suggest import TrainingData
+from llamatune_torch.study import Study
+from llamatune_torch.trial import TrialState
 
 PATIENCE = 5  # trials without progress
 SHORT = 2 * MIN_LENGTH_SCALE  # a length scale that leaves nearly all of its column unknown
 NEAR = 0.5  # correlation, before anything is learnt: columns that differ by 0.2 (root mean square), all choices equal
 
 
-class Ignorance(AcquisitionFunction):
+class LogStandardDeviation(AcquisitionFunction):
     """The logarithm of the standard deviation: how little is known about ``b x 1 x d`` points; ``b`` values."""
 
     model: Prediction
@@ -74,10 +71,10 @@ def is_stuck(study: Study, data: TrainingData, surrogate: Surrogate) -> bool:
     return bool((prior_correlation(study.space, data.X[data.Y.argmax()].unsqueeze(0), X) >= NEAR).all())
 
 
-def exploration(space: SearchSpace, data: TrainingData, feasibility: Feasibility | None) -> Acquisition:
+def exploration(space: SearchSpace, data: TrainingData, feasibility: CrashModel | None) -> Acquisition:
     """What going to a point teaches, times the chance that it works: done, failed and running trials teach the same."""
     X = torch.cat([data.X, data.X_failed, data.X_pending])
-    return Acquisition(Ignorance(prior(space, X).prediction()), feasibility)
+    return Acquisition(LogStandardDeviation(prior(space, X).prediction()), feasibility)
 
 
 def prior_correlation(space: SearchSpace, A: Tensor, B: Tensor) -> Tensor:

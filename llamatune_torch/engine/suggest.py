@@ -8,66 +8,21 @@ on exactly as it would have. ``examples/minimal_bo.py`` does the same by hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import wraps
-from typing import NamedTuple, ParamSpec, TypeVar
-
-import numpy as np
 import torch
-from torch import Tensor
 
 from llamatune_torch.engine.acquisition import make_acquisition, posterior_mean
-from llamatune_torch.engine.candidates import is_new, maximize, sobol
-from llamatune_torch.engine.feasibility import Feasibility
+from llamatune_torch.engine.candidates import maximize
+from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch.engine.data import TrainingData, ignoring_default_device, training_data
 from llamatune_torch.engine.features import features_of
-from llamatune_torch.engine.outcome import robust
+from llamatune_torch.engine.initial import initial_suggestions
 from llamatune_torch.engine.stagnation import exploration, is_stuck
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
-from llamatune_torch.errors import SpaceExhaustedError
+from llamatune_torch.seeds import derived_seed
 from llamatune_torch.settings import Settings
-from llamatune_torch.space import Params, SearchSpace
-from llamatune_torch.study import Origin, Study, Trial, TrialState
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class Suggestion(NamedTuple):
-    """Parameters to train next, and who chose them."""
-
-    params: Params
-    origin: Origin
-
-
-class TrainingData(NamedTuple):
-    """A study as tensors on one device; ``n`` completed, ``f`` failed and ``m`` running trials.
-
-    X          n x d   completed trials in the unit cube
-    Y          n       their outcomes: larger is better, robust, standardised
-    X_failed   f x d
-    X_pending  m x d
-    """
-
-    X: Tensor
-    Y: Tensor
-    X_failed: Tensor
-    X_pending: Tensor
-
-
-def ignoring_default_device(function: Callable[P, T]) -> Callable[P, T]:
-    """Tensors that are made without a device are on the CPU, whatever ``torch.set_default_device`` was told.
-
-    The space, and some of torch's own code, make such; those of the engine follow the data.
-    """
-
-    @wraps(function)
-    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        if torch.get_default_device().type == "cpu":
-            return function(*args, **kwargs)  # the context below would double the time of every small operation
-        with torch.device("cpu"):
-            return function(*args, **kwargs)
-
-    return wrapped
+from llamatune_torch.space import SearchSpace
+from llamatune_torch.study import Study
+from llamatune_torch.trial import Suggestion
 
 
 @ignoring_default_device
@@ -88,7 +43,7 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
         'sobol'
     """
     settings = settings or Settings()
-    suggestions = opening(study, settings, n)
+    suggestions = initial_suggestions(study, settings, n)
     if len(suggestions) == n:
         return suggestions
 
@@ -110,77 +65,15 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     return suggestions
 
 
-def opening(study: Study, settings: Settings, n: int) -> list[Suggestion]:
-    """Up to ``n`` suggestions that need no surrogate; fewer as soon as it can take over."""
-    tried = [trial for trial in study.trials if trial.state is not TrialState.LOST]
-    # repr tells 1, 1.0 and True apart, which == does not.
-    known = {repr(trial.params) for trial in tried}
-    fresh = {repr(p): Suggestion(p, "initial") for p in study.initial_points if repr(p) not in known}
-    suggestions = list(fresh.values())[:n]
-    wanted = n - len(suggestions)
-    if study.completed:
-        wanted = min(wanted, settings.num_initial(study.space.dim) - len(tried) - len(suggestions))
-    if wanted <= 0:
-        return suggestions
-    taken = encode(study.space, [trial.params for trial in tried] + [s.params for s in suggestions])
-    return suggestions + [Suggestion(p, "sobol") for p in unexplored(study, settings, taken, wanted)]
-
-
-def unexplored(study: Study, settings: Settings, taken: Tensor, n: int) -> list[Params]:
-    """The next ``n`` points of the study's Sobol sequence that are not ``taken`` (``m x d``)."""
-    space = study.space
-    start = sum(trial.origin == "sobol" for trial in study.trials)
-    pool = sobol(space, n + 256, settings.seed, start)
-    if space.size is not None and space.size <= len(pool):
-        pool = torch.cat([pool, space.grid()])  # what a short sequence may miss
-    chosen: list[Params] = []
-    for x in pool:
-        if len(chosen) < n and is_new(space, x.unsqueeze(0), taken).all():
-            chosen.append(space.decode(x))
-            taken = torch.cat([taken, x.unsqueeze(0)])
-    if len(chosen) < n:
-        raise SpaceExhaustedError(
-            f"all {space.size} points of the space are done or running; nothing new can be suggested"
-        )
-    return chosen
-
-
-def training_data(study: Study, device: torch.device, also_pending: list[Params]) -> TrainingData:
-    """The study as tensors. The sign of the outcomes is turned to "larger is better" here and nowhere else."""
-    space = study.space
-    sign = 1.0 if study.direction == "maximize" else -1.0
-    Y = torch.tensor([sign * float(t.value or 0.0) for t in study.completed], dtype=torch.float64)
-
-    def points(trials: list[Trial]) -> list[Params]:
-        return [trial.params for trial in trials]
-
-    return TrainingData(
-        X=encode(space, points(study.completed)).to(device),
-        Y=robust(Y.to(device)),
-        X_failed=encode(space, points(study.failed)).to(device),
-        X_pending=encode(space, points(study.pending) + also_pending).to(device),
-    )
-
-
-def encode(space: SearchSpace, rows: list[Params]) -> Tensor:
-    """Points of the unit cube, ``n x d``, also for ``n = 0``."""
-    return space.encode_all(rows) if rows else torch.empty(0, space.dim, dtype=torch.float64)
-
-
 def fit(data: TrainingData, space: SearchSpace) -> Surrogate:
     """The surrogate of the completed trials."""
     return fit_gp(data.X, data.Y, space.categorical_columns, features_of(space))
 
 
-def feasibility_of(data: TrainingData, space: SearchSpace) -> Feasibility | None:
+def feasibility_of(data: TrainingData, space: SearchSpace) -> CrashModel | None:
     """The crash model, once something has crashed."""
     if len(data.X_failed) == 0:
         return None
     X = torch.cat([data.X, data.X_failed])
     works = torch.arange(len(X), device=X.device) < len(data.X)
-    return Feasibility(X, works, space.categorical_columns, features_of(space))
-
-
-def derived_seed(*keys: int) -> int:
-    """A seed of its own for each purpose; well mixed, the same everywhere."""
-    return int(np.random.SeedSequence(keys).generate_state(1)[0])
+    return CrashModel(X, works, space.categorical_columns, features_of(space))

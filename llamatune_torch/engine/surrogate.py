@@ -39,7 +39,7 @@ from torch import Tensor
 
 from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.kernel import ProductKernel
-from llamatune_torch.engine.prediction import GaussianPosterior, Prediction, Predictor, conditioned
+from llamatune_torch.engine.prediction import GaussianPosterior, Prediction, Predictor, condition
 from llamatune_torch.errors import SurrogateWarning
 
 MAX_FIT_ITERATIONS = 200
@@ -345,7 +345,7 @@ class Surrogate(SingleTaskGP):
         if self._solved is None:
             kernel = self.kernel()
             K = self.with_noise(kernel.matrix_and_slope(self.inputs)[0])
-            self._solved = conditioned(kernel, self.inputs, self.mean, K, self.train_targets.unsqueeze(-1))
+            self._solved = condition(kernel, self.inputs, self.mean, K, self.train_targets.unsqueeze(-1))
         return self._solved
 
     def prediction(self) -> Prediction:

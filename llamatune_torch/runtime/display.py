@@ -10,7 +10,9 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from llamatune_torch.study import Study, Trial, show_params, show_value
+from llamatune_torch.study import Study
+from llamatune_torch.tables import show_params, show_value
+from llamatune_torch.trial import Trial
 
 logger = logging.getLogger("llamatune_torch")
 

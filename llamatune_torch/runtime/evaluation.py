@@ -14,7 +14,7 @@ import torch
 
 from llamatune_torch.errors import LlamaTuneError, OutcomeError, TrialStateError
 from llamatune_torch.space import Params
-from llamatune_torch.study import Curve, Direction, Outcome, Trial
+from llamatune_torch.trial import Curve, Direction, Outcome, Trial
 
 Evaluate = Callable[[Trial], "float | Outcome"]
 #: Called with the step, the value and the share of the training run in [0, 1].
@@ -25,7 +25,7 @@ _listener: ContextVar[Report | None] = ContextVar("listener", default=None)
 
 
 @dataclass(frozen=True)
-class OfParams:
+class OnParams:
     """An evaluation that wants the parameters only; unlike a lambda, it can be sent to another process."""
 
     function: Callable[[Params], float | Outcome]

@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llamatune_torch.errors import (
     BudgetSpentError,
@@ -21,22 +21,22 @@ from llamatune_torch.errors import (
     SpaceExhaustedError,
     TrialStateError,
 )
-from llamatune_torch.runtime.display import live_display, log_trial, logger
+from llamatune_torch.runtime.display import live_display, log_trial
 from llamatune_torch.runtime.evaluation import Evaluate, reason_of
-from llamatune_torch.runtime.executors import Job, Places
 from llamatune_torch.runtime.interrupts import Interrupts
-from llamatune_torch.study import Outcome, Trial, TrialState
+from llamatune_torch.runtime.runners import Job, Runner
+from llamatune_torch.runtime.search import Search
+from llamatune_torch.trial import Outcome, Trial, TrialState
 
-if TYPE_CHECKING:
-    from llamatune_torch.runtime.optimizer import LlamaTune
+logger = logging.getLogger(__name__)
 
 #: Called here, before an outcome is told, with the trial and the outcome; returns the one to tell.
-Landed = Callable[[Trial, Outcome], Outcome]
+OnOutcome = Callable[[Trial, Outcome], Outcome]
 
 _POLL = 0.5  # seconds between looks at jobs that cannot say by themselves that they are done
 
 
-def run_loop(tuner: LlamaTune, evaluate: Evaluate, places: Places, landed: Landed) -> None:
+def run_loop(tuner: Search, evaluate: Evaluate, places: Runner, landed: OnOutcome) -> None:
     """Evaluates trials until the budget is used up, or until Ctrl-C, which ``tuner.interrupted`` tells of.
 
     As soon as one trial ends, its outcome is told and the next is asked for. ``ask``, ``tell``, ``report`` and the
@@ -56,10 +56,10 @@ def run_loop(tuner: LlamaTune, evaluate: Evaluate, places: Places, landed: Lande
 class _Loop:
     def __init__(
         self,
-        tuner: LlamaTune,
+        tuner: Search,
         evaluate: Evaluate,
-        places: Places,
-        landed: Landed,
+        places: Runner,
+        landed: OnOutcome,
         deadline: float | None,
         bar: Any,
         interrupts: Interrupts,

@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 import inspect
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args, overload
+from typing import Any, get_args
 
-from llamatune_torch.engine.recommend import recommend
-from llamatune_torch.engine.suggest import Suggestion, suggest
 from llamatune_torch.errors import ParamsError, SettingsError
-from llamatune_torch.runtime.evaluation import Evaluate, OfParams, as_outcome
-from llamatune_torch.runtime.executors import Executor, Gpus, InThisThread, Places, places
-from llamatune_torch.runtime.loop import Landed, run_loop
-from llamatune_torch.runtime.ranks import Followed, Ranks, rank, world_size
-from llamatune_torch.runtime.store import Memory, Store
-from llamatune_torch.runtime.threads import one_thread
+from llamatune_torch.runtime.evaluation import Evaluate, OnParams
+from llamatune_torch.runtime.loop import OnOutcome, run_loop
+from llamatune_torch.runtime.runners import Executor, Gpus, InlineRunner, Runner, make_runner
+from llamatune_torch.runtime.search import Callback, Search
+from llamatune_torch.runtime.torchrun import TorchrunRunner, rank, world_size
 from llamatune_torch.settings import AcquisitionName, Settings
 from llamatune_torch.space import Params, SearchSpace
-from llamatune_torch.study import Direction, Outcome, Study, Trial, TrialState
+from llamatune_torch.storage.memory import FollowerStore, MemoryStore
+from llamatune_torch.storage.store import Store
+from llamatune_torch.study import Study
+from llamatune_torch.trial import Direction, Outcome
 
-Callback = Callable[["LlamaTune", Trial], None]
 
-
-class LlamaTune:
+class LlamaTune(Search):
     """Finds the parameters for which a function is best, in few evaluations.
 
     Args:
@@ -98,12 +95,7 @@ class LlamaTune:
             if not callable(function):
                 raise SettingsError(f"model_eval_fn and callbacks must be callable, but got {function!r}")
         self.model_eval_fn = model_eval_fn
-        self.max_evals = max_evals
-        self.timeout = timeout
-        self.max_failures = max_failures
-        self.callbacks = list(callbacks)
-        self.progress = progress
-        self.settings = Settings(
+        settings = Settings(
             acquisition=acquisition,
             xi=xi,
             kappa=kappa,
@@ -112,18 +104,18 @@ class LlamaTune:
             device=device,
         )
         study = Study(space, direction, metric or "value", _validated(space, initial_points))
-        self._store: Store
+        store: Store
         if storage is None:
             if name is not None:
                 raise SettingsError(f"name={name!r} needs a storage, such as storage='sqlite:///study.db'")
-            self._store = Memory(study)
+            store = MemoryStore(study)
         elif rank() > 0:
-            self._store = Followed(study)
+            store = FollowerStore(study)
         else:
-            from llamatune_torch.runtime.stored import StoredStudy  # SQL takes its time to load
+            from llamatune_torch.storage.durable import DurableStore  # SQL takes its time to load
 
             known = {"acquisition": acquisition, "xi": xi, "kappa": kappa, "n_initial": n_initial, "seed": seed}
-            stored = StoredStudy(
+            store = DurableStore(
                 storage,
                 "study" if name is None else name,
                 study,
@@ -133,94 +125,8 @@ class LlamaTune:
                 grace=grace,
                 retries=retries,
             )
-            self._store = stored
-            self.settings = replace(self.settings, seed=stored.settings["seed"])
-        #: Whether the last run ended by Ctrl-C.
-        self.interrupted = False
-        #: Whether ``stop()`` was called during the run.
-        self.stopping = False
-        self._lock = threading.RLock()  # one suggestion at a time: the number of threads is torch's, not a thread's
-
-    @property
-    def study(self) -> Study:
-        """The record so far: of a stored study, as this process last saw it; each ``ask`` and ``tell`` looks again."""
-        return self._store.study
-
-    @property
-    def worker(self) -> str | None:
-        """Who runs the trials that this object asks for, as in ``Trial.worker``; only stored studies have others."""
-        return self._store.worker
-
-    @overload
-    def ask(self, n: None = None) -> Trial: ...
-    @overload
-    def ask(self, n: int) -> list[Trial]: ...
-    def ask(self, n: int | None = None) -> Trial | list[Trial]:
-        """The next trial to evaluate, or with ``n`` a list of ``n`` trials to evaluate at the same time.
-
-        Of a stored study, it sees what all processes have asked for, and runs lost trials again first.
-
-        Raises:
-            SpaceExhaustedError: a finite space has fewer points left.
-            BudgetSpentError: a stored study has fewer of ``max_evals`` left, for all processes together.
-            SettingsError: ``n`` is not a positive integer.
-            StorageError: the storage cannot be reached.
-        """
-        if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
-            raise SettingsError(f"ask(n) needs an integer n >= 1, but got {n!r}")
-        trials = self._store.start(n or 1, self._choose, self.settings.seed, self.max_evals)
-        return trials[0] if n is None else trials
-
-    def tell(self, trial: Trial | int, outcome: float | Outcome) -> Trial:
-        """Records what came of a trial, and returns its final record.
-
-        nan makes it FAILED, as does an ``Outcome`` with an error; the search then steers away from such
-        parameters. If ``outcome`` has no ``cost``, the seconds since ``ask`` are recorded.
-
-        Args:
-            trial: what ``ask`` returned, or its number.
-            outcome: a number or an :class:`Outcome`.
-
-        Raises:
-            TrialStateError: the trial is unknown, has finished, or belongs to another optimizer.
-            OutcomeError: ``outcome`` is neither; the trial keeps running.
-            StorageError: it could not be written for a minute; the message has the value, and says where it is kept.
-        """
-        checked = as_outcome(outcome, self.study.direction)
-        return self._store.change(trial, lambda running, now: _finished(running, checked, now))
-
-    def report(self, trial: Trial | int, step: float, value: float, progress: float | None = None) -> Trial:
-        """Adds a point to the learning curve of a running trial; arguments as ``Curve.reported``.
-
-        Raises:
-            TrialStateError: as :meth:`tell`.
-            OutcomeError: as ``Curve.reported``.
-        """
-        return self._store.report(
-            trial, lambda running, now: replace(running, curve=running.curve.reported(step, value, progress))
-        )
-
-    def abandon(self, trial: Trial | int, reason: str) -> Trial:
-        """Gives a trial up without blaming its parameters: it becomes LOST, and counts for nothing.
-
-        Raises:
-            TrialStateError: as :meth:`tell`.
-        """
-        return self._store.change(
-            trial,
-            lambda running, now: replace(running, state=TrialState.LOST, reason=reason, error=reason, finished=now),
-        )
-
-    def add_trial(self, params: Mapping[str, Any], outcome: float | Outcome) -> Trial:
-        """Records a trial that was evaluated elsewhere; it informs the search but uses up no budget.
-
-        Raises:
-            ParamsError: the parameters are not in the space.
-            OutcomeError: as :meth:`tell`.
-        """
-        canonical = self.study.space.validate(params)
-        checked = as_outcome(outcome, self.study.direction)
-        return self._store.add(canonical, self.settings.seed, lambda new, now: _finished(new, checked, now))
+            settings = replace(settings, seed=store.settings["seed"])
+        super().__init__(store, settings, max_evals, timeout, max_failures, callbacks, progress)
 
     def optimize(
         self,
@@ -266,22 +172,13 @@ class LlamaTune:
         """
         if self.model_eval_fn is None:
             raise SettingsError("optimize() needs model_eval_fn; with ask() and tell() it is not needed")
-        where = places(executor, n_workers, gpus, isolate, trial_timeout)
-        self.run(OfParams(self.model_eval_fn), where)
+        where = make_runner(executor, n_workers, gpus, isolate, trial_timeout)
+        self.run(OnParams(self.model_eval_fn), where)
         if self.interrupted and not self.study.completed:
             raise KeyboardInterrupt
         return self.study.best_params, self.study.best_value
 
-    def recommend(self) -> Trial:
-        """The finished trial to use: where outcomes are noisy, not the luckiest but the best on average.
-
-        Raises:
-            NoCompletedTrialError: nothing has completed yet.
-        """
-        with self._lock, one_thread(self.settings.torch_device(len(self.study.completed))):
-            return recommend(self.study, self.settings)
-
-    def run(self, evaluate: Evaluate, where: Places | None = None, landed: Landed | None = None) -> Study:
+    def run(self, evaluate: Evaluate, where: Runner | None = None, landed: OnOutcome | None = None) -> Study:
         """The loop behind :meth:`optimize`, for evaluations that want the whole ``Trial``.
 
         Args:
@@ -293,75 +190,22 @@ class LlamaTune:
         others get its trials, and its study in the end.
         """
         self.stopping = self.interrupted = False
-        where, landed = where or InThisThread(), landed or (lambda _, outcome: outcome)
+        where, landed = where or InlineRunner(), landed or (lambda _, outcome: outcome)
         if world_size() > 1:
-            if not isinstance(where, InThisThread):
+            if not isinstance(where, InlineRunner):
                 raise SettingsError("under torchrun all ranks run each trial together: no executor, n_workers or gpus")
-            where = Ranks(self)
+            where = TorchrunRunner(self)
             if where.rank > 0:
                 where.follow(evaluate)
                 return self.study
         run_loop(self, evaluate, where, landed)
         return self.study
 
-    def settle_metric(self, metric: str, direction: Direction) -> None:
-        """Names the score and its direction, for evaluations that learn both from their first trial.
-
-        Raises:
-            TrialStateError: a trial has completed already, so its value has been read the other way.
-            StudyMismatchError: the same, of a stored study; also if its metric has another name.
-        """
-        self._store.settle(metric, direction)
-
-    def follow(self, study: Study, worker: str | None) -> None:
-        """Takes over the study of rank 0, which is ``worker``, on the other ranks under ``torchrun``."""
-        self._store = Memory(study) if worker is None else Followed(study, worker)
-
-    def stop(self) -> None:
-        """Lets :meth:`optimize` start no further trial; for callbacks, or from another thread."""
-        self.stopping = True
-
-    def may_ask(self) -> bool:
-        """Whether one more trial may start, as far as is known here. Of a stored study, only ``ask`` can say."""
-        return not isinstance(self._store, Memory) or self.num_counted() < self.max_evals
-
-    def wait_for_others(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
-        """Whether there is something to do again after all, when the budget is used up and nothing runs here.
-
-        Of a stored study, waits until the trials of other processes have ended, have been lost, or have given a sign of
-        life: seconds, if those are alive, ``grace`` at most; and no longer than ``goes_on`` says yes.
-        """
-        return self._store.wait_for_others(self.max_evals, goes_on)
-
-    def num_counted(self) -> int:
-        """Trials that count against ``max_evals``."""
-        return self.study.num_counted
-
-    def _choose(self, study: Study, n: int) -> list[Suggestion]:
-        with self._lock, one_thread(self.settings.torch_device(len(study.completed))):
-            return suggest(study, self.settings, n)
-
 
 def search_arguments() -> list[str]:
     """The names of what ``LlamaTune`` takes by keyword, beside a space, a function and ``max_evals``."""
     parameters = inspect.signature(LlamaTune).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
-
-
-def _finished(running: Trial, outcome: Outcome, now: float) -> Trial:
-    """The final record of a trial with a checked outcome; ``now`` in Unix seconds."""
-    return replace(
-        running,
-        state=TrialState.FAILED if outcome.value is None else TrialState.COMPLETE,
-        value=outcome.value,
-        curve=running.curve if outcome.curve is None else outcome.curve,
-        outcomes=dict(outcome.outcomes),
-        cost=max(0.0, now - (running.started or now)) if outcome.cost is None else outcome.cost,
-        error=outcome.error,
-        reason=outcome.reason,
-        notes=dict(outcome.notes),
-        finished=now,
-    )
 
 
 def _check_budget(max_evals: Any, timeout: Any, max_failures: Any) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from llamatune_torch.engine.candidates import sobol
+from llamatune_torch.engine.qmc import sobol
 from llamatune_torch.problems import Problem
 from llamatune_torch.space import Params
 

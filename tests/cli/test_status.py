@@ -20,8 +20,8 @@ from strategies import make_trial
 
 from llamatune_torch import Curve, LlamaTune, Outcome, Real, SearchSpace, Study, TrialState
 from llamatune_torch.cli.status import Remaining, duration, record, remaining, state_of
-from llamatune_torch.runtime.reading import Reader, Snapshot
-from llamatune_torch.runtime.silence import Worker
+from llamatune_torch.storage.heartbeat import Worker
+from llamatune_torch.storage.reader import Reader, Snapshot
 
 SPACE = SearchSpace({"x": Real(0, 1)})
 NOW = 1_000_000.0

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llamatune_torch import Settings
 from llamatune_torch.engine.acquisition import RISK_AVERSION, Acquisition, make_acquisition, posterior_mean
-from llamatune_torch.engine.feasibility import Feasibility
+from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.outcome import standardize
 from llamatune_torch.engine.surrogate import make_gp
 from llamatune_torch.settings import AcquisitionName
@@ -26,12 +26,12 @@ Z = halton(68, 2)[8:]
 
 
 @pytest.fixture(scope="module")
-def works() -> Feasibility:
-    return Feasibility(X, X[:, 0] < 0.6)
+def works() -> CrashModel:
+    return CrashModel(X, X[:, 0] < 0.6)
 
 
 def acquisition(
-    name: str, gp: SingleTaskGP, pending: Tensor = NONE, feasibility: Feasibility | None = None, **knobs: Any
+    name: str, gp: SingleTaskGP, pending: Tensor = NONE, feasibility: CrashModel | None = None, **knobs: Any
 ) -> Acquisition:
     settings = Settings(**{"acquisition": name, "xi": 0.0, **knobs})
     return make_acquisition(settings, gp, X, pending, feasibility, seed=7)
@@ -118,7 +118,7 @@ def test_with_a_hopeless_point_pending_the_batch_sibling_is_close_to_the_analyti
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_log_probability_of_success_is_added(name: str, gp: SingleTaskGP, works: Feasibility) -> None:
+def test_the_log_probability_of_success_is_added(name: str, gp: SingleTaskGP, works: CrashModel) -> None:
     alone, together = values(acquisition(name, gp)), values(acquisition(name, gp, feasibility=works))
     probability = RISK_AVERSION * works.log_probability(Z).detach()
     expected = alone * probability.exp() if name in ("ei", "pi") else alone + probability
@@ -163,7 +163,7 @@ def test_monte_carlo_acquisitions_follow_from_the_seed(name: str, gp: SingleTask
 @pytest.mark.parametrize("pending", [NONE, Z[:1]], ids=["nothing pending", "one pending"])
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_are_those_of_finite_differences(
-    name: str, pending: Tensor, gp: SingleTaskGP, works: Feasibility
+    name: str, pending: Tensor, gp: SingleTaskGP, works: CrashModel
 ) -> None:
     made = acquisition(name, gp, pending, works)
     points = Z[1:9].clone().requires_grad_(True)

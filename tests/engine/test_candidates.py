@@ -25,8 +25,8 @@ from llamatune_torch.engine.candidates import (
     is_new,
     maximize,
     neighbours,
-    sobol,
 )
+from llamatune_torch.engine.qmc import sobol
 from llamatune_torch.space import RESOLUTION
 
 Score = Callable[[Tensor], Tensor]

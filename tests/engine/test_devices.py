@@ -21,7 +21,7 @@ from torch import Tensor
 import llamatune_torch
 from llamatune_torch import Settings, Study
 from llamatune_torch.engine.acquisition import make_acquisition
-from llamatune_torch.engine.feasibility import Feasibility
+from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.outcome import robust, standardize
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import suggest
@@ -115,12 +115,12 @@ def robust_outcomes() -> Tensor:
 
 
 def probability_of_success() -> Tensor:
-    return Feasibility(X, X[:, 0] < 0.6, [2]).log_probability(Z)
+    return CrashModel(X, X[:, 0] < 0.6, [2]).log_probability(Z)
 
 
 def acquired(name: str, num_pending: int) -> Tensor:
     points = Z.clone().requires_grad_(True)
-    feasibility = Feasibility(X, X[:, 0] < 0.6, [2])
+    feasibility = CrashModel(X, X[:, 0] < 0.6, [2])
     acquisition = make_acquisition(Settings(acquisition=name), fit_gp(X, Y, [2]), X, Z[:num_pending], feasibility, 3)
     values = acquisition(points.unsqueeze(-2))
     (gradient,) = torch.autograd.grad(values.sum(), points)

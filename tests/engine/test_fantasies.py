@@ -8,10 +8,11 @@ import torch
 from strategies import halton
 
 from llamatune_torch import Real, SearchSpace, Settings
-from llamatune_torch.engine.acquisition import make_acquisition, normal_samples
+from llamatune_torch.engine.acquisition import make_acquisition
 from llamatune_torch.engine.fantasies import Fantasies
 from llamatune_torch.engine.features import features_of
 from llamatune_torch.engine.outcome import standardize
+from llamatune_torch.engine.qmc import normal_samples
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 
 X = halton(8, 2)

@@ -12,9 +12,10 @@ from strategies import make_study, make_trial
 from test_suggest import play, quick
 
 from llamatune_torch import Categorical, Integer, Real, SearchSpace, Settings, Study, Trial, TrialState
-from llamatune_torch.engine.feasibility import Feasibility
+from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch.engine.data import TrainingData, training_data
 from llamatune_torch.engine.stagnation import NEAR, exploration, is_stuck, prior_correlation
-from llamatune_torch.engine.suggest import TrainingData, suggest, training_data
+from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.engine.surrogate import Surrogate, make_gp
 
 SQUARE = SearchSpace({"x": Real(0, 1), "y": Real(0, 1)})
@@ -209,5 +210,5 @@ def test_it_does_not_explore_where_runs_fail() -> None:
     works = torch.tensor([True] * 3 + [False] * 3)
     fails, unknown = torch.tensor([[[1.0, 0.4]], [[0.4, 0.0]]], dtype=torch.float64)
     candidates = torch.stack([fails, unknown])
-    a, b = exploration(SQUARE, data, Feasibility(torch.cat([X, X_failed]), works))(candidates)
+    a, b = exploration(SQUARE, data, CrashModel(torch.cat([X, X_failed]), works))(candidates)
     assert a < b

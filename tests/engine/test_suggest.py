@@ -31,8 +31,11 @@ from llamatune_torch import (
     TrialState,
 )
 from llamatune_torch.engine.candidates import is_new
-from llamatune_torch.engine.suggest import Suggestion, derived_seed, suggest, training_data
+from llamatune_torch.engine.data import training_data
+from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.engine.surrogate import fit_gp
+from llamatune_torch.seeds import derived_seed
+from llamatune_torch.trial import Suggestion
 
 MIXED = SearchSpace(
     {

@@ -1,0 +1,133 @@
+"""``best`` and ``trials``: what a study has found."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from argparse import Namespace
+from datetime import UTC, datetime
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from llamatune_torch.errors import TrialStateError
+from llamatune_torch.storage.document import strict
+from llamatune_torch.storage.reader import Reader, Snapshot
+from llamatune_torch.study import Study
+from llamatune_torch.tables import cells, show_value
+from llamatune_torch.trial import Trial
+
+
+def best(options: Namespace) -> int:
+    """The best parameters, for people, for programs, or for a training command."""
+    stored = Reader(options.storage).look(options.name)
+    study = stored.study
+    trial = _recommended(stored) if options.recommended else study.best_trial
+    if options.json:
+        record = {"study": stored.name, "metric": study.metric, "direction": study.direction}
+        print(json.dumps(strict(record | {"trial": trial.number, "value": trial.value, "params": trial.params})))
+    elif options.args:
+        print(arguments(trial.params))
+    else:
+        how = f"best on average, of {len(study.completed)}" if options.recommended else f"of {len(study.completed)}"
+        print(f"{study.metric} = {trial.value:.6g} in trial {trial.number} ({how}; {study.direction})")
+        for name, value in trial.params.items():
+            print(f"  {name} = {show_value(value)}")
+        for key, note in trial.notes.items():
+            print(f"  ({key}: {note})")
+    return 0
+
+
+def arguments(params: dict[str, Any]) -> str:
+    """Parameters for a shell, as ``HfArgumentParser`` reads them: ``--learning_rate 3e-05 --fp16 True``.
+
+    What is ``None`` is left out: that is how to leave something unset on a command line.
+    """
+    pairs = [f"--{name} {shlex.quote(str(value))}" for name, value in params.items() if value is not None]
+    return " ".join(pairs)
+
+
+def trials(options: Namespace) -> int:
+    """A table of trials, or all that is known of one."""
+    stored = Reader(options.storage).look(options.name)
+    if options.number is not None:
+        _print_trial(stored, options.number)
+        return 0
+    study = stored.study
+    chosen = [trial for trial in study.trials if options.state in (None, trial.state)]
+    if options.by_value:
+        chosen = [trial for trial in chosen if trial.value is not None]
+        chosen.sort(key=lambda trial: _rank(study, trial))
+    console().print(rich_table(cells(chosen[-options.last :] if options.last else chosen, study.metric)))
+    return 0
+
+
+def console() -> Console:
+    """A terminal as it is; elsewhere a page that is wide enough for any table, so that lines stay whole."""
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}  # "[Errno 28]" is no style
+    terminal = Console(**plain)
+    return terminal if terminal.is_terminal else Console(**plain, width=1000)
+
+
+def rich_table(rows: list[list[str]]) -> Table:
+    """A header and rows of text as a table, the last column folded."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in rows[0][:-1]:
+        table.add_column(column, justify="right")
+    table.add_column(rows[0][-1], overflow="fold")
+    for row in rows[1:]:
+        table.add_row(*row)
+    return table
+
+
+def _recommended(stored: Snapshot) -> Trial:
+    from llamatune_torch.engine.recommend import recommend  # takes its time to load
+    from llamatune_torch.settings import Settings
+
+    return recommend(stored.study, Settings(seed=stored.settings.get("seed", 0)))
+
+
+def _rank(study: Study, trial: Trial) -> float:
+    assert trial.value is not None
+    return -trial.value if study.direction == "maximize" else trial.value
+
+
+def _print_trial(stored: Snapshot, number: int) -> None:
+    count = len(stored.study.trials)
+    if not 0 <= number < count:
+        raise TrialStateError(f"trial {number} is unknown; study {stored.name!r} has {count} trials")
+    trial = stored.study.trials[number]
+    facts: dict[str, Any] = {
+        "state": trial.state,
+        stored.study.metric: trial.value,
+        **{f"  {name}": repr(value) for name, value in trial.params.items()},
+        **trial.outcomes,
+        "seconds": trial.cost,
+        "started": _time(trial.started),
+        "finished": _time(trial.finished),
+        "seed": trial.seed,
+        "origin": trial.origin,
+        "worker": trial.worker,
+        "retry of": trial.retry_of,
+        "reason": trial.reason,
+        **trial.notes,
+    }
+    print(f"trial {number} of study {stored.name!r}")
+    for name, fact in facts.items():
+        if fact is not None:
+            print(f"{name}: {fact}")
+    curve = trial.curve
+    for step, value, progress in zip(curve.steps, curve.values, curve.progress, strict=True):
+        share = "" if progress is None else f"  ({progress:.0%})"
+        print(f"  step {step:g}{share}: {value:.6g}")
+    if trial.error:
+        print(f"\n{trial.error}")
+
+
+def _time(seconds: float | None) -> str | None:
+    if seconds is None or not math.isfinite(seconds):
+        return None
+    return datetime.fromtimestamp(seconds, UTC).astimezone().isoformat(" ", "seconds")

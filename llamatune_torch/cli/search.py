@@ -1,0 +1,114 @@
+"""``run``, ``resume`` and ``worker``: a search, from what the file, the study and the command line say of it."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from llamatune_torch.cli.spec import Spec, load_spec
+from llamatune_torch.errors import SpecError
+from llamatune_torch.runtime.evaluation import OnParams
+from llamatune_torch.runtime.optimizer import LlamaTune, search_arguments
+from llamatune_torch.runtime.runners import Runner, make_runner
+from llamatune_torch.runtime.torchrun import rank
+from llamatune_torch.storage.definition import remember
+from llamatune_torch.storage.reader import Reader, Snapshot, find_study
+
+#: Settings of a study that a later start takes over.
+LASTING = ("acquisition", "xi", "kappa", "n_initial", "seed", "max_evals")
+#: Options that are arguments of ``LlamaTune``.
+OPTIONS = ("max_evals", "direction", "metric", "seed", "timeout", "max_failures", "extend", "grace", "retries")
+
+
+def run(options: Namespace) -> int:
+    """Starts a study, or goes on with it: what the file says counts before what the study remembers."""
+    spec = load_spec(options.target, trainer=options.trainer)
+    name = options.name or spec.name
+    stored = find_study(options.storage, name)
+    return _search(options, spec, name, stored, {**_remembered(stored, spec), **spec.search})
+
+
+def resume(options: Namespace) -> int:
+    """Goes on with a study that is there: what it remembers counts before what the file says."""
+    stored = Reader(options.storage).look(options.name)
+    launch = stored.settings.get("launch")
+    if options.target is not None:
+        spec = load_spec(options.target, trainer=options.trainer)
+    elif launch is None:
+        raise SpecError(f"study {stored.name!r} was not started by `llamatune run`: say what to run")
+    else:
+        try:
+            spec = load_spec(**launch)
+        except SpecError as error:
+            raise SpecError(f"{error}: say where it is now, as in `llamatune resume spec.py`") from error
+    return _search(options, spec, stored.name, stored, {**spec.search, **_remembered(stored, spec)})
+
+
+def worker(options: Namespace) -> int:
+    """Runs trials of a study until there are none left; the first worker of all makes the study."""
+    spec = load_spec(options.target, trainer=options.trainer)
+    name = options.name or spec.name
+    stored = find_study(options.storage, name)
+    arguments = {**spec.search, **_remembered(stored, spec), "progress": False}
+    return _search(options, spec, name, stored, arguments)
+
+
+def reopened(url: str, stored: Snapshot) -> LlamaTune:
+    """A stored study opened as it is, to enter something by hand."""
+    study, metric = stored.study, stored.study.metric if stored.settled else None
+    arguments = _lasting(stored) | {"metric": metric, "direction": study.direction}
+    return LlamaTune(study.space, storage=url, name=stored.name, **arguments)
+
+
+def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, arguments: Mapping[str, Any]) -> int:
+    space = spec.space
+    if space is None:
+        if stored is None:
+            raise SpecError(f"{spec.path} has no `space`, and {name!r} is a new study, which needs one")
+        space = stored.study.space
+    given = {key: getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
+    arguments = {**arguments, **given, "storage": options.storage, "name": name}
+    where = _places(options)
+    if spec.is_trainer_factory:
+        from llamatune_torch.integrations.trainer.tune import fine_tuning  # takes its time to load
+
+        fine_tune = fine_tuning(spec.function, space, **arguments)
+        assert fine_tune.optimizer is not None
+        tuner, search = fine_tune.optimizer, fine_tune.run
+    else:
+        known = ["max_evals", *search_arguments()]
+        for argument in arguments:
+            if argument not in known:
+                raise SpecError(f"`search` in {spec.path} has {argument!r}; LlamaTune takes {known}")
+        tuner = LlamaTune(space, spec.function, **arguments)
+        search = partial(tuner.run, OnParams(spec.function))
+    first = rank() == 0  # under torchrun, one speaks for all
+    if first:
+        remember(options.storage, name, {"launch": dict(spec.launch)})
+    study = search(where)
+    if first:
+        print(study.summary())
+    if tuner.interrupted:
+        raise KeyboardInterrupt
+    return 0 if study.completed else 1
+
+
+def _lasting(stored: Snapshot) -> dict[str, Any]:
+    return {key: stored.settings[key] for key in LASTING if key in stored.settings}
+
+
+def _remembered(stored: Snapshot | None, spec: Spec) -> dict[str, Any]:
+    """What a study that is there says of how it is searched."""
+    if stored is None:
+        return {}
+    arguments = _lasting(stored)
+    if stored.settled and not spec.is_trainer_factory:  # a Trainer's metric may be a function
+        arguments |= {"metric": stored.study.metric, "direction": stored.study.direction}
+    return arguments
+
+
+def _places(options: Namespace) -> Runner:
+    gpus = options.gpus if options.gpus in (None, "auto") else options.gpus.split(",")
+    return make_runner(None, options.workers, gpus, options.isolate, options.trial_timeout)

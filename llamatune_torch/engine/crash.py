@@ -1,0 +1,52 @@
+"""Will these parameters work at all? A failure teaches where not to go.
+
+Failed trials (out of memory, nan, an exception) have no value, so the surrogate cannot learn from them. A
+second GP does: it is fitted to labels, +1 for a trial that completed and -1 for one that failed, and the
+probability of success at ``x`` is that of a positive latent value,
+
+    P(works | x) = Phi(mu(x) / sqrt(var(x) + noise)).
+
+Least-squares classification is cruder than a Bernoulli likelihood, but exact, quick, and smooth where the
+acquisition needs a gradient (Rasmussen & Williams, 2006, section 6.5). Left alone it is far too sure of itself: labels
+that are all +1 or -1 look free of noise, and a free mean rises past +1, which says that whatever is unknown works. So
+the noise has a prior of its own, which keeps P at about ``Phi(1 / sqrt(0.2))`` = 0.99 where much has worked, and the
+mean follows from the share of trials that have worked so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.surrogate import Surrogate, fit_gp
+
+# Of the labels' noise variance: log-normal, its median 0.2.
+LABEL_NOISE_PRIOR = (-1.6, 0.5)
+
+
+class CrashModel:
+    """The probability that parameters work, from labelled points.
+
+    Args:
+        X: shape ``n x d``, in the unit cube.
+        works: shape ``n``, boolean; both kinds must occur.
+        categorical: columns whose coordinates are mere labels.
+        features: what the kernels see instead of the columns; ``None`` for the columns themselves.
+    """
+
+    def __init__(
+        self, X: Tensor, works: Tensor, categorical: Sequence[int] = (), features: Features | None = None
+    ) -> None:
+        labels = torch.where(works, 1.0, -1.0).to(X)
+        prior_mean = 2 * (int(works.sum()) + 1) / (len(works) + 2) - 1  # of the labels; Laplace's rule of succession
+        self.gp: Surrogate = fit_gp(X, labels, categorical, features, LABEL_NOISE_PRIOR, prior_mean)
+
+    def log_probability(self, X: Tensor) -> Tensor:
+        """``log P(works | x)`` of each row; ``X`` has shape ``b x d``, the result ``b``."""
+        posterior = self.gp.posterior(X.unsqueeze(-2), observation_noise=True)
+        mean, variance = posterior.mean.reshape(-1), posterior.variance.reshape(-1)
+        log_probability: Tensor = torch.special.log_ndtr(mean / variance.sqrt())
+        return log_probability

@@ -1,0 +1,71 @@
+"""A study as tensors: what the surrogate, the crash model and the candidate search are given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import NamedTuple, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from llamatune_torch.engine.outcome import robust
+from llamatune_torch.space import Params, SearchSpace
+from llamatune_torch.study import Study
+from llamatune_torch.trial import Trial
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class TrainingData(NamedTuple):
+    """A study as tensors on one device; ``n`` completed, ``f`` failed and ``m`` running trials.
+
+    X          n x d   completed trials in the unit cube
+    Y          n       their outcomes: larger is better, robust, standardised
+    X_failed   f x d
+    X_pending  m x d
+    """
+
+    X: Tensor
+    Y: Tensor
+    X_failed: Tensor
+    X_pending: Tensor
+
+
+def training_data(study: Study, device: torch.device, also_pending: list[Params]) -> TrainingData:
+    """The study as tensors. The sign of the outcomes is turned to "larger is better" here and nowhere else."""
+    space = study.space
+    sign = 1.0 if study.direction == "maximize" else -1.0
+    Y = torch.tensor([sign * float(t.value or 0.0) for t in study.completed], dtype=torch.float64)
+
+    def points(trials: list[Trial]) -> list[Params]:
+        return [trial.params for trial in trials]
+
+    return TrainingData(
+        X=encode(space, points(study.completed)).to(device),
+        Y=robust(Y.to(device)),
+        X_failed=encode(space, points(study.failed)).to(device),
+        X_pending=encode(space, points(study.pending) + also_pending).to(device),
+    )
+
+
+def encode(space: SearchSpace, rows: list[Params]) -> Tensor:
+    """Points of the unit cube, ``n x d``, also for ``n = 0``."""
+    return space.encode_all(rows) if rows else torch.empty(0, space.dim, dtype=torch.float64)
+
+
+def ignoring_default_device(function: Callable[P, T]) -> Callable[P, T]:
+    """Tensors that are made without a device are on the CPU, whatever ``torch.set_default_device`` was told.
+
+    The space, and some of torch's own code, make such; those of the engine follow the data.
+    """
+
+    @wraps(function)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
+        if torch.get_default_device().type == "cpu":
+            return function(*args, **kwargs)  # the context below would double the time of every small operation
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return wrapped

@@ -1,0 +1,50 @@
+"""The initial design: the user's own points, then a scrambled Sobol sequence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llamatune_torch.engine.candidates import is_new
+from llamatune_torch.engine.data import encode
+from llamatune_torch.engine.qmc import sobol
+from llamatune_torch.errors import SpaceExhaustedError
+from llamatune_torch.settings import Settings
+from llamatune_torch.space import Params
+from llamatune_torch.study import Study
+from llamatune_torch.trial import Suggestion, TrialState
+
+
+def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Suggestion]:
+    """Up to ``n`` suggestions that need no surrogate; fewer as soon as it can take over."""
+    tried = [trial for trial in study.trials if trial.state is not TrialState.LOST]
+    # repr tells 1, 1.0 and True apart, which == does not.
+    known = {repr(trial.params) for trial in tried}
+    fresh = {repr(p): Suggestion(p, "initial") for p in study.initial_points if repr(p) not in known}
+    suggestions = list(fresh.values())[:n]
+    wanted = n - len(suggestions)
+    if study.completed:
+        wanted = min(wanted, settings.num_initial(study.space.dim) - len(tried) - len(suggestions))
+    if wanted <= 0:
+        return suggestions
+    taken = encode(study.space, [trial.params for trial in tried] + [s.params for s in suggestions])
+    return suggestions + [Suggestion(p, "sobol") for p in next_sobol_points(study, settings, taken, wanted)]
+
+
+def next_sobol_points(study: Study, settings: Settings, taken: Tensor, n: int) -> list[Params]:
+    """The next ``n`` points of the study's Sobol sequence that are not ``taken`` (``m x d``)."""
+    space = study.space
+    start = sum(trial.origin == "sobol" for trial in study.trials)
+    pool = sobol(space, n + 256, settings.seed, start)
+    if space.size is not None and space.size <= len(pool):
+        pool = torch.cat([pool, space.grid()])  # what a short sequence may miss
+    chosen: list[Params] = []
+    for x in pool:
+        if len(chosen) < n and is_new(space, x.unsqueeze(0), taken).all():
+            chosen.append(space.decode(x))
+            taken = torch.cat([taken, x.unsqueeze(0)])
+    if len(chosen) < n:
+        raise SpaceExhaustedError(
+            f"all {space.size} points of the space are done or running; nothing new can be suggested"
+        )
+    return chosen

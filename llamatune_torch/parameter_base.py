@@ -1,0 +1,110 @@
+"""What every hyperparameter can do; ``parameters.py`` has the kinds that there are."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llamatune_torch.errors import SpaceError
+
+
+class Parameter(ABC):
+    """One hyperparameter: a set of values and its map to one column of the unit cube.
+
+    ``size`` is the number of values, ``None`` for a continuum. A parameter with a ``size`` also numbers its
+    values ``0 .. size - 1``: ``index_of`` and ``coordinate`` translate between numbers and coordinates.
+    """
+
+    #: Whether neighbouring coordinates mean neighbouring values (false for unordered choices only).
+    ordered: bool = True
+
+    #: Values of a kind of their own (numbers only).
+    special: Sequence[float] = ()
+
+    #: The values that other parameters must have for this one to matter: ``{parent: values}``.
+    when: Mapping[str, Any]
+
+    @property
+    @abstractmethod
+    def size(self) -> int | None:
+        """How many values there are; ``None`` if they form a continuum."""
+
+    @abstractmethod
+    def validate(self, value: Any) -> Any:
+        """The value in its canonical form.
+
+        Raises:
+            ParamsError: the value is not one of this parameter's.
+        """
+
+    @abstractmethod
+    def encode(self, values: Sequence[Any]) -> Tensor:
+        """Coordinates in [0, 1] of canonical values, shape ``n``, float64."""
+
+    @abstractmethod
+    def decode(self, U: Tensor) -> list[Any]:
+        """The values at the coordinates ``U`` in [0, 1], shape ``n``."""
+
+    def index_of(self, U: Tensor) -> Tensor:
+        """The number of the value whose cell holds each coordinate; int64, the shape of ``U``."""
+        raise NotImplementedError(f"{type(self).__name__} is a continuum")
+
+    def coordinate(self, index: Tensor) -> Tensor:
+        """The coordinate of the value with each number; float64, the shape of ``index``."""
+        raise NotImplementedError(f"{type(self).__name__} is a continuum")
+
+    def special_of(self, U: Tensor) -> Tensor:
+        """The number in ``special`` of the value at each coordinate, -1 for an ordinary value; int64."""
+        return torch.full_like(U, -1, dtype=torch.int64)
+
+    def snap(self, U: Tensor) -> Tensor:
+        """The nearest coordinates that stand for a value; the identity on a continuum."""
+        return U if self.size is None else self.coordinate(self.index_of(U)).to(U)
+
+    def stands_for(self, U: Tensor, values: Sequence[Any]) -> Tensor:
+        """Which coordinates stand for one of the canonical ``values``; boolean, the shape of ``U``."""
+        return torch.isin(self.index_of(U), self.index_of(self.encode(values)).to(U.device))
+
+    def __repr__(self) -> str:
+        shown = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # each is a dataclass
+        special, when = shown.pop("special", ()), shown.pop("when")
+        if special:
+            shown["special"] = list(special)
+        if when:
+            shown["when"] = {parent: vs[0] if len(vs) == 1 else list(vs) for parent, vs in when.items()}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def conditions(when: Any) -> dict[str, tuple[Any, ...]]:
+    """``when`` in canonical form: for each parent a tuple of values."""
+    if not isinstance(when, Mapping):
+        raise SpaceError(f"when must be a dict of parents and their values, but got {describe(when)}")
+    conditions = {
+        parent: tuple(to_python(v) for v in (values if isinstance(values, (list, tuple)) else [values]))
+        for parent, values in when.items()
+    }
+    for parent, values in conditions.items():
+        if not values:
+            raise SpaceError(f"when must name at least one value of {parent!r}, but got []")
+    return conditions
+
+
+def to_python(value: Any) -> Any:
+    """A numpy or torch scalar as the Python value it holds; anything else as it is."""
+    item = getattr(value, "item", None)
+    return item() if callable(item) and getattr(value, "shape", None) == () else value
+
+
+def type_key(value: Any) -> Hashable:
+    """A key that tells ``1``, ``1.0`` and ``True`` apart."""
+    return type(value), value
+
+
+def describe(value: Any) -> str:
+    """A value and its type, for messages."""
+    return f"{value!r} ({type(value).__name__})"

@@ -1,0 +1,181 @@
+"""A search whose loop is somebody's own: ask for parameters, tell what came of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, overload
+
+from llamatune_torch.engine.recommend import recommend
+from llamatune_torch.engine.suggest import suggest
+from llamatune_torch.errors import SettingsError
+from llamatune_torch.runtime.evaluation import as_outcome
+from llamatune_torch.runtime.threads import one_thread
+from llamatune_torch.settings import Settings
+from llamatune_torch.storage.memory import FollowerStore, MemoryStore
+from llamatune_torch.storage.store import Store
+from llamatune_torch.study import Study
+from llamatune_torch.trial import Direction, Outcome, Suggestion, Trial, TrialState
+
+Callback = Callable[[Any, Trial], None]
+
+
+class Search:
+    """A study and what decides how it goes on; ``LlamaTune`` adds the loop.
+
+    Args:
+        store: where the study lives.
+        settings: the knobs of the engine.
+        max_evals, timeout, max_failures, callbacks, progress: as of ``LlamaTune``.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        max_evals: int,
+        timeout: float | None = None,
+        max_failures: int | None = None,
+        callbacks: Sequence[Callback] = (),
+        progress: bool = True,
+    ) -> None:
+        self._store = store
+        self.settings = settings
+        self.max_evals = max_evals
+        self.timeout = timeout
+        self.max_failures = max_failures
+        self.callbacks = list(callbacks)
+        self.progress = progress
+        #: Whether the last run ended by Ctrl-C.
+        self.interrupted = False
+        #: Whether ``stop()`` was called during the run.
+        self.stopping = False
+        self._lock = threading.RLock()  # one suggestion at a time: the number of threads is torch's, not a thread's
+
+    @property
+    def study(self) -> Study:
+        """The record so far: of a stored study, as this process last saw it; each ``ask`` and ``tell`` looks again."""
+        return self._store.study
+
+    @property
+    def worker(self) -> str | None:
+        """Who runs the trials that this object asks for, as in ``Trial.worker``; only stored studies have others."""
+        return self._store.worker
+
+    @overload
+    def ask(self, n: None = None) -> Trial: ...
+    @overload
+    def ask(self, n: int) -> list[Trial]: ...
+    def ask(self, n: int | None = None) -> Trial | list[Trial]:
+        """The next trial to evaluate, or with ``n`` a list of ``n`` trials to evaluate at the same time.
+
+        Of a stored study, it sees what all processes have asked for, and runs lost trials again first.
+
+        Raises:
+            SpaceExhaustedError: a finite space has fewer points left.
+            BudgetSpentError: a stored study has fewer of ``max_evals`` left, for all processes together.
+            SettingsError: ``n`` is not a positive integer.
+            StorageError: the storage cannot be reached.
+        """
+        if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
+            raise SettingsError(f"ask(n) needs an integer n >= 1, but got {n!r}")
+        trials = self._store.start(n or 1, self._choose, self.settings.seed, self.max_evals)
+        return trials[0] if n is None else trials
+
+    def tell(self, trial: Trial | int, outcome: float | Outcome) -> Trial:
+        """Records what came of a trial, and returns its final record.
+
+        nan makes it FAILED, as does an ``Outcome`` with an error; the search then steers away from such
+        parameters. If ``outcome`` has no ``cost``, the seconds since ``ask`` are recorded.
+
+        Args:
+            trial: what ``ask`` returned, or its number.
+            outcome: a number or an :class:`Outcome`.
+
+        Raises:
+            TrialStateError: the trial is unknown, has finished, or belongs to another optimizer.
+            OutcomeError: ``outcome`` is neither; the trial keeps running.
+            StorageError: it could not be written for a minute; the message has the value, and says where it is kept.
+        """
+        checked = as_outcome(outcome, self.study.direction)
+        return self._store.change(trial, lambda running, now: running.finished_with(checked, now))
+
+    def report(self, trial: Trial | int, step: float, value: float, progress: float | None = None) -> Trial:
+        """Adds a point to the learning curve of a running trial; arguments as ``Curve.reported``.
+
+        Raises:
+            TrialStateError: as :meth:`tell`.
+            OutcomeError: as ``Curve.reported``.
+        """
+        return self._store.report(
+            trial, lambda running, now: replace(running, curve=running.curve.reported(step, value, progress))
+        )
+
+    def abandon(self, trial: Trial | int, reason: str) -> Trial:
+        """Gives a trial up without blaming its parameters: it becomes LOST, and counts for nothing.
+
+        Raises:
+            TrialStateError: as :meth:`tell`.
+        """
+        return self._store.change(
+            trial,
+            lambda running, now: replace(running, state=TrialState.LOST, reason=reason, error=reason, finished=now),
+        )
+
+    def add_trial(self, params: Mapping[str, Any], outcome: float | Outcome) -> Trial:
+        """Records a trial that was evaluated elsewhere; it informs the search but uses up no budget.
+
+        Raises:
+            ParamsError: the parameters are not in the space.
+            OutcomeError: as :meth:`tell`.
+        """
+        canonical = self.study.space.validate(params)
+        checked = as_outcome(outcome, self.study.direction)
+        return self._store.add(canonical, self.settings.seed, lambda new, now: new.finished_with(checked, now))
+
+    def recommend(self) -> Trial:
+        """The finished trial to use: where outcomes are noisy, not the luckiest but the best on average.
+
+        Raises:
+            NoCompletedTrialError: nothing has completed yet.
+        """
+        with self._lock, one_thread(self.settings.torch_device(len(self.study.completed))):
+            return recommend(self.study, self.settings)
+
+    def settle_metric(self, metric: str, direction: Direction) -> None:
+        """Names the score and its direction, for evaluations that learn both from their first trial.
+
+        Raises:
+            TrialStateError: a trial has completed already, so its value has been read the other way.
+            StudyMismatchError: the same, of a stored study; also if its metric has another name.
+        """
+        self._store.settle(metric, direction)
+
+    def follow(self, study: Study, worker: str | None) -> None:
+        """Takes over the study of rank 0, which is ``worker``, on the other ranks under ``torchrun``."""
+        self._store = MemoryStore(study) if worker is None else FollowerStore(study, worker)
+
+    def stop(self) -> None:
+        """Lets :meth:`optimize` start no further trial; for callbacks, or from another thread."""
+        self.stopping = True
+
+    def may_ask(self) -> bool:
+        """Whether one more trial may start, as far as is known here. Of a stored study, only ``ask`` can say."""
+        return not isinstance(self._store, MemoryStore) or self.num_counted() < self.max_evals
+
+    def wait_for_others(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
+        """Whether there is something to do again after all, when the budget is used up and nothing runs here.
+
+        Of a stored study, waits until the trials of other processes have ended, have been lost, or have given a sign of
+        life: seconds, if those are alive, ``grace`` at most; and no longer than ``goes_on`` says yes.
+        """
+        return self._store.wait_for_others(self.max_evals, goes_on)
+
+    def num_counted(self) -> int:
+        """Trials that count against ``max_evals``."""
+        return self.study.num_counted
+
+    def _choose(self, study: Study, n: int) -> list[Suggestion]:
+        with self._lock, one_thread(self.settings.torch_device(len(study.completed))):
+            return suggest(study, self.settings, n)

@@ -1,0 +1,1 @@
+"""Where studies are kept: in memory, in SQLite or PostgreSQL. Knows no engine."""

@@ -1,0 +1,318 @@
+"""The door to SQL: connections, transactions and what can go wrong with them, in SQLite and PostgreSQL.
+
+What is written where, and when, is the business of ``stored.py``. SQLite runs in WAL mode; what counts is synced to the
+disk; a write transaction takes its lock at the start, so that it never fails half-way because of another writer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy.engine import URL, Connection, Engine, make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
+
+from llamatune_torch.errors import SchemaError, SettingsError, StorageError
+from llamatune_torch.storage.schema import MIGRATIONS
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+OPENING_PATIENCE = 10.0  # seconds for which an opening that fails is tried again
+BUSY_SECONDS = 5  # how long SQLite itself waits for another writer, before this module tries again
+
+# Unix time in seconds by the database's clock, also within a long transaction.
+CLOCKS = {
+    "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
+    "postgresql": "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)",
+}
+
+# A machine that is switched off says no goodbye: after half a minute its connection and its locks are given up, so
+# that nobody else waits for them. A worker that is suspended within a transaction is disconnected.
+POSTGRES_OPTIONS: Mapping[str, Any] = {
+    "connect_timeout": 10,
+    "tcp_user_timeout": 30_000,
+    "options": "-c lock_timeout=30s -c idle_in_transaction_session_timeout=30s",
+}
+
+# One at a time creates tables and studies; the number only has to be nobody else's.
+OPENING_LOCK = 0x11A3A7E
+
+DAMAGED = ("not a database", "malformed", "file is encrypted")
+# What no second attempt would change.
+PERMANENT = (
+    "readonly",
+    "read-only",
+    "unable to open",
+    "authentication failed",
+    "does not exist",
+    "no such table",
+    "permission denied",
+)
+
+
+class Transaction:
+    """SQL within one transaction; values are named, as in ``rows("... WHERE id = :id", id=3)``."""
+
+    def __init__(self, connection: Connection, clock: str) -> None:
+        self._connection = connection
+        self._clock = clock
+
+    def rows(self, sql: str, **values: Any) -> list[Mapping[str, Any]]:
+        """What a query returns, each row by the names of its columns."""
+        return [dict(row._mapping) for row in self._connection.execute(sa.text(sql), values)]
+
+    def run(self, sql: str, **values: Any) -> int:
+        """Runs a statement that returns nothing; the number of rows that it touched."""
+        return self._connection.execute(sa.text(sql), values).rowcount
+
+    @cached_property
+    def now(self) -> float:
+        """The database's time, when first asked for; Unix seconds."""
+        return float(self.rows(f"SELECT {self._clock} AS now")[0]["now"])
+
+
+class Database:
+    """A database with this package's tables in it, made or brought up to date at the first use.
+
+    Args:
+        url: ``sqlite:///file.db`` or ``postgresql://user:password@host/name``.
+        reading: promises to write nothing: a file that is not there is not made, and one on a read-only disk can be
+            opened too.
+
+    Raises:
+        SettingsError: the URL names neither, or PostgreSQL's driver is not installed.
+        SchemaError: the file is damaged, a database of something else, or of a newer version.
+        StorageError: it cannot be reached or written; for reading, it is not there.
+    """
+
+    def __init__(self, url: str, *, reading: bool = False) -> None:
+        parsed = _checked_url(url)
+        #: The URL as it may be shown: without the password.
+        self.display_url = parsed.render_as_string(hide_password=True)
+        self.kind = parsed.get_backend_name()
+        #: The file of an SQLite database.
+        self.file = sqlite_file(url)
+        if self.file is not None:  # the program may change its working directory
+            parsed = parsed.set(database=str(self.file))
+            if reading and not self.file.exists():
+                raise StorageError(f"there is no {self.file}")
+            if not self.file.parent.is_dir():
+                raise StorageError(f"{self.display_url} cannot be made: there is no folder {self.file.parent}")
+        self._engine = _engine(parsed, reading)
+        self._pid = os.getpid()
+        weakref.finalize(self, _close, self._engine, self._pid)  # at the interpreter's exit at the latest
+        opening = partial(self.read, self._check) if reading else partial(self.write, self._migrate, exclusive=True)
+        #: Of the tables that were found; 0 if there were none.
+        self.version = self.patiently(opening, "to be opened", OPENING_PATIENCE)
+        if reading and 0 < self.version < len(MIGRATIONS):
+            Database(url)  # brings it up to date
+
+    def write(self, work: Callable[[Transaction], T], *, exclusive: bool = False, durable: bool = True) -> T:
+        """Runs ``work`` in a transaction that writes.
+
+        Args:
+            work: what to do.
+            exclusive: lets in one process at a time.
+            durable: whether the commit waits for the disk; without, it may be undone by a power failure, but by nothing
+                else.
+        """
+        with self._live_engine().connect().execution_options(durable=durable) as connection, connection.begin():
+            if self.kind == "postgresql":
+                if exclusive:
+                    connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({OPENING_LOCK})")
+                if not durable:
+                    connection.exec_driver_sql("SET LOCAL synchronous_commit = off")
+            return work(Transaction(connection, CLOCKS[self.kind]))
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Runs ``work`` in a transaction that waits for nobody and changes nothing."""
+        with self._live_engine().connect().execution_options(reading=True) as connection, connection.begin():
+            return work(Transaction(connection, CLOCKS[self.kind]))
+
+    def patiently(
+        self, attempt: Callable[[], T], what: str, patience: float, at_failure: Callable[[], object] | None = None
+    ) -> T:
+        """The result of ``attempt``, which is made again after a failure that may pass, for ``patience`` seconds.
+
+        Args:
+            attempt: one transaction; a failed one may have come through all the same, if the connection broke late.
+            what: what could not be done, for messages: "the result 0.93 of trial 7 to be written".
+            patience: seconds.
+            at_failure: called once, after the first failure that may pass.
+
+        Raises:
+            SchemaError: the database is damaged.
+            StorageError: anything else that did not pass.
+        """
+        deadline, pause = time.monotonic() + patience, 0.05
+        while True:
+            try:
+                return attempt()
+            except DBAPIError as error:
+                reason = str(error.orig).strip()
+                if any(sign in reason for sign in DAMAGED):
+                    raise SchemaError(f"{self.display_url} is damaged, or no database at all: {reason}") from error
+                permanent = isinstance(error, ProgrammingError) or any(sign in reason for sign in PERMANENT)
+                if permanent or time.monotonic() + pause > deadline:
+                    waited = "" if permanent else f" for {patience:g} s"
+                    raise StorageError(f"{self.display_url} did not allow{waited} {what}: {reason}") from error
+                if at_failure is not None:
+                    logger.warning("%s: %s; trying again for up to %g s", self.display_url, reason, patience)
+                    at_failure()
+                    at_failure = None
+                time.sleep(pause)
+                pause = min(2 * pause, 2.0)
+
+    def _live_engine(self) -> Engine:
+        if os.getpid() != self._pid:  # after a fork: the connections are the parent's
+            self._engine.dispose(close=False)
+            self._pid = os.getpid()
+        return self._engine
+
+    def _check(self, transaction: Transaction) -> int:
+        """The version of the tables that are there, 0 for none."""
+        if self.kind == "sqlite":
+            verdict = transaction.rows("PRAGMA quick_check(1)")[0]["quick_check"]
+            if verdict != "ok":
+                raise SchemaError(f"{self.display_url} is damaged: {verdict}")
+        tables = self._tables(transaction)
+        if "llamatune_schema" not in tables:
+            if tables and self.kind == "sqlite":  # a server may well be shared with other things, a file is not
+                raise SchemaError(
+                    f"{self.display_url} is a database of something else: it has the tables {sorted(tables)}"
+                )
+            return 0
+        version = int(transaction.rows("SELECT version FROM llamatune_schema")[0]["version"])
+        if version > len(MIGRATIONS):
+            raise SchemaError(
+                f"{self.display_url} was made by a newer version of llamatune-torch (its schema is {version}, "
+                f"this one knows up to {len(MIGRATIONS)}): update with pip install -U llamatune-torch"
+            )
+        return version
+
+    def _migrate(self, transaction: Transaction) -> int:
+        """Makes the tables, or brings them up to date; the version that was there."""
+        version, newest = self._check(transaction), len(MIGRATIONS)
+        if version == 0:
+            transaction.run("CREATE TABLE llamatune_schema (version BIGINT NOT NULL)")
+            transaction.run("INSERT INTO llamatune_schema VALUES (0)")
+        for migration in MIGRATIONS[version:]:
+            for statement in migration:
+                transaction.run(statement)
+        if version < newest:
+            transaction.run("UPDATE llamatune_schema SET version = :version", version=newest)
+        return version
+
+    def _tables(self, transaction: Transaction) -> set[str]:
+        if self.kind == "sqlite":
+            query = "SELECT name FROM sqlite_master WHERE type = 'table'"
+        else:
+            query = "SELECT tablename AS name FROM pg_tables WHERE schemaname = current_schema()"
+        return {str(row["name"]) for row in transaction.rows(query)}
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file that a URL names; ``None`` for PostgreSQL.
+
+    Raises:
+        SettingsError: the URL names neither.
+    """
+    parsed = _checked_url(url)
+    return Path(str(parsed.database)).absolute() if parsed.get_backend_name() == "sqlite" else None
+
+
+def _checked_url(url: Any) -> URL:
+    expected = "storage must be a URL such as 'sqlite:///study.db' or 'postgresql://user@host/name'"
+    if not isinstance(url, str):
+        raise SettingsError(f"{expected}, but got {url!r}")
+    try:
+        parsed = make_url(url)
+        kind = parsed.get_backend_name()
+    except (ArgumentError, ValueError) as error:
+        raise SettingsError(f"{expected}, but got {url!r}") from error
+    if kind not in CLOCKS:
+        raise SettingsError(f"{expected}, but got one of {kind!r}")
+    if kind == "sqlite" and (not parsed.database or parsed.database == ":memory:" or "uri" in parsed.query):
+        raise SettingsError(f"storage must name a file, as in 'sqlite:///study.db', but got {url!r}")
+    return parsed
+
+
+def _close(engine: Engine, pid: int) -> None:
+    if os.getpid() == pid:  # in a fork's child, they are the parent's to close
+        engine.dispose()
+
+
+def _engine(url: URL, reading: bool) -> Engine:
+    if url.get_backend_name() == "sqlite":
+        if reading:
+            url = _read_only(url)
+        engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+        sa.event.listen(engine, "connect", _prepare_reading if reading else _prepare_sqlite)
+        sa.event.listen(engine, "begin", _begin)
+        return engine
+    if "+" not in url.drivername:
+        url = url.set(drivername="postgresql+psycopg")
+    options = {key: value for key, value in POSTGRES_OPTIONS.items() if key not in url.query}
+    try:
+        return sa.create_engine(url, connect_args=options)
+    except ModuleNotFoundError as error:
+        raise SettingsError(f"PostgreSQL needs {error.name}: pip install 'llamatune-torch[postgres]'") from error
+
+
+def _read_only(url: URL) -> URL:
+    """The same file, opened so that nothing is written, not even SQLite's own files beside it where that is forbidden.
+
+    A reader must leave its mark in such a file, lest a writer moves what it reads. Where it cannot, and nobody is
+    writing, the file is taken for one that never changes.
+    """
+    file = Path(str(url.database))
+    idle = not file.with_name(f"{file.name}-wal").exists()
+    may_mark = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
+    frozen = {"immutable": "1"} if idle and not may_mark else {}
+    return url.set(
+        database=f"file:{quote(str(file))}", query={"mode": "ro" if frozen else "rw", "uri": "true", **frozen}
+    )
+
+
+def _prepare_reading(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None
+    connection.execute("PRAGMA query_only = 1")
+
+
+def _prepare_sqlite(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # Python's own BEGIN would come late, and without its lock
+    connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _begin(connection: Connection) -> None:
+    options = connection.get_execution_options()
+    if options.get("reading"):
+        connection.exec_driver_sql("BEGIN")
+        return
+    durable = options.get("durable", True)
+    connection.exec_driver_sql(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
+    # SQLite's own way to wait for another writer is to look ever less often: unlucky ones would wait for a second.
+    connection.exec_driver_sql("PRAGMA busy_timeout = 0")
+    deadline = time.monotonic() + BUSY_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            connection.connection.cursor().execute("BEGIN IMMEDIATE")
+            break
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                break
+            time.sleep(0.003)
+    if not connection.connection.dbapi_connection.in_transaction:  # type: ignore[union-attr]  # it is sqlite3's
+        connection.exec_driver_sql("BEGIN IMMEDIATE")  # raises what the last attempt has raised
+    connection.exec_driver_sql(f"PRAGMA busy_timeout = {int(1000 * BUSY_SECONDS)}")

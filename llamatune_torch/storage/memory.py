@@ -1,0 +1,84 @@
+"""Studies that live as long as their process."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from llamatune_torch.errors import SettingsError, StudyMismatchError
+from llamatune_torch.space import Params
+from llamatune_torch.storage.store import (
+    Change,
+    Choose,
+    check_direction,
+    check_open,
+    is_settled,
+    number_of,
+    started_trial,
+)
+from llamatune_torch.study import Study
+from llamatune_torch.trial import Direction, Suggestion, Trial
+
+
+class MemoryStore:
+    """A study that lives as long as its process."""
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self.worker: str | None = None  # there is only this one
+        self._lock = threading.RLock()
+
+    def start(self, n: int, choose: Choose, seed: int, max_evals: int) -> list[Trial]:
+        # Nobody else starts any, so whoever runs the loop counts for himself.
+        with self._lock:
+            first = len(self.study.trials)
+            suggestions = choose(self.study, n)
+            now = time.time()
+            trials = [started_trial(first + i, s, seed, now) for i, s in enumerate(suggestions)]
+            for trial in trials:
+                self.study = self.study.with_trial(trial)
+        return trials
+
+    def wait_for_others(self, max_evals: int, goes_on: Callable[[], bool]) -> bool:
+        return False  # there are none
+
+    def change(self, trial: Trial | int, change: Change) -> Trial:
+        with self._lock:
+            trials = self.study.trials
+            changed = change(check_open(trials[number_of(trial, len(trials))], trial), time.time())
+            self.study = self.study.with_trial(changed)
+        return changed
+
+    report = change
+
+    def add(self, params: Params, seed: int, finish: Change) -> Trial:
+        with self._lock:
+            number, now = len(self.study.trials), time.time()
+            added = finish(started_trial(number, Suggestion(params, "added"), seed, now), now)
+            self.study = self.study.with_trial(added)
+        return added
+
+    def settle(self, metric: str, direction: Direction) -> None:
+        with self._lock:
+            check_direction(self.study, direction)
+            self.study = replace(self.study, metric=metric, direction=direction)
+
+
+class FollowerStore(MemoryStore):
+    """A stored study on ranks other than 0, which alone has opened it: read there, and not written."""
+
+    def __init__(self, study: Study, worker: str | None = None) -> None:
+        super().__init__(study)
+        self.worker = worker
+
+    def start(self, n: int, choose: Choose, seed: int, max_evals: int) -> list[Trial]:
+        raise SettingsError("under torchrun only rank 0 asks for trials of a stored study; optimize() and tune() do")
+
+    def settle(self, metric: str, direction: Direction) -> None:
+        # As rank 0 does at this moment: a rank that went on alone would wait for the others within its training.
+        same = direction == self.study.direction and self.study.metric in ("value", metric)
+        if not same and is_settled(self.study, self.worker):
+            raise StudyMismatchError("the study of rank 0 has another metric or direction")
+        super().settle(metric, direction)

@@ -1,0 +1,121 @@
+"""Looking at stored studies without taking part in them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from llamatune_torch.errors import StorageError
+from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction, sqlite_file
+from llamatune_torch.storage.heartbeat import Worker
+from llamatune_torch.storage.serialization import read_space, read_trial
+from llamatune_torch.storage.session import COLUMNS
+from llamatune_torch.study import Study
+
+T = TypeVar("T")
+
+
+class Snapshot(NamedTuple):
+    """A stored study at one moment.
+
+    ``settled`` says whether its metric and direction are known yet, ``settings`` what it was last started with,
+    ``workers`` who runs trials now, by name; ``now`` is the time in Unix seconds, by the database's clock.
+    """
+
+    name: str
+    study: Study
+    settled: bool
+    settings: Mapping[str, Any]
+    workers: Mapping[str, Worker]
+    now: float
+
+
+class Reader:
+    """Reads what is in a database; nothing in it changes, and nobody waits.
+
+    Raises:
+        SettingsError, StorageError: as ``Database``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._database = Database(url, reading=True)
+        #: The URL as it may be shown: without the password.
+        self.display_url = self._database.display_url
+
+    def names(self) -> list[str]:
+        """The names of its studies."""
+        return self._read(_names) if self._database.version else []
+
+    def look(self, name: str | None = None) -> Snapshot:
+        """A study as it is now; by default the only one there is.
+
+        Raises:
+            StorageError: there is no such study, or more than one and no name; the message lists them.
+        """
+
+        def work(transaction: Transaction) -> Snapshot:
+            names = _names(transaction) if self._database.version else []
+            if name is None and len(names) > 1:
+                raise StorageError(f"{self.display_url} has several studies, say the name of one: {names}")
+            if not names or name not in (None, *names):
+                wanted = "no study" if name is None else f"no study {name!r}"
+                raise StorageError(f"{self.display_url} has {wanted}" + (f", only {names}" if names else ""))
+            return _snapshot(transaction, name or names[0])
+
+        return self._read(work)
+
+    def _read(self, work: Callable[[Transaction], T]) -> T:
+        return self._database.patiently(lambda: self._database.read(work), "to be read", OPENING_PATIENCE)
+
+
+def find_study(url: str, name: str) -> Snapshot | None:
+    """A stored study as it is now; ``None`` if it, or its SQLite file, has not been made yet."""
+    file = sqlite_file(url)
+    if file is not None and not file.exists():
+        return None
+    reader = Reader(url)
+    return reader.look(name) if name in reader.names() else None
+
+
+def load_study(storage: str, name: str | None = None) -> Study:
+    """A stored study as it is now; for reading, while others go on with it.
+
+    Args:
+        storage: its URL, as for :class:`LlamaTune`.
+        name: its name; not needed where there is only one.
+
+    Raises:
+        StorageError: there is no such study, or several and no name; the message lists them.
+
+    Example:
+        >>> print(load_study("sqlite:///gpt2.db", "gpt2-cls").summary())
+    """
+    return Reader(storage).look(name).study
+
+
+def _names(transaction: Transaction) -> list[str]:
+    return [row["name"] for row in transaction.rows("SELECT name FROM llamatune_studies ORDER BY name")]
+
+
+def _snapshot(transaction: Transaction, name: str) -> Snapshot:
+    (row,) = transaction.rows("SELECT * FROM llamatune_studies WHERE name = :name", name=name)
+    space = read_space(row["space"])
+    trials = transaction.rows(
+        f"SELECT {COLUMNS} FROM llamatune_trials WHERE study = :study ORDER BY number", study=row["id"]
+    )
+    workers = transaction.rows(
+        "SELECT w.* FROM llamatune_workers w WHERE EXISTS "
+        "(SELECT 1 FROM llamatune_trials t WHERE t.study = :study AND t.state = 'running' AND t.worker = w.id)",
+        study=row["id"],
+    )
+    now = transaction.now
+    study = Study(
+        space,
+        row["direction"],
+        row["metric"] or "value",
+        tuple(json.loads(row["initial_points"])),
+        tuple(read_trial(trial, space) for trial in trials),
+    )
+    running = {w["id"]: Worker(w["id"], w["host"], w["pid"], now - w["heartbeat"]) for w in workers}
+    return Snapshot(name, study, row["metric"] is not None, json.loads(row["settings"]), running, now)

@@ -1,0 +1,172 @@
+"""``best``, ``trials`` and ``tell``."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import time
+from pathlib import Path
+
+import pytest
+from commands import Cli
+
+from llamatune_torch import Categorical, Integer, LlamaTune, Outcome, Real, load_study
+from llamatune_torch.cli.results import arguments
+
+SPACE = {
+    "lr": Real(1e-5, 1e-2, prior="log-uniform"),
+    "text": Categorical(["plain", "two words", "it's"]),
+    "fp16": Categorical([True, False]),
+    "clip": Categorical([None, 1.0]),
+    "method": Categorical(["full", "lora"]),
+    "rank": Integer(1, 64, when={"method": "lora"}),
+}
+FULL = {"lr": 3e-5, "text": "two words", "fp16": True, "clip": None, "method": "full"}
+LORA = {"lr": 1e-3, "text": "it's", "fp16": False, "clip": 1.0, "method": "lora", "rank": 8}
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> LlamaTune:
+    """Three trials by hand: 0.5, 0.75 and a failure."""
+    made = LlamaTune(
+        SPACE,
+        metric="loss",
+        direction="minimize",
+        storage=f"sqlite:///{tmp_path}/llamatune.db",
+        name="mine",
+        initial_points=[FULL, LORA],
+        n_initial=1000,
+    )
+    made.tell(made.ask(), Outcome(0.5, outcomes={"memory_gb": 7.5}, cost=12.5, notes={"value": "last evaluation"}))
+    trial = made.ask()
+    made.report(trial, 10, 0.875, 0.5)
+    made.tell(trial, Outcome(0.75, cost=3.0))
+    made.tell(made.ask(), Outcome.failure("out of memory", "Traceback\n  line 7\nMemoryError"))
+    return made
+
+
+def test_best_for_people(cli: Cli, mine: LlamaTune) -> None:
+    assert cli("best").out.splitlines() == [
+        "loss = 0.5 in trial 0 (of 2; minimize)",
+        "  lr = 3e-05",
+        "  text = 'two words'",
+        "  fp16 = True",
+        "  clip = None",
+        "  method = 'full'",
+        "  (value: last evaluation)",
+    ]
+
+
+def test_best_for_programs(cli: Cli, mine: LlamaTune) -> None:
+    assert json.loads(cli("best", "--json").out) == {
+        "study": "mine",
+        "metric": "loss",
+        "direction": "minimize",
+        "trial": 0,
+        "value": 0.5,
+        "params": FULL,
+    }
+
+
+def test_best_for_a_training_command(cli: Cli, mine: LlamaTune) -> None:
+    line = cli("best", "--args").out
+    assert line == "--lr 3e-05 --text 'two words' --fp16 True --method full\n"
+    assert shlex.split(line)[2:4] == ["--text", "two words"]
+    assert shlex.split(arguments(LORA))[3] == "it's"
+
+
+def test_what_is_printed_is_read_by_the_parser_of_transformers(cli: Cli, mine: LlamaTune, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    parser = transformers.HfArgumentParser(transformers.TrainingArguments)
+    params = {"learning_rate": 3.25e-05, "per_device_train_batch_size": 16, "use_cpu": True, "optim": "adamw_torch"}
+    (parsed,) = parser.parse_args_into_dataclasses(shlex.split(f"--output_dir {tmp_path} {arguments(params)}"))
+    assert {name: getattr(parsed, name) for name in params} == params
+
+
+def test_the_recommended_trial(cli: Cli, tmp_path: Path) -> None:
+    """A single lucky value next to a place that is good again and again."""
+    lucky = LlamaTune({"x": Real(0, 1)}, storage=f"sqlite:///{tmp_path}/llamatune.db", name="lucky")
+    for i, value in enumerate([0.5, 0.52, 0.49, 0.51, 0.1, 0.3, 0.2, 0.0]):
+        lucky.add_trial({"x": 0.7 if i < 4 else i / 10 - 0.4}, value)
+    expected = lucky.recommend()
+    found = json.loads(cli("best", "--recommended", "--json").out)
+    assert (found["trial"], found["params"]) == (expected.number, expected.params)
+    assert "best on average, of 8" in cli("best", "--recommended").out
+
+
+def test_the_table_of_trials(cli: Cli, mine: LlamaTune) -> None:
+    lines = cli("trials").out.splitlines()
+    assert lines[1].split() == ["trial", "loss", "lr", "text", "fp16", "clip", "method", "rank", "seconds", "state"]
+    rows = {line.split()[0]: line.split() for line in lines[3:] if line.strip()}
+    assert rows["0"][1:3] == ["0.5", "3e-05"]
+    assert rows["0"][-3:] == ["-", "12.5", "complete"]  # no rank without lora
+    assert rows["1"][-3:] == ["8", "3.0", "complete"]
+    assert rows["2"][-4:] == ["failed:", "out", "of", "memory"]
+
+
+def numbers(shown: str) -> list[int]:
+    return [int(line.split()[0]) for line in shown.splitlines() if line.strip()[:1].isdigit()]
+
+
+def test_some_of_the_trials(cli: Cli, mine: LlamaTune) -> None:
+    assert numbers(cli("trials").out) == [0, 1, 2]
+    assert numbers(cli("trials", "--state", "complete").out) == [0, 1]
+    assert numbers(cli("trials", "--by-value").out) == [0, 1]  # small is good here
+    assert numbers(cli("trials", "--last", 2).out) == [1, 2]
+    assert numbers(cli("trials", "--state", "lost").out) == []
+
+
+def test_all_about_one_trial(cli: Cli, mine: LlamaTune) -> None:
+    shown = cli("trials", 1).out
+    assert "trial 1 of study 'mine'" in shown
+    assert "  rank: 8" in shown
+    assert "loss: 0.75" in shown
+    assert "  step 10  (50%): 0.875" in shown
+    assert "  clip: None" in cli("trials", 0).out
+    assert "memory_gb: 7.5" in cli("trials", 0).out
+    assert cli("trials", 2).out.endswith("Traceback\n  line 7\nMemoryError\n")
+
+
+def test_a_result_by_hand(cli: Cli, mine: LlamaTune, tmp_path: Path) -> None:
+    first, second, third = mine.ask(), mine.ask(), mine.ask()
+    told = cli("tell", first.number, 0.125, "--cost", 60)
+    assert told.out == f"trial {first.number} of study 'mine': complete, value=0.125\n"
+    assert cli("tell", second.number, "--failed", "node down").out.endswith("failed: node down\n")
+    assert cli("tell", third.number, "nan").code == 0
+    study = load_study(f"sqlite:///{tmp_path}/llamatune.db")
+    assert (study.trials[first.number].value, study.trials[first.number].cost) == (0.125, 60.0)
+    assert study.trials[first.number].notes == {"told": "by hand"}
+    assert [t.reason for t in study.failed] == ["out of memory", "node down", "nan"]
+    assert study.best_trial.number == first.number
+
+
+def test_a_negative_value_is_a_value(cli: Cli, mine: LlamaTune, tmp_path: Path) -> None:
+    for text, value in (("-0.5", -0.5), ("-1e-3", -1e-3), ("inf", math.inf)):
+        number = mine.ask().number
+        assert cli("tell", number, text).code == 0, text
+        assert load_study(f"sqlite:///{tmp_path}/llamatune.db").trials[number].value == value
+
+
+def test_telling_leaves_the_settings_and_the_metric_as_they_were(cli: Cli, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/llamatune.db"
+    trials = LlamaTune(SPACE, max_evals=17, n_initial=5, seed=3, metric=None, storage=url, name="mine").ask(2)
+    assert cli("tell", trials[0].number, 0.5).code == 0
+    again = LlamaTune(SPACE, max_evals=17, metric="eval_loss", direction="minimize", storage=url, name="mine")
+    assert again.settings.seed == 3  # and the metric could still be named
+    shown = json.loads(cli("status", "--json").out)
+    assert (shown["max_evals"], shown["metric"]) == (17, "eval_loss")
+
+
+def test_the_result_of_a_worker_that_fell_silent(cli: Cli, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/llamatune.db"
+    gone = LlamaTune(SPACE, storage=url, name="mine", grace=0.05, n_initial=1000)
+    trial = gone.ask()
+    gone._store._heartbeat.remove(trial.number)  # type: ignore[attr-defined]  # dead, as far as others can see
+    time.sleep(0.3)
+    other = LlamaTune(SPACE, storage=url, name="mine", grace=0.05, n_initial=1000)
+    assert other.ask().retry_of == trial.number
+    assert cli("tell", trial.number, 0.25).code == 0
+    study = load_study(url)
+    assert study.trials[trial.number].value == 0.25
+    assert study.num_counted == 1

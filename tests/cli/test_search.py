@@ -1,0 +1,219 @@
+"""``run``, ``resume`` and ``worker``, in processes of their own, with signals and kills."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from commands import Cli, finish, start, write_spec
+
+from llamatune_torch import StorageError, Study, TrialState, load_study
+
+ROOT = Path(__file__).parents[2]
+
+
+def storage(folder: Path) -> str:
+    return f"sqlite:///{folder}/llamatune.db"
+
+
+def wait_until(folder: Path, name: str, enough: Callable[[Study], bool], process: subprocess.Popen[str]) -> Study:
+    """The study as soon as it has come so far."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if (folder / "llamatune.db").exists():
+            try:
+                study = load_study(storage(folder), name)
+            except StorageError:  # not made yet
+                study = None
+            if study is not None and enough(study):
+                return study
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    pytest.fail("it did not come so far")
+
+
+def test_run_does_what_the_file_says_and_run_again_nothing(cli: Cli, spec: str, tmp_path: Path) -> None:
+    first = cli("run", spec)
+    assert first.code == 0
+    assert "6 trials (5 complete, 1 failed)" in first.out
+    assert "failed: out of memory (1)" in first.out
+    assert "best accuracy (maximize): " in first.out
+    study = load_study(storage(tmp_path))
+    assert [trial.curve.steps for trial in study.completed] == [(1.0,)] * 5
+    again = cli("run", spec)
+    assert (again.code, again.out) == (0, first.out)
+    assert load_study(storage(tmp_path)) == study
+
+
+def test_options_count_before_the_file_and_trials_are_the_total(cli: Cli, spec: str, tmp_path: Path) -> None:
+    assert cli("run", spec, "--trials", 2, "--seed", 7, "--metric", "score", "--direction", "minimize").code == 0
+    study = load_study(storage(tmp_path))
+    assert (len(study.trials), study.metric, study.direction) == (2, "score", "minimize")
+    other = cli("run", spec, "--trials", 3)
+    assert other.code == 1
+    assert "metric: stored 'score', given 'accuracy'" in other.err
+    assert cli("resume", "--trials", 3).code == 0
+    assert len(load_study(storage(tmp_path)).trials) == 3
+
+
+def test_resume_needs_no_file_named_and_no_folder(
+    cli: Cli, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("run", spec, "--trials", 2).code == 0
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert cli("resume", "--storage", storage(tmp_path)).code == 0  # nothing is left
+    assert len(load_study(storage(tmp_path)).trials) == 2
+    assert cli("resume", "--storage", storage(tmp_path), "--trials", 4).code == 0
+    assert len(load_study(storage(tmp_path)).trials) == 4
+    (tmp_path / spec).unlink()
+    gone = cli("resume", "--storage", storage(tmp_path))
+    assert gone.code == 2
+    assert "there is no file" in gone.err
+    assert "llamatune resume spec.py" in gone.err
+
+
+def test_resume_of_what_is_not_there(cli: Cli, spec: str) -> None:
+    assert "there is no " in cli("resume").err
+    cli("run", spec, "--name", "a", "--trials", 1)
+    result = cli("resume", "--name", "b")
+    assert (result.code, "no study 'b', only ['a']" in result.err) == (1, True)
+
+
+def test_a_study_that_a_program_has_made(cli: Cli, tmp_path: Path) -> None:
+    from llamatune_torch import LlamaTune, Real
+
+    tuner = LlamaTune({"x": Real(0, 1)}, storage=storage(tmp_path), name="mine", max_evals=3, n_initial=1000, seed=5)
+    tuner.tell(tuner.ask(), 0.5)
+    result = cli("resume")
+    assert result.code == 2
+    assert "'mine' was not started by `llamatune run`: say what to run" in result.err
+    # A worker takes the space, the seed and the budget from the study.
+    file = write_spec(tmp_path, text="def evaluate(params): return params['x']")
+    assert cli("worker", file, "--name", "mine").code == 0
+    study = load_study(storage(tmp_path))
+    assert len(study.completed) == 3
+    alone = LlamaTune({"x": Real(0, 1)}, n_initial=1000, seed=5)
+    assert [trial.params for trial in study.trials] == [alone.ask().params for _ in range(3)]
+
+
+def test_a_new_study_needs_a_space_and_a_good_search(cli: Cli, tmp_path: Path) -> None:
+    file = write_spec(tmp_path, text="def evaluate(params): ...")
+    assert "has no `space`" in cli("run", file).err
+    file = write_spec(tmp_path, text="space = {'x': (0.0, 1.0)}\nsearch = {'max_eval': 3}\ndef evaluate(p): ...")
+    result = cli("run", file)
+    assert (result.code, "'max_eval'; LlamaTune takes ['max_evals', " in result.err) == (2, True)
+    file = write_spec(tmp_path, text="space = {'x': (1.0, 0.0)}\ndef evaluate(p): ...")
+    assert cli("run", file).code == 2
+    assert not (tmp_path / "llamatune.db").exists()
+
+
+def test_where_nothing_completes_the_exit_code_says_so(cli: Cli, tmp_path: Path) -> None:
+    text = "space = {'x': (0.0, 1.0)}\ndef evaluate(params): raise ValueError('never')"
+    result = cli("run", write_spec(tmp_path, text=text), "--trials", 2)
+    assert result.code == 1
+    assert "failed: ValueError (2)" in result.out
+    assert "no trial has completed" in result.out
+
+
+def test_processes_of_its_own_find_the_file(tmp_path: Path) -> None:
+    file = write_spec(tmp_path)
+    result = finish(start(tmp_path, "run", file, "--trials", 4, "--workers", 2, "--gpus", "0,1", "--isolate"))
+    assert result.code == 0, result.err
+    study = load_study(storage(tmp_path))
+    assert len(study.completed) + len(study.failed) == 4
+    assert study.failures_by_reason().keys() <= {"out of memory"}
+
+
+def test_three_workers_share_a_study_and_its_budget_exactly(url: str, tmp_path: Path) -> None:
+    file = write_spec(tmp_path, seconds=0.05)
+    workers = [start(tmp_path, "worker", file, "--trials", 20, "--storage", url, "--name", "s") for _ in range(3)]
+    results = [finish(worker) for worker in workers]
+    assert [result.code for result in results] == [0, 0, 0], results
+    study = load_study(url, "s")
+    assert len(study.trials) == study.num_counted == 20
+    assert len({trial.worker for trial in study.trials}) > 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly_and_resume_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    file = write_spec(tmp_path, seconds=0.5)
+    process = start(tmp_path, "run", file)
+    wait_until(tmp_path, file.removesuffix(".py"), lambda study: len(study.trials) >= 3, process)
+    process.send_signal(number)
+    result = finish(process)
+    assert result.code == 130
+    assert "Traceback" not in result.err
+    assert "llamatune: interrupted" in result.err
+    assert " lost)" in result.out
+    study = load_study(storage(tmp_path))
+    assert not study.pending
+    assert [trial.reason for trial in study.in_state(TrialState.LOST)] == ["interrupted"]
+    resumed = finish(start(tmp_path, "resume"))
+    assert resumed.code == 0, resumed.err
+    assert load_study(storage(tmp_path)).num_counted == 6
+
+
+def test_killed_outright_and_started_again(tmp_path: Path) -> None:
+    file = write_spec(tmp_path, seconds=0.3)
+    process = start(tmp_path, "run", file, "--grace", 1)
+    before = wait_until(tmp_path, file.removesuffix(".py"), lambda study: len(study.trials) >= 3, process)
+    os.kill(process.pid, signal.SIGKILL)
+    finish(process)
+    resumed = finish(start(tmp_path, "resume", "--grace", 1))
+    assert resumed.code == 0, resumed.err
+    study = load_study(storage(tmp_path))
+    assert study.num_counted == 6
+    assert [study.trials[trial.number] for trial in before.completed] == before.completed
+    (lost,) = study.in_state(TrialState.LOST)
+    assert [trial.params for trial in study.trials if trial.retry_of == lost.number] == [lost.params]
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+def test_under_torchrun_one_rank_speaks_for_both(tmp_path: Path) -> None:
+    text = """
+import torch.distributed as dist
+space = {"x": (0.0, 1.0)}
+search = {"max_evals": 3, "n_initial": 1000}
+def evaluate(params):
+    everybodys = [None, None]
+    dist.all_gather_object(everybodys, params)
+    return params["x"] if everybodys[0] == everybodys[1] else -1.0
+"""
+    file = write_spec(tmp_path, text=text)
+    command = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "llamatune_torch", "run", file]
+    result = finish(start(tmp_path, module=command))
+    assert result.code == 0, result.err
+    assert result.out.count("3 trials (3 complete)") == 1
+    assert all(trial.value == trial.params["x"] for trial in load_study(storage(tmp_path)).trials)
+
+
+TRAINER = """
+from pathlib import Path
+from tiny import tiny_trainer
+from llamatune_torch import Real
+
+space = {"learning_rate": Real(1e-4, 1e-1, prior="log-uniform")}
+search = {"max_evals": 2, "metric": "eval_accuracy", "keep": "best", "output_dir": "tuned"}
+
+def trainer_factory(params):
+    return tiny_trainer({"learning_rate": params["learning_rate"]}, Path("."))
+"""
+
+
+def test_a_trainer(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    file = write_spec(tmp_path, text=TRAINER)
+    path = os.pathsep.join([str(ROOT / "tests" / "integrations" / "trainer"), os.environ.get("PYTHONPATH", "")])
+    result = finish(start(tmp_path, "run", file, PYTHONPATH=path))
+    assert result.code == 0, result.err
+    assert "2 trials (2 complete)" in result.out
+    assert "best eval_accuracy (maximize)" in result.out
+    assert (tmp_path / "tuned" / "best" / "trial.json").is_file()

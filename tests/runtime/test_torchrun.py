@@ -1,0 +1,185 @@
+"""Two ranks under torchrun, on the CPU over gloo: the same parameters, the same end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or os.name != "posix", reason="torch without distributed")
+TESTS = Path(__file__).parents[1]
+
+HEAD = """
+import json, os, sys, time
+from pathlib import Path
+from llamatune_torch import LlamaTune, OutcomeError, Real, SettingsError, tune
+RANK = int(os.environ["RANK"])
+seen = []
+
+def leave(tuner_or_study, **more):
+    study = getattr(tuner_or_study, "study", tuner_or_study)
+    trials = [[t.params, t.state.value, t.value, t.reason, t.error, len(t.curve)] for t in study.trials]
+    Path(f"rank-{RANK}").write_text(json.dumps({"trials": trials, "seen": seen, **more}))
+"""
+
+
+def start(folder: Path, program: str) -> subprocess.Popen[str]:
+    (folder / "program.py").write_text(HEAD + program)
+    environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS / 'integrations'}", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "program.py"]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def on_two_ranks(folder: Path, program: str) -> list[dict[str, Any]]:
+    process = start(folder, program)
+    try:
+        out, _ = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out
+    return [json.loads((folder / f"rank-{rank}").read_text()) for rank in (0, 1)]
+
+
+def test_ranks_get_the_same_trials_a_failure_of_one_counts_and_they_stop_together(tmp_path: Path) -> None:
+    one, other = on_two_ranks(
+        tmp_path,
+        """
+def evaluate(params):
+    seen.append(params)
+    if len(seen) == 2 and RANK == 1:
+        raise RuntimeError("CUDA out of memory")
+    return params["x"] + RANK  # the ranks differ: rank 0 counts
+
+stop = lambda tuner, trial: tuner.stop() if trial.number == 5 else None
+# Another seed on each rank, which must not matter.
+tuner = LlamaTune({"x": (0.0, 1.0)}, evaluate, 50, n_initial=3, callbacks=[stop], seed=RANK)
+best_params, best = tuner.optimize()
+try:
+    tuner.optimize(n_workers=2)
+except SettingsError as error:
+    refused = str(error)
+leave(tuner, best=best, refused=refused)
+""",
+    )
+    assert one == other
+    assert len(one["seen"]) == 6
+    assert [params for params, *_ in one["trials"]] == one["seen"]
+    assert [state for _, state, *_ in one["trials"]] == ["complete", "failed"] + ["complete"] * 4
+    assert one["trials"][1][3] == "out of memory"
+    assert one["trials"][1][4].startswith("rank 1: Traceback")
+    assert one["best"] == max(params["x"] for i, params in enumerate(one["seen"]) if i != 1)
+    assert "under torchrun all ranks run each trial together" in one["refused"]
+
+
+def test_a_trainer_is_tuned_by_two_ranks_and_its_best_model_kept(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    one, other = on_two_ranks(
+        tmp_path,
+        """
+from tiny import SPACE, tiny_trainer
+def factory(params):
+    seen.append(dict(params))
+    trainer = tiny_trainer(params, Path("."), save_strategy="epoch", load_best_model_at_end=True)
+    assert trainer.args.world_size == 2
+    return trainer
+study = tune(factory, SPACE, metric="accuracy", max_evals=3, n_initial=9, keep="best", output_dir="out")
+leave(study, metric=[study.metric, study.direction])
+""",
+    )
+    assert one == other
+    assert one["metric"] == ["eval_accuracy", "maximize"]
+    assert [state for _, state, *_ in one["trials"]] == ["complete"] * 3
+    assert [points for *_, points in one["trials"]] == [2] * 3
+    best = max(one["trials"], key=lambda trial: trial[2])
+    kept = json.loads((tmp_path / "out" / "best" / "trial.json").read_text())
+    assert (kept["params"], kept["value"]) == (best[0], best[2])
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["best"]
+
+
+def test_a_stored_study_is_opened_by_rank_0_alone_and_known_to_all(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    one, other = on_two_ranks(
+        tmp_path,
+        """
+from tiny import SPACE, tiny_trainer
+from llamatune_torch import StudyMismatchError
+def factory(params):
+    seen.append(dict(params))
+    return tiny_trainer(params, Path("."))
+stored = {"storage": "sqlite:///study.db", "n_initial": 9, "output_dir": "out"}
+for max_evals in (2, 3):
+    study = tune(factory, SPACE, max_evals=max_evals, **stored)
+try:
+    tune(factory, SPACE, metric="accuracy", max_evals=4, **stored)
+except StudyMismatchError as error:
+    refused = str(error)
+tuner = LlamaTune(SPACE, lambda params: 1.0, 5, metric=None, name="other", storage="sqlite:///study.db")
+try:
+    tuner.ask()
+except SettingsError as error:
+    asked = str(error)
+else:
+    asked = "asked"
+opened = "llamatune_torch.storage.durable" in sys.modules
+leave(study, opened=opened, refused=refused, asked=asked, workers=[t.worker for t in study.trials])
+""",
+    )
+    assert (one["opened"], other["opened"]) == (True, False)
+    assert {key: one[key] for key in ("trials", "seen", "workers")} == {
+        key: other[key] for key in ("trials", "seen", "workers")
+    }
+    assert [state for _, state, *_ in one["trials"]] == ["complete"] * 3
+    assert len(one["seen"]) == 4  # with the one that was refused before its training
+    assert "metric: stored 'eval_loss', given 'eval_accuracy'" in one["refused"]
+    assert other["refused"] == "the study of rank 0 has another metric or direction"
+    assert one["asked"] == "asked"
+    assert "under torchrun only rank 0 asks" in other["asked"]
+    with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+        rows = connection.execute("SELECT id FROM llamatune_workers").fetchall()
+    # One for each time that something was asked for.
+    assert {worker for (worker,) in rows} > set(one["workers"])
+    assert len(rows) == 4
+
+
+def test_ctrl_c_ends_all_ranks_and_gives_the_trial_back(tmp_path: Path) -> None:
+    process = start(
+        tmp_path,
+        """
+def evaluate(params):
+    seen.append(params)
+    if len(seen) == 3:
+        Path(f"pid-{RANK}").write_text(str(os.getpid()))
+        time.sleep(600)
+    return params["x"]
+tuner = LlamaTune({"x": (0.0, 1.0)}, evaluate, 50, n_initial=50)
+tuner.optimize()
+leave(tuner, interrupted=tuner.interrupted)
+""",
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while not all((tmp_path / f"pid-{rank}").exists() for rank in (0, 1)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(0.2)
+        for rank in (0, 1):  # as a terminal does; torchrun itself would send SIGTERM
+            os.kill(int((tmp_path / f"pid-{rank}").read_text()), signal.SIGINT if rank else signal.SIGTERM)
+        out, _ = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out
+    one, other = [json.loads((tmp_path / f"rank-{rank}").read_text()) for rank in (0, 1)]
+    assert one == other
+    assert one["interrupted"]
+    assert [state for _, state, *_ in one["trials"]] == ["complete", "complete", "lost"]

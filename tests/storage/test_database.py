@@ -1,0 +1,170 @@
+"""The door to SQL: URLs, files that are damaged, foreign, older or newer, connections that break."""
+
+from __future__ import annotations
+
+import math
+import sqlite3
+import subprocess
+import time
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from durable import SPACE, execute, states, tuner
+
+from llamatune_torch import Integer, LlamaTune, Real, SchemaError, SettingsError, StorageError
+from llamatune_torch.storage import database, schema
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("gpt2.db", "storage must be a URL such as 'sqlite:///study.db' or .*, but got 'gpt2.db'"),
+        ("mysql://localhost/x", "storage must be a URL .*, but got one of 'mysql'"),
+        ("sqlite://", "storage must name a file, as in 'sqlite:///study.db', but got 'sqlite://'"),
+        ("sqlite:///:memory:", "storage must name a file"),
+        (7, "storage must be a URL .*, but got 7"),
+    ],
+)
+def test_a_storage_that_is_none(url: Any, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        LlamaTune(SPACE, storage=url)
+
+
+def test_passwords_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "OPENING_PATIENCE", 0.2)
+    with pytest.raises(
+        StorageError, match=r"postgresql://me:\*\*\*@127.0.0.1:1/x\?connect_timeout=1 did not allow"
+    ) as caught:
+        database.Database("postgresql://me:secret@127.0.0.1:1/x?connect_timeout=1")
+    assert "secret" not in str(caught.value)
+
+
+def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=f"cannot be made: there is no folder {tmp_path}/nowhere"):
+        tuner(f"sqlite:///{tmp_path}/nowhere/study.db")
+
+
+def test_a_read_only_file(small_disk: Path) -> None:
+    url = f"sqlite:///{small_disk}/study.db"
+    tuner(url)
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    start = time.monotonic()
+    with pytest.raises(
+        StorageError, match=r"study\.db did not allow to be opened: .*(readonly|read-only|unable to open)"
+    ):
+        tuner(url)
+    assert time.monotonic() - start < 5  # nothing would change by waiting
+
+
+def test_a_file_that_is_no_database(sqlite_url: str, tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_text("a diary\n" * 1000)
+    with pytest.raises(SchemaError, match=r"study\.db is damaged, or no database at all: file is not a database"):
+        tuner(sqlite_url)
+    assert (tmp_path / "study.db").read_text().startswith("a diary")
+
+
+def test_a_damaged_file(sqlite_url: str, tmp_path: Path) -> None:
+    mine = tuner(sqlite_url)
+    for trial in mine.ask(50):
+        mine.tell(trial, 0.5)
+    del mine  # which closes it, so that everything is in the one file
+    path = tmp_path / "study.db"
+    content = bytearray(path.read_bytes())
+    content[4096 * 5 : 4096 * 7] = b"\xff" * 8192
+    path.write_bytes(content)
+    with pytest.raises(SchemaError, match=r"study\.db is damaged"):
+        tuner(sqlite_url)
+
+
+def test_a_database_of_something_else(sqlite_url: str, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+        connection.execute("CREATE TABLE recipes (name TEXT)")
+    with pytest.raises(SchemaError, match=r"is a database of something else: it has the tables \['recipes'\]"):
+        tuner(sqlite_url)
+    with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+        assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("recipes",)]
+
+
+def test_a_database_of_a_newer_version(url: str) -> None:
+    tuner(url).ask()
+    execute(url, "UPDATE llamatune_schema SET version = 99")
+    with pytest.raises(SchemaError, match=r"made by a newer version of llamatune-torch \(its schema is 99, this one"):
+        tuner(url)
+
+
+def test_a_study_of_version_1_goes_on(sqlite_url: str, tmp_path: Path) -> None:
+    """A dump of a real file, made by the first version that stored any; it never changes."""
+    with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+        connection.executescript((HERE / "study-v1.sql").read_text())
+    mine = LlamaTune(
+        {
+            "lr": Real(1e-5, 1e-2, prior="log-uniform"),
+            "method": ["full", "lora"],
+            "rank": Integer(1, 64, when={"method": "lora"}),
+            "decay": Real(0.001, 0.1, special=[0.0]),
+        },
+        storage=sqlite_url,
+        name="old",
+        direction="minimize",
+        metric="loss",
+    )
+    assert states(mine.study) == ["complete", "failed", "lost", "complete", "running"]
+    assert mine.study.best_value == 0.30000000000000004
+    assert mine.study.trials[0].curve.values == (0.5, math.inf)
+    assert mine.settings.seed == 7
+    assert mine.ask().number == 5
+
+
+def test_older_databases_are_migrated_step_by_step(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = tuner(url)
+    before.tell(before.ask(), 0.5)
+    newer = (
+        *schema.MIGRATIONS,
+        ("ALTER TABLE llamatune_studies ADD COLUMN owner TEXT", "UPDATE llamatune_studies SET owner = name"),
+        ("ALTER TABLE llamatune_studies ADD COLUMN mood TEXT",),
+    )
+    monkeypatch.setattr(database, "MIGRATIONS", newer)
+    after = tuner(url)
+    assert after.study.trials == before.study.trials
+    rows = database.Database(url).write(lambda t: t.rows("SELECT owner, mood FROM llamatune_studies"))
+    assert rows == [{"owner": "s", "mood": None}]
+    assert database.Database(url).write(lambda t: t.rows("SELECT version FROM llamatune_schema")) == [{"version": 3}]
+    tuner(url)  # is not migrated again
+
+
+def test_a_migration_that_fails_leaves_the_older_version(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tuner(url).ask()
+    broken = ("ALTER TABLE llamatune_studies ADD COLUMN owner TEXT", "UPDATE llamatune_nowhere SET a = 1")
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "MIGRATIONS", (*schema.MIGRATIONS, broken))
+        with pytest.raises(StorageError, match="llamatune_nowhere"):
+            tuner(url)
+    assert tuner(url).ask().number == 1
+
+
+def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    mine = tuner("sqlite:///study.db", grace=1.0)
+    trial = mine.ask()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    time.sleep(0.6)  # a sign of life has a connection of its own
+    mine.tell(trial, 0.5)
+    assert not list((tmp_path / "elsewhere").iterdir())
+    assert (tmp_path / "study.db").exists()
+
+
+def test_a_server_that_hangs_up_is_called_again(postgres_url: str) -> None:
+    mine = tuner(postgres_url)
+    trial = mine.ask()
+    hang_up = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND usename = :name"
+    name = postgres_url.split("/")[2].split("@")[0]
+    opened = database.Database(postgres_url)
+    for act in (lambda: mine.report(trial, 1, 0.5), lambda: mine.tell(trial, 0.75), mine.ask):
+        opened.write(lambda transaction: transaction.rows(hang_up, name=name))
+        act()
+    assert states(mine.study) == ["complete", "running"]

@@ -1,0 +1,87 @@
+"""Opening a stored study with another search than it was made with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from durable import SPACE, tuner
+
+from llamatune_torch import Categorical, Integer, Real, StudyMismatchError, TrialState, load_study
+from llamatune_torch.trial import OUTSIDE
+
+
+def test_another_search_is_an_error_that_shows_the_difference(url: str) -> None:
+    tuner(url, metric="accuracy").ask()
+    with pytest.raises(StudyMismatchError) as caught:
+        tuner(url, direction="minimize", metric="loss", space={**SPACE, "x": Real(-1, 2), "c": ["a"]}, extend=True)
+    message = str(caught.value)
+    assert "study 's' in " in message
+    assert "parameters: stored ['x', 'n'], given ['x', 'n', 'c']" in message
+    assert "x: stored Real(low=-1, high=1, prior='uniform'), given Real(low=-1, high=2, prior='uniform')" in message
+    assert "direction: stored 'maximize', given 'minimize'" in message
+    assert "metric: stored 'accuracy', given 'loss'" in message
+    assert "extend=True" not in message  # it would not help
+    assert len(tuner(url, metric="accuracy").study.trials) == 1  # as it was
+
+
+@pytest.mark.parametrize(
+    "changes", [{"direction": "minimize"}, {"metric": "loss"}, {"space": {"x": Real(-1, 1), "n": Integer(1, 9)}}]
+)
+def test_each_difference_alone_is_one(sqlite_url: str, changes: dict[str, Any]) -> None:
+    tuner(sqlite_url)
+    with pytest.raises(StudyMismatchError):
+        tuner(sqlite_url, **changes)
+
+
+def test_extending_keeps_old_trials_where_they_fit_and_counts_all(url: str) -> None:
+    space = {"x": Real(0.0, 1.0), "c": Categorical(["a", "b"])}
+    old = tuner(url, space=space, metric="m")
+    for x, c in ((0.25, "a"), (0.75, "b")):
+        old.tell(old.ask(), 1.0 - x)
+        old.add_trial({"x": x, "c": c}, x)
+    wider = {"x": Real(0.5, 2.0), "c": Categorical(["a", "b", "c"])}
+    with pytest.raises(StudyMismatchError, match="extend=True accepts that, and uses the old trials that still fit"):
+        tuner(url, space=wider, metric="m")
+    new = tuner(url, space=wider, metric="m", extend=True, max_evals=4, function=lambda params: params["x"])
+    for before, now in zip(old.study.trials, new.study.trials, strict=True):
+        if before.params["x"] >= 0.5:
+            assert now == before
+        else:
+            assert (now.state, now.reason) == (TrialState.LOST, OUTSIDE)
+            assert now.error == f"parameter 'x' must lie in [0.5, 2.0], but got {before.params['x']}"
+            assert (now.value, now.params) == (before.value, before.params)
+    assert {t.reason for t in new.study.trials} == {None, OUTSIDE}
+    new.optimize()  # two of four were done, whether they fit or not
+    assert sum(trial.origin == "sobol" for trial in new.study.trials) == 4
+    assert load_study(url, "s").space == new.study.space
+    # The record itself has not changed.
+    back = tuner(url, space={"x": Real(0.0, 2.0), "c": ["a", "b", "c"]}, metric="m", extend=True)
+    assert back.study.trials[:4] == old.study.trials
+
+
+def test_a_search_that_was_extended_meanwhile_goes_on(url: str) -> None:
+    old = tuner(url)
+    trial = old.ask()
+    new = tuner(url, space={"x": Real(2.0, 3.0), "n": Integer(1, 8)}, extend=True)
+    assert new.study.trials[0].reason == OUTSIDE
+    strange = new.ask()
+    assert old.tell(trial, 0.5).state is TrialState.COMPLETE
+    assert old.study.trials[1].reason == OUTSIDE
+    assert new.tell(strange, 1.0).value == 1.0
+    assert new.study.best_value == 1.0
+    assert old.study.best_value == 0.5
+
+
+def test_the_metric_that_a_first_trial_teaches_is_kept(url: str) -> None:
+    first = tuner(url, metric=None)
+    trial = first.ask()
+    first.settle_metric("eval_loss", "minimize")
+    first.tell(trial, 0.5)
+    again = tuner(url, metric=None)
+    assert (again.study.metric, again.study.direction) == ("eval_loss", "minimize")
+    again.settle_metric("eval_loss", "minimize")
+    with pytest.raises(StudyMismatchError, match="metric: stored 'eval_loss', given 'eval_f1'"):
+        again.settle_metric("eval_f1", "minimize")
+    with pytest.raises(StudyMismatchError, match="direction: stored 'minimize', given 'maximize'"):
+        tuner(url, metric="eval_loss")
