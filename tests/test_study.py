@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
-from typing import Any
 
 import pytest
 from strategies import make_study, make_trial
 
 from llamatune_torch import (
     Curve,
-    Integer,
     NoCompletedTrialError,
     Outcome,
     OutcomeError,
@@ -21,7 +18,6 @@ from llamatune_torch import (
     TrialState,
     TrialStateError,
 )
-from llamatune_torch.tables import show_params, show_value, trials_table
 from llamatune_torch.trial import OUTSIDE, SILENT
 
 SPACE = SearchSpace({"lr": (0.0, 1.0), "opt": ["adamw", "sgd"]})
@@ -213,65 +209,3 @@ def test_summary_counts_states_and_names_the_best() -> None:
 def test_summary_of_an_empty_study_and_of_one_where_nothing_completed() -> None:
     assert Study(SPACE).summary() == "0 trials (none yet), 0.0 s of evaluation\nno trial has completed"
     assert make_study(SPACE, [(point(0.1), None)]).summary().splitlines()[-1] == "no trial has completed"
-
-
-def test_values_are_shown_to_four_significant_digits() -> None:
-    assert [show_value(v) for v in (2.84561e-05, 0.1, 16, None, True, "adamw")] == [
-        "2.846e-05",
-        "0.1",
-        "16",
-        "None",
-        "True",
-        "'adamw'",
-    ]
-    assert show_params({"learning_rate": 2.8e-05, "batch_size": 16}) == "{'learning_rate': 2.8e-05, 'batch_size': 16}"
-
-
-def test_the_table_has_a_line_for_each_trial() -> None:
-    study = make_study(SPACE, [(point(0.25), 0.5), (point(0.5), None)])
-    lines = trials_table(study.trials).splitlines()
-    assert lines[0].split() == ["trial", "value", "lr", "opt", "seconds", "state"]
-    assert lines[1].split() == ["0", "0.5000", "0.25", "'adamw'", "-", "complete"]
-    assert lines[2].split() == ["1", "-", "0.5", "'adamw'", "-", "failed"]
-    assert trials_table([]) == "no trials"
-
-
-CONDITIONAL = SearchSpace({"method": ["full", "lora"], "rank": Integer(1, 8, when={"method": "lora"}), "x": (0.0, 1.0)})
-BRANCHES: list[tuple[dict[str, Any], float | None]] = [
-    ({"method": "full", "x": 0.5}, 0.5),
-    ({"method": "lora", "rank": 4, "x": 0.25}, 0.75),
-]
-
-
-def test_inactive_parameters_are_dashes_in_the_table_and_absent_from_the_summary() -> None:
-    study = make_study(CONDITIONAL, BRANCHES)
-    lines = [line.split() for line in trials_table(study.trials).splitlines()]
-    assert lines[0] == ["trial", "value", "method", "x", "rank", "seconds", "state"]
-    assert lines[1] == ["0", "0.5000", "'full'", "0.5", "-", "-", "complete"]
-    assert lines[2] == ["1", "0.7500", "'lora'", "0.25", "4", "-", "complete"]
-    assert "rank" not in make_study(CONDITIONAL, BRANCHES[:1]).summary()
-
-
-def test_inactive_parameters_are_nan_in_the_dataframe() -> None:
-    pytest.importorskip("pandas", reason="the extra `report` is not installed")
-    frame = make_study(CONDITIONAL, BRANCHES).dataframe()
-    assert [name for name in frame if name.startswith("params.")] == ["params.method", "params.rank", "params.x"]
-    assert math.isnan(frame["params.rank"][0])
-    assert frame["params.rank"][1] == 4
-
-
-def test_dataframe_has_a_row_for_each_trial_and_a_column_for_each_parameter() -> None:
-    pytest.importorskip("pandas", reason="the extra `report` is not installed")
-    study = make_study(SPACE, [(point(0.25), 0.5), (point(0.5), None)])
-    frame = study.dataframe()
-    assert list(frame["number"]) == [0, 1]
-    assert list(frame["params.lr"]) == [0.25, 0.5]
-    assert list(frame["state"]) == ["complete", "failed"]
-    assert frame["value"][0] == 0.5
-    assert math.isnan(frame["value"][1])
-
-
-def test_dataframe_without_pandas_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ModuleNotFoundError, match=r"needs pandas: pip install 'llamatune-torch\[report\]'"):
-        make_study(SPACE).dataframe()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import math
 from pathlib import Path
@@ -14,16 +13,13 @@ from hypothesis import strategies as st
 from strategies import make_study, make_trial, params_of, spaces
 
 from llamatune_torch import (
-    Categorical,
     Curve,
     Integer,
     LlamaTune,
     Outcome,
-    ParamsError,
     Real,
     SchemaError,
     SearchSpace,
-    SettingsError,
     StorageError,
     Study,
     Trial,
@@ -31,7 +27,6 @@ from llamatune_torch import (
 )
 from llamatune_torch.storage.document import from_document, restore, to_document
 from llamatune_torch.storage.reader import Reader, Snapshot
-from llamatune_torch.tables import read_table
 
 NUMBERS = st.floats(allow_nan=False)
 
@@ -118,56 +113,3 @@ def test_a_restored_study_advises_what_the_first_would_have(url: str, tmp_path: 
     )
     with pytest.raises(StorageError, match="has a study 'b' already"):
         restore(url, "b", archived)
-
-
-TABLE = """\
-number,state,value,params.lr,params.fp16,params.clip,params.rank,cost,reason,outcomes.gb
-0,complete,0.5,0.001,True,,4,2.5,,7.5
-1,failed,,1e-05,False,1.0,2.0,,out of memory,
-2,complete,nan,1e-05,False,1.0,2,,,
-3,running,,1e-05,False,1.0,2,,,
-4,,0.25,0.01,True,1.0,,,,
-"""
-SPACE = {
-    "rank": Integer(1, 8, when={"fp16": True, "clip": None}),
-    "lr": Real(1e-5, 1e-2, prior="log-uniform"),
-    "fp16": Categorical([True, False]),
-    "clip": Categorical([None, 1.0]),
-}
-
-
-def test_a_table_by_hand() -> None:
-    trials = read_table(io.StringIO(TABLE), make_study(SPACE))
-    assert [trial.state for trial in trials] == ["complete", "failed", "failed", "lost", "complete"]
-    assert trials[0].params == {"lr": 0.001, "fp16": True, "clip": None, "rank": 4}
-    assert isinstance(trials[0].params["rank"], int)
-    assert (trials[0].value, trials[0].cost, trials[0].outcomes) == (0.5, 2.5, {"gb": 7.5})
-    assert (trials[1].reason, trials[1].value, trials[1].outcomes) == ("out of memory", None, {})
-    assert trials[4].params == {"lr": 0.01, "fp16": True, "clip": 1.0}
-
-
-def test_the_plainest_table_has_names_and_a_score() -> None:
-    study = make_study({"x": Real(0, 1), "how": Categorical(["a", "b"])})
-    (trial,) = read_table(["how,x,note,value\n", "b, 0.25 ,hello,0.5\n"], study)
-    assert (trial.params, trial.value, trial.state) == ({"x": 0.25, "how": "b"}, 0.5, TrialState.COMPLETE)
-
-
-@pytest.mark.parametrize(
-    ("table", "error", "message"),
-    [
-        ("", SettingsError, "needs a column for parameter 'x', 'params.x' or 'x', but has []"),
-        ("x\n0.5\n", SettingsError, "needs a column for the value, 'value'"),
-        ("x,value\nfast,0.5\n", SettingsError, "row 1, column 'x': must be a number, but got 'fast'"),
-        ("x,value\n0.5,0.5\n0.5,good\n", SettingsError, "row 2, column 'value': must be a number, but got 'good'"),
-    ],
-)
-def test_what_cannot_be_read_is_named_with_its_place(table: str, error: type[Exception], message: str) -> None:
-    with pytest.raises(error) as caught:
-        read_table(io.StringIO(table), make_study({"x": Real(0, 1)}))
-    assert message in str(caught.value)
-
-
-def test_a_choice_that_does_not_exist() -> None:
-    study = make_study({"how": Categorical(["a", None])})
-    with pytest.raises(ParamsError, match=r"row 1, column 'how': must be one of \['a', ''\], but got 'c'"):
-        read_table(["how,value\n", "c,1\n"], study)
