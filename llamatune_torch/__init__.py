@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from llamatune_torch.space import SearchSpace
     from llamatune_torch.storage.reader import load_study
     from llamatune_torch.study import Study
-    from llamatune_torch.trial import Curve, Outcome, Trial, TrialState
+    from llamatune_torch.trial import Cause, Curve, Outcome, Trial, TrialState
 
 __version__ = "0.1.0"
 
@@ -50,6 +50,7 @@ __all__ = [
     "BudgetSpentError",
     "CallbackWarning",
     "Categorical",
+    "Cause",
     "CheckpointWarning",
     "Curve",
     "ExecutorError",
@@ -88,6 +89,7 @@ __all__ = [
 # Where each name lives; errors and warnings are all on one page.
 _HOMES = {
     "Categorical": "parameters",
+    "Cause": "trial",
     "Curve": "trial",
     "Integer": "parameters",
     "LlamaTune": "runtime.optimizer",

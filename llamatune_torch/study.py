@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from llamatune_torch.errors import NoCompletedTrialError, TrialStateError
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.tables import show_value, to_dataframe, to_row
-from llamatune_torch.trial import OUTSIDE, Direction, Trial, TrialState
+from llamatune_torch.trial import Cause, Direction, Trial, TrialState
 
 if TYPE_CHECKING:
     from llamatune_torch.tables import DataFrame
@@ -75,7 +75,7 @@ class Study:
             {
                 trial.first
                 for trial in self.trials
-                if trial.origin != "added" and (trial.state is not lost or trial.reason == OUTSIDE)
+                if trial.origin != "added" and (trial.state is not lost or trial.cause is Cause.OUTSIDE)
             }
         )
 

@@ -11,7 +11,7 @@ from llamatune_torch.errors import ParamsError, SettingsError
 from llamatune_torch.parameter_base import Parameter
 from llamatune_torch.parameters import Categorical, Integer
 from llamatune_torch.space import SearchSpace
-from llamatune_torch.trial import Trial, TrialState
+from llamatune_torch.trial import Trial, TrialState, cause_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame as DataFrame
@@ -69,6 +69,7 @@ def to_row(trial: Trial, names: Sequence[str], missing: float | None = None) -> 
         "origin": trial.origin,
         "seed": trial.seed,
         "reason": trial.reason,
+        "cause": trial.cause and str(trial.cause),
     }
 
 
@@ -132,6 +133,7 @@ def _trial(
         outcomes=outcomes,
         cost=_number(row.get("cost") or "", f"row {number + 1}, column 'cost'"),
         reason=reason,
+        cause=None if reason is None else cause_of(reason),
         error=row.get("error") or reason,
     )
 

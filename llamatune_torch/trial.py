@@ -7,22 +7,18 @@ the text of its error.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 from llamatune_torch.errors import OutcomeError
+from llamatune_torch.parameter_base import to_python
 from llamatune_torch.space import Params
 
 Direction = Literal["maximize", "minimize"]
 Origin = Literal["initial", "sobol", "surrogate", "added", "retry"]
-
-#: The reason of a trial whose worker fell silent, without giving it back: LOST, or FAILED if that was once too often.
-SILENT = "worker silent"
-
-#: The reason that a finished trial shows in a stored study whose space has changed since, and which it does not fit.
-OUTSIDE = "outside the space"
 
 
 class TrialState(StrEnum):
@@ -32,6 +28,62 @@ class TrialState(StrEnum):
     COMPLETE = "complete"  # has a value
     FAILED = "failed"  # these parameters do not work: out of memory, nan, an exception, one worker after the other
     LOST = "lost"  # never got to an end (Ctrl-C, a dead machine): says nothing about its parameters
+
+
+class Cause(StrEnum):
+    """The kind of an end without a value. Code decides by it; ``Trial.reason`` says the same in words, for people."""
+
+    # Of a FAILED trial.
+    OUT_OF_MEMORY = "out of memory"
+    DIVERGED = "diverged"  # nan or an infinity
+    TIMEOUT = "timeout"
+    KILLED = "killed"  # by somebody else's SIGKILL: says nothing about the parameters, which run once more
+    ERROR = "error"  # anything else: an exception, a segmentation fault
+
+    # Set by whoever keeps the study, never by an evaluation.
+    SILENT = "silent"  # its worker stalled: LOST, or FAILED if its parameters stalled one worker too many
+    ABANDONED = "abandoned"  # given back: LOST
+    OUTSIDE = "outside"  # has ended, but does not fit the present space: shows as LOST
+
+
+#: Causes that an :class:`Outcome` cannot have.
+KEEPERS_OWN = frozenset({Cause.SILENT, Cause.ABANDONED, Cause.OUTSIDE})
+
+# How CUDA, HIP, cuBLAS, torch on the CPU and the operating system say that memory has run out.
+_OUT_OF_MEMORY = (
+    "out of memory",
+    "outofmemory",
+    "cudaerrormemoryallocation",
+    "cublas_status_alloc_failed",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+)
+
+
+def cause_of(failure: BaseException | str) -> Cause:
+    """The cause that an exception, or a reason in words, speaks of.
+
+    A text stands for memory only in the exceptions that carry the runtime's own messages: ``RuntimeError`` and
+    ``OSError``. torch's class is known by its name, so that reading a study need not load torch.
+
+    Example:
+        >>> cause_of(RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"))
+        <Cause.OUT_OF_MEMORY: 'out of memory'>
+    """
+    text = str(failure).lower()
+    spoken = isinstance(failure, (str, RuntimeError, OSError))
+    kinds = {kind.__name__ for kind in type(failure).__mro__}
+    if kinds & {"MemoryError", "OutOfMemoryError"} or (spoken and any(sign in text for sign in _OUT_OF_MEMORY)):
+        return Cause.OUT_OF_MEMORY
+    if isinstance(failure, FloatingPointError):
+        return Cause.DIVERGED
+    if isinstance(failure, str):
+        if text in ("nan", "inf", "infinite", "infinity", "diverged"):
+            return Cause.DIVERGED
+        if text in ("timeout", "timed out"):
+            return Cause.TIMEOUT
+    return Cause.ERROR
 
 
 @dataclass(frozen=True)
@@ -78,8 +130,12 @@ class Outcome:
         cost: seconds of training; measured by ``optimize`` if left out.
         curve: intermediate values; by default those reported while the trial ran.
         error: the text of what went wrong, if anything did.
-        reason: that in a few words, the same for all failures of a kind: "out of memory", "nan".
+        reason: that in a few words for people, the same for all failures of a kind: "out of memory", "nan".
+        cause: the kind of failure, for code; by default what the reason speaks of (:func:`cause_of`).
         notes: remarks for people, such as where the value comes from.
+
+    Raises:
+        OutcomeError: ``cause`` is none, or one that only the keeper of a study can set.
     """
 
     value: float | None = None
@@ -88,12 +144,59 @@ class Outcome:
     curve: Curve | None = None
     error: str | None = None
     reason: str | None = None
+    cause: Cause | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.cause is None:
+            return
+        own = [str(cause) for cause in Cause if cause not in KEEPERS_OWN]
+        if self.cause not in own:
+            raise OutcomeError(f"the cause of an outcome must be one of {own}, but got {str(self.cause)!r}")
+        object.__setattr__(self, "cause", Cause(self.cause))  # a frozen dataclass sets its fields this way
+
     @classmethod
-    def failure(cls, reason: str, error: str | None = None, **rest: Any) -> Outcome:
+    def failure(cls, reason: str, error: str | None = None, **rest: Any) -> Self:
         """The outcome of parameters that do not work, e.g. ``Outcome.failure("out of memory")``."""
-        return cls(value=None, reason=reason, error=error or reason, **rest)
+        return cls(value=None, reason=reason, error=error or reason, **{"cause": cause_of(reason), **rest})
+
+
+def as_outcome(result: Any, direction: Direction) -> Outcome:
+    """A checked outcome: it has a value that can be compared, or it has an error and a cause.
+
+    nan is a failure, and so is an infinity on the good side, which no training can earn. An infinity on the
+    bad side is a diverged run: a value like any other, the worst.
+
+    Raises:
+        OutcomeError: the result is neither a number nor an ``Outcome``.
+    """
+    outcome = result if isinstance(result, Outcome) else Outcome(value=as_number(result))
+    if outcome.error is not None or outcome.reason is not None or outcome.cause is not None:
+        reason = outcome.reason or outcome.cause or "error"
+        cause = outcome.cause or cause_of(reason)
+        return replace(outcome, value=None, reason=str(reason), error=outcome.error or str(reason), cause=cause)
+    if outcome.value is None:
+        error = "the outcome has neither a value nor an error"
+        return replace(outcome, reason="no value", error=error, cause=Cause.ERROR)
+    value = as_number(outcome.value)
+    if math.isnan(value):
+        return replace(outcome, value=None, reason="nan", error="the value is nan", cause=Cause.DIVERGED)
+    if math.isinf(value) and (value > 0) == (direction == "maximize"):
+        error = f"the value is {value}, better than any score can be (direction: {direction})"
+        return replace(outcome, value=None, reason="infinite", error=error, cause=Cause.DIVERGED)
+    return replace(outcome, value=value)
+
+
+def as_number(value: Any) -> float:
+    """A float, from Python's, numpy's or torch's numbers.
+
+    Raises:
+        OutcomeError: anything else, such as a string, ``None``, a boolean or a vector.
+    """
+    value = to_python(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    raise OutcomeError(f"an evaluation must return a number or an Outcome, but got {value!r} ({type(value).__name__})")
 
 
 @dataclass(frozen=True)
@@ -117,6 +220,7 @@ class Trial:
     cost: float | None = None
     error: str | None = None
     reason: str | None = None
+    cause: Cause | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     started: float | None = None
     finished: float | None = None
@@ -129,19 +233,25 @@ class Trial:
         return self.number if self.retry_of is None else self.retry_of
 
     def finished_with(self, outcome: Outcome, now: float) -> Trial:
-        """The final record, with a checked outcome; ``now`` in Unix seconds."""
-        return replace(
-            self,
-            state=TrialState.FAILED if outcome.value is None else TrialState.COMPLETE,
-            value=outcome.value,
-            curve=self.curve if outcome.curve is None else outcome.curve,
-            outcomes=dict(outcome.outcomes),
-            cost=max(0.0, now - (self.started or now)) if outcome.cost is None else outcome.cost,
-            error=outcome.error,
-            reason=outcome.reason,
-            notes=dict(outcome.notes),
-            finished=now,
-        )
+        """The final record: all that a checked outcome tells, by the names of its fields; ``now`` in Unix seconds."""
+        told = {name: getattr(outcome, name) for name in TOLD} | {"outcomes": dict(outcome.outcomes)}
+        told["notes"] = dict(outcome.notes)
+        if outcome.curve is None:
+            told["curve"] = self.curve
+        if outcome.cost is None:
+            told["cost"] = max(0.0, now - (self.started or now))
+        state = TrialState.FAILED if outcome.value is None else TrialState.COMPLETE
+        return replace(self, **told, state=state, finished=now)
+
+    def given_up(self, cause: Cause, reason: str, now: float, error: str | None = None) -> Trial:
+        """The record as LOST, by the keeper of the study; ``now`` in Unix seconds."""
+        return replace(self, state=TrialState.LOST, cause=cause, reason=reason, error=error or reason, finished=now)
+
+    @property
+    def outcome(self) -> Outcome:
+        """All that an outcome can tell of this trial; the inverse of :meth:`finished_with`."""
+        told = {name: getattr(self, name) for name in TOLD}
+        return Outcome(**(told | {"cause": None} if self.cause in KEEPERS_OWN else told))
 
     @property
     def is_open(self) -> bool:
@@ -149,8 +259,12 @@ class Trial:
 
         A machine that was suspended comes back with a result that took hours: that is still worth recording.
         """
-        given_up = self.state in (TrialState.LOST, TrialState.FAILED) and self.reason == SILENT
+        given_up = self.state in (TrialState.LOST, TrialState.FAILED) and self.cause is Cause.SILENT
         return self.state is TrialState.RUNNING or given_up
+
+
+#: The fields that an outcome and a trial share.
+TOLD = tuple(field.name for field in fields(Outcome))
 
 
 class Suggestion(NamedTuple):

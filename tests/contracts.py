@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llamatune_torch import (
+    Cause,
     Curve,
     Integer,
     LlamaTune,
@@ -81,6 +82,51 @@ class StoreContract:
             with pytest.raises(TrialStateError, match=r"trial 0 has finished \(complete\) and cannot change"):
                 act()
         assert tuner.study.trials == (finished,)
+
+    def test_the_words_of_a_failure_open_no_finished_trial(self, make: Make) -> None:
+        tuner = make()
+        failed = tuner.tell(tuner.ask(), Outcome.failure("worker silent"))
+        with pytest.raises(TrialStateError, match=r"trial 0 has finished \(failed\) and cannot change"):
+            tuner.tell(0, 0.5)
+        assert tuner.study.trials == (failed,)
+        assert not failed.is_open
+
+    def test_the_words_of_giving_up_use_up_no_budget(self, make: Make) -> None:
+        tuner = make()
+        for reason in ("outside the space", "worker silent", "killed"):
+            given_back = tuner.abandon(tuner.ask(), reason)
+            assert (given_back.state, given_back.cause) == (TrialState.LOST, Cause.ABANDONED)
+        assert tuner.num_counted() == 0
+        assert tuner.ask().origin == "sobol"  # nothing runs again
+
+    def test_what_somebody_killed_runs_once_more_within_the_budget(self, make: Make) -> None:
+        tuner = make(max_evals=2)
+        first, second = tuner.ask(2)
+        tuner.tell(first, 0.5)
+        killed = tuner.tell(second, Outcome.failure("killed by signal 9 (SIGKILL)", cause=Cause.KILLED))
+        assert (killed.state, killed.cause) == (TrialState.FAILED, Cause.KILLED)
+        assert tuner.num_counted() == 2
+        assert tuner.may_ask()
+        again = tuner.ask()
+        assert (again.number, again.origin, again.retry_of) == (2, "retry", 1)
+        assert (again.params, again.seed) == (second.params, second.seed)
+        assert again.started is not None
+        tuner.tell(again, Outcome.failure("killed by signal 9 (SIGKILL)", cause=Cause.KILLED))
+        assert tuner.num_counted() == 2
+        more = make(max_evals=9)
+        batch = more.ask(2)
+        more.tell(batch[0], Outcome.failure("killed", cause=Cause.KILLED))
+        assert [trial.origin for trial in more.ask(3)] == ["retry", "sobol", "sobol"]
+
+    def test_a_retry_that_was_given_back_does_not_count_as_one(self, make: Make) -> None:
+        tuner = make(max_evals=1)
+        tuner.tell(tuner.ask(), Outcome.failure("killed", cause=Cause.KILLED))
+        tuner.abandon(tuner.ask(), "interrupted")
+        again = tuner.ask()
+        assert again.retry_of == 0
+        tuner.tell(again, 0.5)
+        assert tuner.num_counted() == 1
+        assert not any(trial.origin == "retry" for trial in tuner.study.pending)
 
     def test_unknown_and_foreign_trials_are_refused(self, make: Make) -> None:
         tuner = make()

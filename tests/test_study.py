@@ -9,6 +9,7 @@ import pytest
 from strategies import make_study, make_trial
 
 from llamatune_torch import (
+    Cause,
     Curve,
     NoCompletedTrialError,
     Outcome,
@@ -18,7 +19,6 @@ from llamatune_torch import (
     TrialState,
     TrialStateError,
 )
-from llamatune_torch.trial import OUTSIDE, SILENT
 
 SPACE = SearchSpace({"lr": (0.0, 1.0), "opt": ["adamw", "sgd"]})
 
@@ -53,31 +53,31 @@ def test_a_finished_trial_never_changes(state: TrialState) -> None:
 
 @pytest.mark.parametrize("state", [TrialState.LOST, TrialState.FAILED])
 def test_only_a_silent_workers_trial_may_still_end_after_it_was_given_up(state: TrialState) -> None:
-    lost = make_trial(0, {"x": 0.5}, state=state, reason=SILENT)
+    lost = make_trial(0, {"x": 0.5}, state=state, cause=Cause.SILENT)
     study = Study(SearchSpace({"x": (0.0, 1.0)}), trials=(lost,))
     assert lost.is_open
     assert study.with_trial(make_trial(0, {"x": 0.5}, 1.0)).best_value == 1.0
-    for reason in ("interrupted", OUTSIDE, None):
-        assert not dataclasses.replace(lost, reason=reason).is_open
+    for cause in (Cause.ABANDONED, Cause.OUTSIDE, Cause.ERROR, None):
+        assert not dataclasses.replace(lost, cause=cause, reason="worker silent").is_open
     assert make_trial(0, {"x": 0.5}, state=TrialState.RUNNING).is_open
 
 
 def test_the_budget_counts_neither_lost_nor_added_trials_and_retries_once() -> None:
     params = {"x": 0.5}
     trials = [
-        make_trial(0, params, state=TrialState.LOST, reason=SILENT),
+        make_trial(0, params, state=TrialState.LOST, cause=Cause.SILENT),
         make_trial(1, params, 1.0),
         make_trial(2, params, None),
         make_trial(3, params, 1.0, origin="added"),
-        make_trial(4, params, state=TrialState.LOST, reason="interrupted"),
-        make_trial(5, params, state=TrialState.LOST, reason=OUTSIDE),  # evaluated, though of no use any more
+        make_trial(4, params, state=TrialState.LOST, cause=Cause.ABANDONED),
+        make_trial(5, params, state=TrialState.LOST, cause=Cause.OUTSIDE),  # evaluated, though of no use any more
         make_trial(6, params, state=TrialState.RUNNING, origin="retry", retry_of=0),
     ]
     study = Study(SearchSpace({"x": (0.0, 1.0)}), trials=tuple(trials))
     assert study.num_counted == 4
     late = study.with_trial(make_trial(0, params, 1.0))
     assert late.num_counted == 4
-    failed = study.with_trial(make_trial(6, params, None, reason=SILENT, origin="retry", retry_of=0))
+    failed = study.with_trial(make_trial(6, params, None, cause=Cause.SILENT, origin="retry", retry_of=0))
     assert failed.num_counted == 4
     assert failed.with_trial(make_trial(6, params, 1.0, origin="retry", retry_of=0)).num_counted == 4
 
@@ -181,7 +181,9 @@ def test_a_curve_refuses_steps_backwards_and_shares_beyond_one() -> None:
 
 
 def test_the_outcome_of_a_failure_has_a_reason_and_an_error() -> None:
-    assert Outcome.failure("out of memory") == Outcome(reason="out of memory", error="out of memory")
+    assert Outcome.failure("out of memory") == Outcome(
+        reason="out of memory", error="out of memory", cause=Cause.OUT_OF_MEMORY
+    )
     long = Outcome.failure("out of memory", "CUDA out of memory. Tried ...", cost=3.0)
     assert (long.value, long.reason, long.error, long.cost) == (
         None,

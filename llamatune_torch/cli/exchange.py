@@ -134,8 +134,7 @@ def _identity(trial: Trial, origin: str | None) -> tuple[str | None, str, float 
 
 
 def _outcome(trial: Trial, origin: str) -> Outcome:
-    notes = {**trial.notes, "from": origin}
-    return Outcome(trial.value, trial.outcomes, trial.cost, trial.curve, trial.error, trial.reason, notes)
+    return replace(trial.outcome, notes={**trial.notes, "from": origin})
 
 
 @contextmanager

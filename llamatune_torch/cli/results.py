@@ -113,6 +113,7 @@ def _print_trial(stored: Snapshot, number: int) -> None:
         "worker": trial.worker,
         "retry of": trial.retry_of,
         "reason": trial.reason,
+        "cause": trial.cause,
         **trial.notes,
     }
     print(f"trial {number} of study {stored.name!r}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from llamatune_torch.engine.outcome import robust
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Trial
+from llamatune_torch.trial import Cause, Trial
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -23,14 +23,21 @@ class TrainingData(NamedTuple):
 
     X          n x d   completed trials in the unit cube
     Y          n       their outcomes: larger is better, robust, standardised
-    X_failed   f x d
+    X_failed   f x d   trials whose failure says something about their parameters
     X_pending  m x d
+    X_killed   k x d   trials that somebody killed: tried, and known no better for it
     """
 
     X: Tensor
     Y: Tensor
     X_failed: Tensor
     X_pending: Tensor
+    X_killed: Tensor
+
+    @property
+    def tried(self) -> Tensor:
+        """All points that are done or running, which are not suggested again."""
+        return torch.cat([self.X, self.X_failed, self.X_pending, self.X_killed])
 
 
 def training_data(study: Study, device: torch.device, also_pending: list[Params]) -> TrainingData:
@@ -45,8 +52,9 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
     return TrainingData(
         X=encode(space, points(study.completed)).to(device),
         Y=robust(Y.to(device)),
-        X_failed=encode(space, points(study.failed)).to(device),
+        X_failed=encode(space, points([t for t in study.failed if t.cause is not Cause.KILLED])).to(device),
         X_pending=encode(space, points(study.pending) + also_pending).to(device),
+        X_killed=encode(space, points([t for t in study.failed if t.cause is Cause.KILLED])).to(device),
     )
 
 

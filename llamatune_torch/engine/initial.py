@@ -24,7 +24,8 @@ def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Sugges
     suggestions = list(fresh.values())[:n]
     wanted = n - len(suggestions)
     if study.completed:
-        wanted = min(wanted, settings.num_initial(study.space.dim) - len(tried) - len(suggestions))
+        num_tried = len({trial.first for trial in tried})  # a retry is no other point
+        wanted = min(wanted, settings.num_initial(study.space.dim) - num_tried - len(suggestions))
     if wanted <= 0:
         return suggestions
     taken = encode(study.space, [trial.params for trial in tried] + [s.params for s in suggestions])

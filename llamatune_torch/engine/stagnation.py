@@ -27,7 +27,7 @@ from llamatune_torch.engine.prediction import Prediction
 from llamatune_torch.engine.surrogate import MIN_LENGTH_SCALE, Surrogate, make_gp
 from llamatune_torch.space import SearchSpace
 from llamatune_torch.study import Study
-from llamatune_torch.trial import TrialState
+from llamatune_torch.trial import Cause, TrialState
 
 PATIENCE = 5  # trials without progress
 SHORT = 2 * MIN_LENGTH_SCALE  # a length scale that leaves nearly all of its column unknown
@@ -58,7 +58,8 @@ def is_stuck(study: Study, data: TrainingData, surrogate: Surrogate) -> bool:
     """
     if not (surrogate.kernel().numeric_scales <= SHORT).any():
         return False
-    finished = [trial for trial in study.trials if trial.state in (TrialState.COMPLETE, TrialState.FAILED)]
+    ended = study.in_state(TrialState.COMPLETE, TrialState.FAILED)
+    finished = [trial for trial in ended if trial.cause is not Cause.KILLED]
     recent = finished[-PATIENCE:]
     if len(recent) < PATIENCE or any(trial.origin != "surrogate" for trial in recent):
         return False

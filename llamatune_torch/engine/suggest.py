@@ -58,8 +58,7 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
             acquisition = exploration(space, data, feasibility)
         else:
             acquisition = make_acquisition(settings, surrogate, data.X, data.X_pending, feasibility, seed)
-        avoid = torch.cat([data.X, data.X_failed, data.X_pending])
-        x = maximize(acquisition, space, incumbents, avoid, settings.num_restarts, settings.num_screened, seed)
+        x = maximize(acquisition, space, incumbents, data.tried, settings.num_restarts, settings.num_screened, seed)
         suggestions.append(Suggestion(space.decode(x), "surrogate"))
         data = data._replace(X_pending=torch.cat([data.X_pending, x.unsqueeze(0)]))
     return suggestions

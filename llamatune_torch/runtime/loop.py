@@ -22,7 +22,7 @@ from llamatune_torch.errors import (
     TrialStateError,
 )
 from llamatune_torch.runtime.display import live_display, log_trial
-from llamatune_torch.runtime.evaluation import Evaluate, reason_of
+from llamatune_torch.runtime.evaluation import Evaluate, failure_of
 from llamatune_torch.runtime.interrupts import Interrupts
 from llamatune_torch.runtime.runners import Job, Runner
 from llamatune_torch.runtime.search import Search
@@ -206,7 +206,7 @@ class _Loop:
         except LlamaTuneError:
             raise
         except Exception as error:  # what the evaluation raises does not come this way: it never got to its end
-            result = Outcome.failure(reason_of(error), "".join(traceback.format_exception(error)).strip())
+            result = failure_of(error)
         if isinstance(result, LlamaTuneError):
             raise result
         try:

@@ -30,8 +30,9 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from llamatune_torch.errors import ExecutorError, LlamaTuneError, LlamaTuneWarning
+from llamatune_torch.runtime.cgroup import OomKills
 from llamatune_torch.runtime.evaluation import Evaluate, run_trial
-from llamatune_torch.trial import Outcome
+from llamatune_torch.trial import Cause, Outcome
 
 #: Called with the kind, "report" or "warning", and its content.
 Listen = Callable[[str, Any], None]
@@ -135,6 +136,8 @@ class TrialProcess:
 
     def _perform(self, task: bytes, listen: Listen) -> Outcome | LlamaTuneError:
         assert self._connection is not None
+        assert self._process is not None
+        kills = OomKills(self._process.pid)
         with contextlib.suppress(OSError):  # it has died already: seen next
             self._connection.send_bytes(task)
         self._loaded, deadline = False, time.monotonic() + _START
@@ -162,8 +165,7 @@ class TrialProcess:
                 self._reap()
                 if self._killed:
                     raise CancelledError
-                hint = ", as the kernel does where memory runs out" if content.endswith("(SIGKILL)") else ""
-                return Outcome.failure(content, f"the trial's process ended before the trial: {content}{hint}")
+                return _failure(content, kills.have_risen())
             else:
                 listen(kind, content)
 
@@ -223,6 +225,16 @@ def pickled(evaluate: Evaluate, *more: Any) -> bytes:
         return pickle.dumps((evaluate, *more))
     except Exception as error:
         raise ExecutorError(f"the evaluation cannot be sent to another process: {_RULE}; {error}") from error
+
+
+def _failure(ended_by: str, oom: bool) -> Outcome:
+    """The outcome of a trial whose process died; ``oom`` says that the kernel killed for want of memory meanwhile."""
+    error = f"the trial's process ended before the trial: {ended_by}"
+    if not ended_by.endswith("(SIGKILL)"):
+        return Outcome.failure(ended_by, error, cause=Cause.ERROR)
+    if oom:
+        return Outcome.failure("out of memory", f"{error}, by the kernel, because memory ran out")
+    return Outcome.failure(ended_by, f"{error}; not for want of memory, as far as the kernel says", cause=Cause.KILLED)
 
 
 def _cause(code: int | None) -> str:

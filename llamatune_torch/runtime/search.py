@@ -10,13 +10,12 @@ from typing import Any, overload
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.errors import SettingsError
-from llamatune_torch.runtime.evaluation import as_outcome
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import Settings
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 from llamatune_torch.storage.store import Store
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Direction, Outcome, Suggestion, Trial, TrialState
+from llamatune_torch.trial import Cause, Direction, Outcome, Suggestion, Trial, as_outcome
 
 Callback = Callable[[Any, Trial], None]
 
@@ -118,10 +117,7 @@ class Search:
         Raises:
             TrialStateError: as :meth:`tell`.
         """
-        return self._store.change(
-            trial,
-            lambda running, now: replace(running, state=TrialState.LOST, reason=reason, error=reason, finished=now),
-        )
+        return self._store.change(trial, lambda running, now: running.given_up(Cause.ABANDONED, reason, now))
 
     def add_trial(self, params: Mapping[str, Any], outcome: float | Outcome) -> Trial:
         """Records a trial that was evaluated elsewhere; it informs the search but uses up no budget.
@@ -162,7 +158,7 @@ class Search:
 
     def may_ask(self) -> bool:
         """Whether one more trial may start, as far as is known here. Of a stored study, only ``ask`` can say."""
-        return not isinstance(self._store, MemoryStore) or self.num_counted() < self.max_evals
+        return self._store.may_start(self.max_evals)
 
     def wait_for_others(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
         """Whether there is something to do again after all, when the budget is used up and nothing runs here.

@@ -125,6 +125,7 @@ def _agreed(outcomes: list[Any]) -> Outcome | LlamaTuneError:
             return outcome
         assert isinstance(outcome, Outcome)
         if rank > 0 and outcome.error is not None and outcomes[0].error is None:
-            return Outcome.failure(outcome.reason or "error", f"rank {rank}: {outcome.error}", cost=outcome.cost)
+            error = f"rank {rank}: {outcome.error}"
+            return Outcome.failure(outcome.reason or "error", error, cost=outcome.cost, cause=outcome.cause)
     own: Outcome = outcomes[0]
     return own

@@ -19,7 +19,7 @@ from llamatune_torch.storage.reader import Snapshot
 from llamatune_torch.storage.serialization import read_space, read_trial, write, write_space, write_trial
 from llamatune_torch.storage.session import LockedStudy
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Trial, TrialState
+from llamatune_torch.trial import Cause, Trial, TrialState
 
 FORMAT = 1
 
@@ -110,7 +110,13 @@ def _trial(entry: Mapping[str, Any]) -> Trial:
     details["outcomes"] = {name: _number(value) for name, value in details["outcomes"].items()}
     trial = read_trial({**row, "params": write(entry["params"]), "details": write(details)})
     if trial.state is TrialState.RUNNING:
-        return replace(trial, state=TrialState.LOST, reason="running elsewhere", error="was running when exported")
+        return replace(
+            trial,
+            state=TrialState.LOST,
+            cause=Cause.ABANDONED,
+            reason="running elsewhere",
+            error="was running when exported",
+        )
     return trial
 
 

@@ -37,13 +37,22 @@ from llamatune_torch.errors import (
 from llamatune_torch.space import Params
 from llamatune_torch.storage.database import Transaction
 from llamatune_torch.storage.definition import mismatch, score_differences
-from llamatune_torch.storage.heartbeat import Heartbeat, mark_stalled, signs_of_life, to_retry
+from llamatune_torch.storage.heartbeat import Heartbeat, mark_stalled, signs_of_life
 from llamatune_torch.storage.serialization import read_trial, write_space, write_trial
 from llamatune_torch.storage.session import LockedStudy, StudySession, recover
-from llamatune_torch.storage.store import Change, Choose, check_open, is_settled, number_of, started_trial
+from llamatune_torch.storage.store import (
+    Change,
+    Choose,
+    check_open,
+    is_settled,
+    num_left,
+    number_of,
+    started_trial,
+    to_retry,
+)
 from llamatune_torch.storage.unsaved import Journal, result_of, unwritten
 from llamatune_torch.study import Study
-from llamatune_torch.trial import OUTSIDE, Curve, Direction, Suggestion, Trial, TrialState
+from llamatune_torch.trial import Cause, Curve, Direction, Suggestion, Trial, TrialState
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +109,11 @@ class DurableStore(StudySession):
         self._heartbeat = Heartbeat(self.beat, min(10.0, grace / 4))
         self._pick_up()
         trials = self._study.trials
-        if outside := sum(trial.reason == OUTSIDE for trial in trials):
+        if outside := sum(trial.cause is Cause.OUTSIDE for trial in trials):
             logger.warning("%d of %d trials do not fit the space: on record, used for nothing", outside, len(trials))
+
+    def may_start(self, max_evals: int) -> bool:
+        return True  # others may have given some back: the start sees
 
     # --- Starting trials -----------------------------------------------------------------------------------------
 
@@ -131,7 +143,8 @@ class DurableStore(StudySession):
 
         def look(claim: LockedStudy) -> tuple[int, dict[int, float]]:
             mark_stalled(claim, self.grace, self.retries, self.worker)
-            return max_evals - claim.study.num_counted, signs_of_life(claim, self.worker)
+            due = to_retry(claim.trials, claim.known.space, self.retries)
+            return num_left(claim.study, max_evals, due), signs_of_life(claim, self.worker)
 
         first: dict[int, float] = {}
         while True:
@@ -170,13 +183,13 @@ class DurableStore(StudySession):
 
     def _planned(self, claim: LockedStudy, n: int, max_evals: int) -> Plan:
         mark_stalled(claim, self.grace, self.retries, self.worker)
-        due = to_retry(claim, self.retries)[:n]
+        due = to_retry(claim.trials, claim.known.space, self.retries)[:n]
         unacknowledged = self._unacknowledged(claim)
         if len(unacknowledged) >= n:
             return Plan(claim.study, started=unacknowledged[:n])
         for stray in unacknowledged:  # of an ask that was interrupted
-            claim.put(replace(stray, state=TrialState.LOST, reason="never begun", finished=claim.now))
-        study, left = claim.study, max_evals - claim.study.num_counted
+            claim.put(stray.given_up(Cause.ABANDONED, "never begun", claim.now))
+        study, left = claim.study, num_left(claim.study, max_evals, due)
         if left < n:
             return Plan(study, left=left)
         if len(due) == n:
@@ -208,9 +221,9 @@ class DurableStore(StudySession):
             if unacknowledged := self._unacknowledged(claim):  # this very attempt, which seemed to fail
                 return unacknowledged
             self._stop_asking(claim, seconds)
-            due = to_retry(claim, self.retries)[:n]
+            due = to_retry(claim.trials, claim.known.space, self.retries)[:n]
             same = len(claim.trials) == plan.known and [t.params for t in due] == [t.params for t in plan.due]
-            if not same or max_evals - claim.study.num_counted < n:
+            if not same or num_left(claim.study, max_evals, due) < n:
                 return []
             return self._put_started(claim, due, [(s, seed) for s in suggestions])
 

@@ -13,9 +13,9 @@ from dataclasses import replace
 from typing import NamedTuple
 from weakref import WeakMethod
 
-from llamatune_torch.errors import ParamsError, StorageError
+from llamatune_torch.errors import StorageError
 from llamatune_torch.storage.session import LockedStudy
-from llamatune_torch.trial import SILENT, Trial, TrialState
+from llamatune_torch.trial import Cause, TrialState
 
 logger = logging.getLogger(__name__)
 
@@ -97,39 +97,15 @@ def mark_stalled(claim: LockedStudy, grace: float, retries: int, own: str) -> No
         trial = claim.recorded(row["number"])
         error = f"no sign of life of worker {row['id']} for {claim.now - row['heartbeat']:.0f} s"
         others = [t for t in claim.trials if t.first == trial.first and t.number != trial.number]
-        times = 1 + sum(t.reason == SILENT for t in others)
+        times = 1 + sum(t.cause is Cause.SILENT for t in others)
         state, verdict = TrialState.LOST, "is lost"
         # Not if one of the others has come to an end after all: then its worker was only suspended.
         if times > retries and all(t.state is TrialState.LOST for t in others):
             state, verdict = TrialState.FAILED, "has failed"
             error += f"; workers silenced by these parameters: {times}"
         logger.warning("trial %d %s: %s (grace: %g s)", trial.number, verdict, error, grace)
-        claim.put(replace(trial, state=state, reason=SILENT, error=error, finished=claim.now))
-
-
-def to_retry(claim: LockedStudy, retries: int) -> list[Trial]:
-    """What is to be run again: lost to silence at most ``retries`` times, and neither running nor finished elsewhere.
-
-    A retry that was given back (Ctrl-C) does not count as one. A last loss that made the trial FAILED is an end too,
-    also for whoever allows more retries.
-    """
-    if not [trial for trial in claim.trials if trial.reason == SILENT]:
-        return []
-    tries: dict[int, list[Trial]] = {}
-    for trial in claim.trials:
-        tries.setdefault(trial.first, []).append(trial)
-    due: list[Trial] = []
-    for first, same in tries.items():
-        silent = sum(trial.reason == SILENT for trial in same)
-        if not 0 < silent <= retries or any(trial.state is not TrialState.LOST for trial in same):
-            continue
-        try:
-            claim.known.space.validate(same[0].params)
-        except ParamsError:  # the space has changed since
-            continue
-        number = len(claim.trials) + len(due)
-        due.append(Trial(number, same[0].params, same[0].seed, "retry", retry_of=first))
-    return due
+        given_up = trial.given_up(Cause.SILENT, "worker silent", claim.now, error)
+        claim.put(replace(given_up, state=state))
 
 
 def signs_of_life(claim: LockedStudy, own: str) -> dict[int, float]:

@@ -15,8 +15,10 @@ from llamatune_torch.storage.store import (
     check_direction,
     check_open,
     is_settled,
+    num_left,
     number_of,
     started_trial,
+    to_retry,
 )
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Direction, Suggestion, Trial
@@ -30,16 +32,21 @@ class MemoryStore:
         self.worker: str | None = None  # there is only this one
         self._lock = threading.RLock()
 
+    def may_start(self, max_evals: int) -> bool:
+        study = self.study
+        return num_left(study, max_evals, to_retry(study.trials, study.space)) > 0
+
     def start(self, n: int, choose: Choose, seed: int, max_evals: int) -> list[Trial]:
-        # Nobody else starts any, so whoever runs the loop counts for himself.
+        # Only this process starts trials, so the loop itself counts the budget.
         with self._lock:
-            first = len(self.study.trials)
-            suggestions = choose(self.study, n)
-            now = time.time()
-            trials = [started_trial(first + i, s, seed, now) for i, s in enumerate(suggestions)]
-            for trial in trials:
-                self.study = self.study.with_trial(trial)
-        return trials
+            study, now = self.study, time.time()
+            due = to_retry(study.trials, study.space)[:n]
+            for trial in due:
+                study = study.with_trial(replace(trial, started=now))
+            for suggestion in choose(study, n - len(due)) if len(due) < n else []:
+                study = study.with_trial(started_trial(len(study.trials), suggestion, seed, now))
+            started, self.study = study.trials[len(self.study.trials) :], study
+        return list(started)
 
     def wait_for_others(self, max_evals: int, goes_on: Callable[[], bool]) -> bool:
         return False  # there are none

@@ -15,7 +15,7 @@ from llamatune_torch.errors import ParamsError, SchemaError, SpaceError
 from llamatune_torch.parameter_base import Parameter, describe, to_python
 from llamatune_torch.parameters import Categorical, Integer, Real
 from llamatune_torch.space import SearchSpace
-from llamatune_torch.trial import OUTSIDE, Curve, Trial, TrialState
+from llamatune_torch.trial import Cause, Curve, Trial, TrialState
 
 KINDS: Mapping[str, type[Any]] = {"Real": Real, "Integer": Integer, "Categorical": Categorical}
 
@@ -90,6 +90,7 @@ def write_trial(trial: Trial) -> dict[str, Any]:
                 "cost": trial.cost,
                 "error": trial.error,
                 "reason": trial.reason,
+                "cause": trial.cause,
                 "notes": dict(trial.notes),
                 "started": trial.started,
                 "finished": trial.finished,
@@ -110,6 +111,7 @@ def read_trial(row: Mapping[str, Any], space: SearchSpace | None = None) -> Tria
     try:
         details = json.loads(row["details"])
         details["curve"] = Curve(*map(tuple, details["curve"]))
+        details["cause"] = None if details["cause"] is None else Cause(details["cause"])
         trial = Trial(
             number=row["number"],
             params=json.loads(row["params"]),
@@ -132,7 +134,8 @@ def as_seen_by(trial: Trial, space: SearchSpace) -> Trial:
     try:
         space.validate(trial.params)
     except ParamsError as error:
-        return replace(trial, state=TrialState.LOST, reason=OUTSIDE, error=str(error))
+        reason = "outside the space"
+        return replace(trial, state=TrialState.LOST, cause=Cause.OUTSIDE, reason=reason, error=str(error))
     return trial
 
 

@@ -1,18 +1,18 @@
-"""Where a study lives: what ``LlamaTune`` needs of it, and the simplest kind, which lives in memory.
+"""The contract of a place where a study lives, and what every kind of place does alike.
 
-``storage.py`` has the durable kind. Both are held to the same contract (``tests/contracts.py``).
+``memory.py`` and ``durable.py`` have the kinds. Both are held to the contract by ``tests/contracts.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from llamatune_torch.errors import TrialStateError
+from llamatune_torch.errors import ParamsError, TrialStateError
 from llamatune_torch.seeds import derived_seed
-from llamatune_torch.space import Params
+from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Direction, Suggestion, Trial, TrialState
+from llamatune_torch.trial import Cause, Direction, Suggestion, Trial, TrialState
 
 #: The next so many suggestions for a study.
 Choose = Callable[[Study, int], list[Suggestion]]
@@ -33,8 +33,11 @@ class Store(Protocol):
     @property
     def worker(self) -> str | None: ...
 
+    def may_start(self, max_evals: int) -> bool:
+        """Whether one more trial may start, as far as is known here; where others start some too, ``start`` decides."""
+
     def start(self, n: int, choose: Choose, seed: int, max_evals: int) -> list[Trial]:
-        """Starts ``n`` trials, each knowing all that were started before, by whomever.
+        """Starts ``n`` trials, each knowing all that were started before, by whomever; those to run again come first.
 
         Raises:
             SpaceExhaustedError: from ``choose``; then nothing has started.
@@ -109,3 +112,51 @@ def check_direction(study: Study, direction: Direction) -> None:
     """Refuses to turn the direction around once values have been read."""
     if study.completed and direction != study.direction:
         raise TrialStateError(f"the direction cannot become {direction!r} after a trial has completed")
+
+
+def to_retry(trials: Sequence[Trial], space: SearchSpace, retries: int = 0) -> list[Trial]:
+    """The trials to run again before anything new, each with its parameters and its seed; numbered on from ``trials``.
+
+    A trial that stalled with its worker runs again up to ``retries`` times, one that somebody killed once more. Neither
+    does if another trial with the same origin is running or has come to an end of its own. A retry that was given back
+    (Ctrl-C) does not count as one. A trial that is FAILED because it stalled too often has come to its end, also for a
+    process that allows more retries.
+
+    Args:
+        trials: the record, in the order of their numbers.
+        space: the present one; parameters that do not fit it are not tried again.
+        retries: how often at most, after stalled workers.
+    """
+    tries: dict[int, list[Trial]] = {}
+    if any(trial.cause in (Cause.SILENT, Cause.KILLED) for trial in trials):
+        for trial in trials:
+            tries.setdefault(trial.first, []).append(trial)
+    due: list[Trial] = []
+    for first, same in tries.items():
+        stalled = sum(trial.cause is Cause.SILENT for trial in same)
+        killed = sum(trial.cause is Cause.KILLED for trial in same)
+        if stalled + killed == 0 or stalled > retries or killed > 1 or not all(map(_is_inconclusive, same)):
+            continue
+        if same[0].origin != "added" and _fits(same[0].params, space):
+            number = len(trials) + len(due)
+            due.append(Trial(number, same[0].params, same[0].seed, "retry", retry_of=first))
+    return due
+
+
+def num_left(study: Study, max_evals: int, due: Sequence[Trial]) -> int:
+    """How many trials may still start, of which ``due`` are some; what has been counted once is free."""
+    counted = {trial.first for trial in study.trials if trial.state is TrialState.FAILED}
+    return max_evals - study.num_counted + sum(trial.first in counted for trial in due)
+
+
+def _is_inconclusive(trial: Trial) -> bool:
+    """Whether an end says nothing about the parameters."""
+    return trial.state is TrialState.LOST or trial.cause is Cause.KILLED
+
+
+def _fits(params: Params, space: SearchSpace) -> bool:
+    try:
+        space.validate(params)
+    except ParamsError:
+        return False
+    return True

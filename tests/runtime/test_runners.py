@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from llamatune_torch import (
+    Cause,
     ExecutorError,
     IgnoredParameterWarning,
     Integer,
@@ -96,6 +97,16 @@ def test_a_process_that_dies_or_hangs_costs_its_own_trial_and_says_how(isolate: 
         8: None,
     }
     assert [trials[n].state for n in (1, 4, 5, 6)] == ["failed", "failed", "failed", "complete"]
+    assert {n: trial.cause for n, trial in trials.items() if trial.cause} == {
+        1: Cause.ERROR,
+        2: Cause.KILLED,
+        3: Cause.ERROR,
+        4: Cause.TIMEOUT,
+        5: Cause.ERROR,
+    }
+    # What somebody killed says nothing about its parameters: it has run once more, and counts once.
+    assert [trial.origin for trial in optimizer.study.trials if trial.params["n"] == 2] == ["initial", "retry"]
+    assert (len(optimizer.study.trials), optimizer.num_counted()) == (9, 8)
     assert trials[4].error == "killed after 1 s (trial_timeout)"
     assert trials[5].error is not None
     assert trials[5].error.endswith("ValueError: too hot")

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from durable import SPACE, tuner
 
-from llamatune_torch import Categorical, Integer, Real, StudyMismatchError, TrialState, load_study
-from llamatune_torch.trial import OUTSIDE
+from llamatune_torch import Categorical, Cause, Integer, Real, StudyMismatchError, TrialState, load_study
 
 
 def test_another_search_is_an_error_that_shows_the_difference(url: str) -> None:
@@ -48,10 +47,10 @@ def test_extending_keeps_old_trials_where_they_fit_and_counts_all(url: str) -> N
         if before.params["x"] >= 0.5:
             assert now == before
         else:
-            assert (now.state, now.reason) == (TrialState.LOST, OUTSIDE)
+            assert (now.state, now.cause) == (TrialState.LOST, Cause.OUTSIDE)
             assert now.error == f"parameter 'x' must lie in [0.5, 2.0], but got {before.params['x']}"
             assert (now.value, now.params) == (before.value, before.params)
-    assert {t.reason for t in new.study.trials} == {None, OUTSIDE}
+    assert {t.cause for t in new.study.trials} == {None, Cause.OUTSIDE}
     new.optimize()  # two of four were done, whether they fit or not
     assert sum(trial.origin == "sobol" for trial in new.study.trials) == 4
     assert load_study(url, "s").space == new.study.space
@@ -64,10 +63,10 @@ def test_a_search_that_was_extended_meanwhile_goes_on(url: str) -> None:
     old = tuner(url)
     trial = old.ask()
     new = tuner(url, space={"x": Real(2.0, 3.0), "n": Integer(1, 8)}, extend=True)
-    assert new.study.trials[0].reason == OUTSIDE
+    assert new.study.trials[0].cause is Cause.OUTSIDE
     strange = new.ask()
     assert old.tell(trial, 0.5).state is TrialState.COMPLETE
-    assert old.study.trials[1].reason == OUTSIDE
+    assert old.study.trials[1].cause is Cause.OUTSIDE
     assert new.tell(strange, 1.0).value == 1.0
     assert new.study.best_value == 1.0
     assert old.study.best_value == 0.5

@@ -24,6 +24,7 @@ from durable import (
 
 from llamatune_torch import (
     BudgetSpentError,
+    Cause,
     Integer,
     LlamaTune,
     Outcome,
@@ -33,7 +34,6 @@ from llamatune_torch import (
     TrialStateError,
 )
 from llamatune_torch.storage.reader import Reader
-from llamatune_torch.trial import SILENT
 
 
 def test_a_silent_workers_trial_is_lost_and_its_parameters_run_again(
@@ -47,7 +47,7 @@ def test_a_silent_workers_trial_is_lost_and_its_parameters_run_again(
     fall_silent(url, dead, 10)
     again = alive.ask()
     lost = alive.study.trials[0]
-    assert (lost.state, lost.reason) == (TrialState.LOST, SILENT)
+    assert (lost.state, lost.cause) == (TrialState.LOST, Cause.SILENT)
     assert lost.error is not None
     assert lost.error.startswith(f"no sign of life of worker {trial.worker} for 1")
     assert f"trial 0 is lost: {lost.error} (grace: 120 s)" in caplog.text
@@ -82,12 +82,12 @@ def test_parameters_that_silence_each_worker_have_failed_and_count_once(
     assert mine.ask().origin == "sobol"
     last = mine.study.trials[retries]
     assert states(mine.study) == ["lost"] * retries + ["failed", "running"]
-    assert (last.reason, last.params) == (SILENT, mine.study.trials[0].params)
+    assert (last.cause, last.params) == (Cause.SILENT, mine.study.trials[0].params)
     assert last.error is not None
     assert last.error.startswith(f"no sign of life of worker {last.worker} for 1")
     assert last.error.endswith(f" s; workers silenced by these parameters: {retries + 1}")
     assert f"trial {retries} has failed: {last.error} (grace: 120 s)" in caplog.text
-    assert mine.study.failures_by_reason() == {SILENT: 1}
+    assert mine.study.failures_by_reason() == {"worker silent": 1}
     assert mine.study.num_counted == 2
     with pytest.raises(BudgetSpentError):
         mine.ask()

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 from durable import eventually, hill, states, tuner
 
-from llamatune_torch import BudgetSpentError, TrialState, load_study
-from llamatune_torch.trial import SILENT
+from llamatune_torch import BudgetSpentError, Cause, TrialState, load_study
 
 HERE = Path(__file__).parent
 POSIX = pytest.mark.skipif(os.name != "posix", reason="forks and sends signals")
@@ -123,7 +122,7 @@ def test_killed_with_all_its_processes_at_random_moments_nothing_is_lost(
     for trial in study.completed:
         assert trial.value == hill(trial.params)
     for trial in study.in_state(TrialState.LOST):  # only those that ran when they were killed, and they ran again
-        assert trial.reason == SILENT
+        assert trial.cause is Cause.SILENT
         first = trial.number if trial.retry_of is None else trial.retry_of
         again = [t for t in study.trials if t.retry_of == first and t.number > trial.number]
         assert again
@@ -171,7 +170,7 @@ def test_a_worker_paused_past_its_grace_and_continued(url: str, nursery: Nursery
     mine = tuner(url, max_evals=2, grace=1.0)
     retry = mine.ask()
     assert (retry.origin, retry.retry_of) == ("retry", 0)
-    assert mine.study.trials[0].reason == SILENT
+    assert mine.study.trials[0].cause is Cause.SILENT
     os.killpg(group, signal.SIGCONT)
     assert nursery.results(group, outs) == [{"number": 0, "state": "complete"}]
     mine.tell(retry, 0.5)

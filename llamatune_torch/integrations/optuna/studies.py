@@ -36,11 +36,10 @@ from llamatune_torch.errors import LlamaTuneError, ParamsError, SettingsError, S
 from llamatune_torch.integrations.optuna.spaces import inferred_space, scalar
 from llamatune_torch.parameter_base import Parameter, type_key
 from llamatune_torch.parameters import Categorical, Integer, Real
-from llamatune_torch.runtime.evaluation import as_outcome
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.serialization import read_space, write, write_space
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Curve, Direction, Outcome, Trial, TrialState
+from llamatune_torch.trial import KEEPERS_OWN, Cause, Curve, Direction, Outcome, Trial, TrialState, as_outcome, cause_of
 
 logger = logging.getLogger(__name__)
 
@@ -308,6 +307,7 @@ def _attributes(trial: Trial, progress: Sequence[float | None]) -> dict[str, Any
         "origin": trial.origin,
         "cost": trial.cost,
         "reason": trial.reason,
+        "cause": trial.cause,
         "error": trial.error,
         "outcomes": dict(trial.outcomes) or None,
         "notes": dict(trial.notes) or None,
@@ -348,6 +348,7 @@ def _imported(number: int, frozen: FrozenTrial, space: SearchSpace, found: _Foun
         cost=attributes.get("cost", lasted),
         error=outcome.error,
         reason=outcome.reason,
+        cause=outcome.cause,
         notes=attributes.get("notes", {}),
         started=started,
         finished=finished,
@@ -358,7 +359,10 @@ def _outcome(frozen: FrozenTrial, attributes: dict[str, Any], direction: Directi
     if frozen.state == OptunaState.PRUNED:
         return Outcome.failure("pruned")
     if frozen.state == OptunaState.FAIL:
-        return Outcome.failure(attributes.get("reason", "failed in Optuna"), attributes.get("error"))
+        reason = attributes.get("reason", "failed in Optuna")
+        cause = attributes.get("cause")
+        cause = cause_of(reason) if cause is None or cause in KEEPERS_OWN else Cause(cause)
+        return Outcome.failure(reason, attributes.get("error"), cause=cause)
     return as_outcome(frozen.value, direction)  # infinities on the good side are failures here
 
 

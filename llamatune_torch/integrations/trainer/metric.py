@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llamatune_torch.errors import MetricError, OutcomeError
-from llamatune_torch.runtime.evaluation import as_number
-from llamatune_torch.trial import Direction
+from llamatune_torch.trial import Direction, as_number
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments

@@ -42,7 +42,6 @@ from llamatune_torch import (
     TrialState,
     tune,
 )
-from llamatune_torch.trial import SILENT
 
 CHECKPOINTS = {"save_strategy": "epoch", "load_best_model_at_end": True}
 
@@ -645,7 +644,7 @@ def test_checkpoints_of_a_silent_worker_stay_until_its_trial_has_run_again(tmp_p
 
     interrupted = runs(trainer={**CHECKPOINTS, "callbacks": [At("on_save", 2, raises(KeyboardInterrupt))]})
     assert [(t.state, t.reason) for t in interrupted.trials] == [
-        (TrialState.LOST, SILENT),
+        (TrialState.LOST, "worker silent"),
         (TrialState.LOST, "interrupted"),
     ]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["trial-0000"]
