@@ -1,10 +1,15 @@
-"""The knobs of the engine, in one frozen record."""
+"""The knobs, grouped by what they are about: the engine, the end of a search, the place where a study lives.
+
+``Goal``, in ``study.py``, is the fourth group. A new knob is a field of one of these records and a line of
+:class:`Knobs`; ``LlamaTune``, ``tune`` and spec files then take it by its name.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 import torch
 
@@ -22,7 +27,7 @@ AcquisitionName = Literal["logeqi", "logei", "ei", "logpi", "pi", "ucb", "qlogei
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``suggest`` may be told besides the study.
+    """The knobs of the engine: what ``suggest`` may be told besides the study.
 
     Args:
         acquisition: "logeqi" (expected quantile improvement in log space, the default: expected improvement that is
@@ -97,3 +102,135 @@ class Settings:
     def num_initial(self, dim: int) -> int:
         """How many trials of a space with ``dim`` parameters come before the surrogate."""
         return min(max(dim + 1, 4), 10) if self.n_initial is None else self.n_initial
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a search ends.
+
+    Args:
+        max_evals: trials in total, failed ones included, added ones not.
+        timeout: seconds after which ``optimize`` starts no further trial, nor waits for those of other processes.
+        max_failures: ``optimize`` stops once more trials than this have failed; ``None`` for never.
+
+    Raises:
+        SettingsError: a value out of its range.
+    """
+
+    max_evals: int = 50
+    timeout: float | None = None
+    max_failures: int | None = None
+
+    def __post_init__(self) -> None:
+        if not _is_integer(self.max_evals, 1):
+            raise SettingsError(f"max_evals must be an integer >= 1, but got {self.max_evals!r}")
+        if self.timeout is not None and not _is_seconds(self.timeout):
+            raise SettingsError(f"timeout must be a number of seconds > 0, but got {self.timeout!r}")
+        if self.max_failures is not None and not _is_integer(self.max_failures, 0):
+            raise SettingsError(f"max_failures must be an integer >= 0, but got {self.max_failures!r}")
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place where a study lives, and how its processes share it.
+
+    Args:
+        storage: "sqlite:///file.db", or "postgresql://user@host/name" for many machines (extra ``postgres``); ``None``
+            for memory.
+        name: the study's name in its storage; "study" by default.
+        extend: whether a stored study may be opened with other ranges and choices. Old trials that do not fit any more
+            stay on record and are used for nothing.
+        grace: seconds without a sign of life after which the trials of another process are LOST.
+        retries: how often at most the parameters of such a trial run again. If the last time ends so too, they have
+            FAILED, which counts once, and the search steers away from them.
+
+    Raises:
+        SettingsError: a value out of its range, or a name without a storage.
+    """
+
+    storage: str | None = None
+    name: str | None = None
+    extend: bool = False
+    grace: float = 120.0
+    retries: int = 2
+
+    def __post_init__(self) -> None:
+        if self.storage is None and self.name is not None:
+            raise SettingsError(f"name={self.name!r} needs a storage, such as storage='sqlite:///study.db'")
+        if self.name is not None and (not isinstance(self.name, str) or not self.name or not self.name.isprintable()):
+            raise SettingsError(f"the name of a stored study must be a line of text, but got {self.name!r}")
+        if not _is_seconds(self.grace) or not math.isfinite(self.grace):
+            raise SettingsError(f"grace must be a number of seconds > 0, but got {self.grace!r}")
+        if not _is_integer(self.retries, 0):
+            raise SettingsError(f"retries must be an integer >= 0, but got {self.retries!r}")
+
+
+class Knobs(TypedDict, total=False):
+    """The fields of ``Settings``, ``Limits`` and ``Place`` as keyword arguments, for type checkers.
+
+    ``max_evals`` is missing, which ``LlamaTune`` and ``tune`` take by position or with a default of their own.
+    """
+
+    acquisition: AcquisitionName
+    xi: float
+    kappa: float
+    n_initial: int | None
+    seed: int | None
+    device: str
+    num_restarts: int
+    num_screened: int
+    mc_samples: int
+    timeout: float | None
+    max_failures: int | None
+    storage: str | None
+    name: str | None
+    extend: bool
+    grace: float
+    retries: int
+
+
+class Groups(NamedTuple):
+    """Knobs by what they are about; ``seeded`` says whether a seed was given."""
+
+    settings: Settings
+    limits: Limits
+    place: Place
+    seeded: bool
+
+
+def group(knobs: Mapping[str, Any], settings: Settings | None = None) -> Groups:
+    """Each knob in the record that has a field of its name.
+
+    Args:
+        knobs: values by name. ``seed=None`` is the same as none.
+        settings: the knobs of the engine, if they come as a record.
+
+    Raises:
+        SettingsError: an unknown name, a value out of its range, or a knob of the engine beside ``settings``.
+    """
+    knobs = {name: value for name, value in knobs.items() if not (name == "seed" and value is None)}
+    own = {name: value for name, value in knobs.items() if name in names_of(Settings)}
+    if settings is not None and not isinstance(settings, Settings):
+        raise SettingsError(f"settings must be a Settings, but got {settings!r}")
+    if settings is not None and own:
+        raise SettingsError(f"settings=Settings(...) holds all knobs of the engine, but got {', '.join(own)} beside it")
+    known = [*names_of(Settings), *names_of(Limits), *names_of(Place)]
+    for name in knobs:
+        if name not in known:
+            raise SettingsError(f"there is no argument {name!r}; the knobs are: {', '.join(known)}")
+    limits = {name: value for name, value in knobs.items() if name in names_of(Limits)}
+    place = {name: value for name, value in knobs.items() if name in names_of(Place)}
+    return Groups(settings or Settings(**own), Limits(**limits), Place(**place), "seed" in own or settings is not None)
+
+
+def names_of(record: type[Any]) -> list[str]:
+    """The names of a record's fields."""
+    return [field.name for field in fields(record)]
+
+
+def _is_integer(value: Any, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0

@@ -192,3 +192,17 @@ def halton(n: int, dim: int) -> Tensor:
             column.append(value)
         columns.append(torch.tensor(column, dtype=torch.float64))
     return torch.stack(columns, dim=-1)
+
+
+#: A value of each knob of the engine that is not its default.
+OTHERS: dict[str, Any] = {
+    "acquisition": "logei",
+    "xi": 0.2,
+    "kappa": 1.5,
+    "n_initial": 3,
+    "seed": 7,
+    "device": "cpu",
+    "num_restarts": 4,
+    "num_screened": 64,
+    "mc_samples": 16,
+}

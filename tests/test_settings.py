@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import pytest
 import torch
+from strategies import OTHERS
 
-from llamatune_torch import Settings, SettingsError
-from llamatune_torch.settings import CUDA_FROM_TRIALS
+from llamatune_torch import LlamaTune, Settings, SettingsError
+from llamatune_torch.settings import CUDA_FROM_TRIALS, Knobs, Limits, Place, group, names_of
+from llamatune_torch.storage.reader import Reader
 
 
 def test_defaults_are_those_of_the_documentation() -> None:
@@ -96,3 +99,81 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_evaluated(monkeyp
 def pretend(monkeypatch: pytest.MonkeyPatch, num_gpus: int) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
+
+
+# --- The other groups ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("record", "knob", "message"),
+    [
+        (Limits, {"max_evals": 0}, "max_evals must be an integer >= 1, but got 0"),
+        (Limits, {"max_evals": True}, "max_evals must be an integer >= 1, but got True"),
+        (Limits, {"max_evals": 2.0}, "max_evals must be an integer >= 1, but got 2.0"),
+        (Limits, {"timeout": 0}, "timeout must be a number of seconds > 0, but got 0"),
+        (Limits, {"timeout": "1h"}, "timeout must be a number of seconds > 0, but got '1h'"),
+        (Limits, {"max_failures": -1}, "max_failures must be an integer >= 0, but got -1"),
+        (Place, {"name": "gpt2"}, r"name='gpt2' needs a storage, such as storage='sqlite:///study.db'"),
+        (
+            Place,
+            {"storage": "sqlite:///a.db", "name": ""},
+            "must be a line of text, but got ''",
+        ),
+        (Place, {"storage": "sqlite:///a.db", "name": "a\nb"}, "must be a line of text"),
+        (Place, {"grace": 0}, "grace must be a number of seconds > 0, but got 0"),
+        (Place, {"grace": math.inf}, "grace must be a number of seconds > 0, but got inf"),
+        (Place, {"retries": -1}, "retries must be an integer >= 0, but got -1"),
+        (Place, {"retries": 1.5}, "retries must be an integer >= 0, but got 1.5"),
+    ],
+)
+def test_limits_and_places_are_checked_by_themselves(record: Any, knob: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        record(**knob)
+
+
+def test_each_field_of_each_group_is_a_knob_of_its_type() -> None:
+    types: dict[str, Any] = {}
+    for record in (Settings, Limits, Place):
+        assert not types.keys() & set(names_of(record)), "a name must mean one thing"
+        types |= get_type_hints(record)
+    del types["max_evals"]  # by position
+    assert get_type_hints(Knobs) == types | {"seed": int | None}  # None: 0, or that of the stored study
+
+
+def test_knobs_go_to_the_record_that_has_a_field_of_their_name() -> None:
+    groups = group({"xi": 0.2, "max_evals": 7, "timeout": 3.0, "storage": "sqlite:///a.db", "retries": 0, "seed": 5})
+    assert groups.settings == Settings(xi=0.2, seed=5)
+    assert groups.limits == Limits(7, timeout=3.0)
+    assert groups.place == Place("sqlite:///a.db", retries=0)
+    assert groups.seeded
+    assert not group({"seed": None}).seeded
+    assert group({}, Settings(seed=3)).settings.seed == 3
+
+
+def test_a_knob_beside_settings_and_an_unknown_one_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"settings=Settings\(...\) holds all .*, but got xi beside it"):
+        group({"xi": 0.2}, Settings())
+    with pytest.raises(SettingsError, match="there is no argument 'xii'; the knobs are: acquisition, xi, "):
+        group({"xii": 0.2})
+    with pytest.raises(SettingsError, match=r"settings must be a Settings, but got \{'xi': 0.1\}"):
+        group({}, {"xi": 0.1})  # type: ignore[arg-type]
+
+
+def test_every_knob_of_the_engine_can_be_set_from_the_optimizer_one_by_one_or_as_a_record() -> None:
+    assert [*OTHERS] == names_of(Settings)
+    assert all(getattr(Settings(), name) != value for name, value in OTHERS.items())
+    for name, value in OTHERS.items():
+        assert LlamaTune({"x": (0.0, 1.0)}, **{name: value}).settings == Settings(**{name: value})
+    whole = Settings(**OTHERS)
+    assert LlamaTune({"x": (0.0, 1.0)}, settings=whole).settings == whole
+    with pytest.raises(SettingsError, match="but got kappa beside it"):
+        LlamaTune({"x": (0.0, 1.0)}, settings=whole, kappa=1.0)
+
+
+def test_a_stored_study_remembers_what_lasts(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    LlamaTune({"x": (0.0, 1.0)}, settings=Settings(**OTHERS), max_evals=9, storage=url)
+    stored = Reader(url).look().settings
+    assert stored == {"max_evals": 9, **{name: value for name, value in OTHERS.items() if name != "device"}}
+    assert LlamaTune({"x": (0.0, 1.0)}, storage=url).settings.seed == 7
+    assert LlamaTune({"x": (0.0, 1.0)}, storage=url, settings=Settings(seed=2)).settings.seed == 2

@@ -15,7 +15,7 @@ from typing import TextIO, TypeVar
 from llamatune_torch.cli.search import reopened
 from llamatune_torch.cli.spec import load_file
 from llamatune_torch.errors import ParamsError, SettingsError, SpecError
-from llamatune_torch.runtime.optimizer import LlamaTune, search_arguments
+from llamatune_torch.runtime.optimizer import ARGUMENTS, LlamaTune
 from llamatune_torch.storage.document import from_document, restore, to_document
 from llamatune_torch.storage.reader import Reader, find_study
 from llamatune_torch.storage.serialization import write
@@ -95,8 +95,7 @@ def _opened(options: Namespace, name: str | None) -> LlamaTune | None:
         return None
     if spec.space is None:
         raise SpecError(f"{spec.path} has no `space`")
-    known = ["max_evals", *search_arguments()]  # tune() has more
-    search = {key: value for key, value in spec.search.items() if key in known}
+    search = {key: value for key, value in spec.search.items() if key in ARGUMENTS}  # tune() has more
     return LlamaTune(spec.space, **{**search, "storage": options.storage, "name": name})
 
 

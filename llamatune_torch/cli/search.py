@@ -10,16 +10,11 @@ from typing import Any
 from llamatune_torch.cli.spec import Spec, load_spec
 from llamatune_torch.errors import SpecError
 from llamatune_torch.runtime.evaluation import OnParams
-from llamatune_torch.runtime.optimizer import LlamaTune, search_arguments
+from llamatune_torch.runtime.optimizer import ARGUMENTS, LASTING, LlamaTune
 from llamatune_torch.runtime.runners import Runner, make_runner
 from llamatune_torch.runtime.torchrun import rank
 from llamatune_torch.storage.definition import remember
 from llamatune_torch.storage.reader import Reader, Snapshot, find_study
-
-#: Settings of a study that a later start takes over.
-LASTING = ("acquisition", "xi", "kappa", "n_initial", "seed", "max_evals")
-#: Options that are arguments of ``LlamaTune``.
-OPTIONS = ("max_evals", "direction", "metric", "seed", "timeout", "max_failures", "extend", "grace", "retries")
 
 
 def run(options: Namespace) -> int:
@@ -68,7 +63,7 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
         if stored is None:
             raise SpecError(f"{spec.path} has no `space`, and {name!r} is a new study, which needs one")
         space = stored.study.space
-    given = {key: getattr(options, key) for key in OPTIONS if getattr(options, key) is not None}
+    given = {key: value for key, value in vars(options).items() if key in ARGUMENTS and value is not None}
     arguments = {**arguments, **given, "storage": options.storage, "name": name}
     where = _places(options)
     if spec.is_trainer_factory:
@@ -78,10 +73,9 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
         assert fine_tune.optimizer is not None
         tuner, search = fine_tune.optimizer, fine_tune.run
     else:
-        known = ["max_evals", *search_arguments()]
         for argument in arguments:
-            if argument not in known:
-                raise SpecError(f"`search` in {spec.path} has {argument!r}; LlamaTune takes {known}")
+            if argument not in ARGUMENTS:
+                raise SpecError(f"`search` in {spec.path} has {argument!r}; LlamaTune takes {list(ARGUMENTS)}")
         tuner = LlamaTune(space, spec.function, **arguments)
         search = partial(tuner.run, OnParams(spec.function))
     first = rank() == 0  # under torchrun, one speaks for all

@@ -42,8 +42,9 @@ def run_loop(tuner: Search, evaluate: Evaluate, places: Runner, landed: OnOutcom
     As soon as one trial ends, its outcome is told and the next is asked for. ``ask``, ``tell``, ``report`` and the
     callbacks are called from this thread only.
     """
-    deadline = None if tuner.timeout is None else time.monotonic() + tuner.timeout
-    with live_display(tuner.max_evals, tuner.num_counted(), tuner.progress) as bar, Interrupts() as interrupts:
+    timeout = tuner.limits.timeout
+    deadline = None if timeout is None else time.monotonic() + timeout
+    with live_display(tuner.limits.max_evals, tuner.num_counted(), tuner.progress) as bar, Interrupts() as interrupts:
         loop = _Loop(tuner, evaluate, places, landed, deadline, bar, interrupts)
         try:
             loop.run()
@@ -141,12 +142,12 @@ class _Loop:
         if tuner.stopping or not tuner.may_ask():
             return False
         if self.deadline is not None and time.monotonic() >= self.deadline:
-            self.say(logging.INFO, f"stopped: the timeout of {tuner.timeout:g} s has passed")
+            self.say(logging.INFO, f"stopped: the timeout of {tuner.limits.timeout:g} s has passed")
             return False
-        failed = len(tuner.study.failed)
-        if tuner.max_failures is not None and failed > tuner.max_failures:
+        failed, most = len(tuner.study.failed), tuner.limits.max_failures
+        if most is not None and failed > most:
             reasons = tuner.study.failures_by_reason()
-            self.say(logging.ERROR, f"stopped: {failed} trials failed, max_failures={tuner.max_failures}: {reasons}")
+            self.say(logging.ERROR, f"stopped: {failed} trials failed, max_failures={most}: {reasons}")
             return False
         return True
 

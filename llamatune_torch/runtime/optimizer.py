@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any, Unpack, get_args
 
 from llamatune_torch.errors import ParamsError, SettingsError
 from llamatune_torch.runtime.evaluation import Evaluate, OnParams
@@ -13,7 +12,7 @@ from llamatune_torch.runtime.loop import OnOutcome, run_loop
 from llamatune_torch.runtime.runners import Executor, Gpus, InlineRunner, Runner, make_runner
 from llamatune_torch.runtime.search import Callback, Search
 from llamatune_torch.runtime.torchrun import TorchrunRunner, rank, world_size
-from llamatune_torch.settings import AcquisitionName, Settings
+from llamatune_torch.settings import Groups, Knobs, Settings, group, names_of
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 from llamatune_torch.storage.store import Store
@@ -32,26 +31,14 @@ class LlamaTune(Search):
         direction: "maximize" (scores) or "minimize" (losses).
         metric: the name of the score, for tables and messages; ``None`` if ``settle_metric`` will say.
         initial_points: parameters to try first.
-        n_initial: trials before the surrogate takes over; by default the number of parameters plus one,
-            between 4 and 10.
-        acquisition: "logeqi", "logei", "ei", "logpi", "pi", "ucb", "qlogei" or "qlognei"; see ``Settings``.
-        xi: the improvement that EI and PI ask for, in standard deviations of the outcomes.
-        kappa: the weight of the standard deviation in UCB.
-        seed: everything random follows from it: same history, same advice. By default 0, or a stored study's own.
-        device: where the surrogate is computed: "auto", "cpu", "cuda" ...; see ``Settings``.
-        timeout: seconds after which ``optimize`` starts no further trial, nor waits for those of other processes.
-        max_failures: ``optimize`` stops once more trials than this have failed; ``None`` for never.
         callbacks: called as ``callback(optimizer, trial)`` after each finished trial; may call ``stop()``.
         progress: whether a progress bar is drawn on a terminal.
-        storage: where the study lives: "sqlite:///file.db", or "postgresql://user@host/name" for many machines (needs
-            the extra ``postgres``). Any number of processes may share it; a later start goes on where it ended, and
-            ``max_evals`` is the total of all. By default it lives in memory. Under ``torchrun``, rank 0 opens it.
-        name: of the study in its storage, "study" by default.
-        extend: whether a stored study may be opened with other ranges and choices; old trials that do not fit any
-            more stay on record and are used for nothing.
-        grace: seconds without a sign of life after which the trials of another process are LOST.
-        retries: how often at most the parameters of such a trial are run again. If the last time ends so too, they have
-            FAILED with the reason "worker silent", which counts once, and the search steers away from them.
+        settings: all knobs of the engine in one record, instead of one by one.
+        **knobs: any field of ``Settings`` (``acquisition``, ``xi``, ``kappa``, ``n_initial``, ``seed``, ``device`` and
+            more), of ``Limits`` (``timeout``, ``max_failures``) and of ``Place`` (``storage``, ``name``, ``extend``,
+            ``grace``, ``retries``). A study with a ``storage`` is durable: any number of processes may share it, and
+            ``max_evals`` is the total of all. Under ``torchrun``, rank 0 opens it. The ``seed`` is 0 by default, or the
+            stored study's own.
 
     Raises:
         SpaceError, ParamsError, SettingsError: before anything is evaluated.
@@ -71,62 +58,22 @@ class LlamaTune(Search):
         direction: Direction = "maximize",
         metric: str | None = "value",
         initial_points: Sequence[Mapping[str, Any]] = (),
-        n_initial: int | None = None,
-        acquisition: AcquisitionName = "logeqi",
-        xi: float = 0.1,
-        kappa: float = 2.576,
-        seed: int | None = None,
-        device: str = "auto",
-        timeout: float | None = None,
-        max_failures: int | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
-        storage: str | None = None,
-        name: str | None = None,
-        extend: bool = False,
-        grace: float = 120.0,
-        retries: int = 2,
+        settings: Settings | None = None,
+        **knobs: Unpack[Knobs],
     ) -> None:
         space = SearchSpace(param_space)
-        _check_budget(max_evals, timeout, max_failures)
+        groups = group({**knobs, "max_evals": max_evals}, settings)
         if direction not in get_args(Direction):
             raise SettingsError(f"direction must be 'maximize' or 'minimize', but got {direction!r}")
         for function in ([] if model_eval_fn is None else [model_eval_fn]) + list(callbacks):
             if not callable(function):
                 raise SettingsError(f"model_eval_fn and callbacks must be callable, but got {function!r}")
         self.model_eval_fn = model_eval_fn
-        settings = Settings(
-            acquisition=acquisition,
-            xi=xi,
-            kappa=kappa,
-            n_initial=n_initial,
-            seed=0 if seed is None else seed,
-            device=device,
-        )
         study = Study(space, direction, metric or "value", _validated(space, initial_points))
-        store: Store
-        if storage is None:
-            if name is not None:
-                raise SettingsError(f"name={name!r} needs a storage, such as storage='sqlite:///study.db'")
-            store = MemoryStore(study)
-        elif rank() > 0:
-            store = FollowerStore(study)
-        else:
-            from llamatune_torch.storage.durable import DurableStore  # SQL takes its time to load
-
-            known = {"acquisition": acquisition, "xi": xi, "kappa": kappa, "n_initial": n_initial, "seed": seed}
-            store = DurableStore(
-                storage,
-                "study" if name is None else name,
-                study,
-                settled=metric is not None,
-                settings={**known, "max_evals": max_evals},
-                extend=extend,
-                grace=grace,
-                retries=retries,
-            )
-            settings = replace(settings, seed=store.settings["seed"])
-        super().__init__(store, settings, max_evals, timeout, max_failures, callbacks, progress)
+        store, settings = _open(groups, study, settled=metric is not None)
+        super().__init__(store, settings, groups.limits, callbacks, progress)
 
     def optimize(
         self,
@@ -202,19 +149,43 @@ class LlamaTune(Search):
         return self.study
 
 
-def search_arguments() -> list[str]:
-    """The names of what ``LlamaTune`` takes by keyword, beside a space, a function and ``max_evals``."""
-    parameters = inspect.signature(LlamaTune).parameters.values()
-    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+class Arguments(Knobs, total=False):
+    """What ``LlamaTune`` takes by keyword beside the goal and ``max_evals``, for type checkers."""
+
+    initial_points: Sequence[Mapping[str, Any]]
+    callbacks: Sequence[Callback]
+    progress: bool
+    settings: Settings | None
 
 
-def _check_budget(max_evals: Any, timeout: Any, max_failures: Any) -> None:
-    if not isinstance(max_evals, int) or isinstance(max_evals, bool) or max_evals < 1:
-        raise SettingsError(f"max_evals must be an integer >= 1, but got {max_evals!r}")
-    if timeout is not None and not (isinstance(timeout, (int, float)) and timeout > 0):
-        raise SettingsError(f"timeout must be a number of seconds > 0, but got {timeout!r}")
-    if max_failures is not None and not (isinstance(max_failures, int) and max_failures >= 0):
-        raise SettingsError(f"max_failures must be an integer >= 0, but got {max_failures!r}")
+#: The names of all that ``LlamaTune`` takes by keyword, beside a space and a function.
+ARGUMENTS = ("max_evals", "direction", "metric", *Arguments.__annotations__)
+
+#: The knobs that a stored study remembers for later starts.
+LASTING = ("max_evals", *(name for name in names_of(Settings) if name != "device"))
+
+
+def _open(groups: Groups, study: Study, settled: bool) -> tuple[Store, Settings]:
+    """The place where the study lives, and the settings with its seed."""
+    settings, limits, place, seeded = groups
+    if place.storage is None:
+        return MemoryStore(study), settings
+    if rank() > 0:
+        return FollowerStore(study), settings
+    from llamatune_torch.storage.durable import DurableStore  # SQL takes its time to load
+
+    lasting = {name: getattr(limits if name == "max_evals" else settings, name) for name in LASTING}
+    store = DurableStore(
+        place.storage,
+        "study" if place.name is None else place.name,
+        study,
+        settled=settled,
+        settings=lasting if seeded else {**lasting, "seed": None},
+        extend=place.extend,
+        grace=place.grace,
+        retries=place.retries,
+    )
+    return store, replace(settings, seed=store.settings["seed"])
 
 
 def _validated(space: SearchSpace, points: Sequence[Mapping[str, Any]]) -> tuple[Params, ...]:

@@ -11,7 +11,7 @@ from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.errors import SettingsError
 from llamatune_torch.runtime.threads import one_thread
-from llamatune_torch.settings import Settings
+from llamatune_torch.settings import Limits, Settings
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 from llamatune_torch.storage.store import Store
 from llamatune_torch.study import Study
@@ -26,24 +26,21 @@ class Search:
     Args:
         store: where the study lives.
         settings: the knobs of the engine.
-        max_evals, timeout, max_failures, callbacks, progress: as of ``LlamaTune``.
+        limits: when the search ends.
+        callbacks, progress: as of ``LlamaTune``.
     """
 
     def __init__(
         self,
         store: Store,
         settings: Settings,
-        max_evals: int,
-        timeout: float | None = None,
-        max_failures: int | None = None,
+        limits: Limits,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
         self._store = store
         self.settings = settings
-        self.max_evals = max_evals
-        self.timeout = timeout
-        self.max_failures = max_failures
+        self.limits = limits
         self.callbacks = list(callbacks)
         self.progress = progress
         #: Whether the last run ended by Ctrl-C.
@@ -79,7 +76,7 @@ class Search:
         """
         if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
             raise SettingsError(f"ask(n) needs an integer n >= 1, but got {n!r}")
-        trials = self._store.start(n or 1, self._choose, self.settings.seed, self.max_evals)
+        trials = self._store.start(n or 1, self._choose, self.settings.seed, self.limits.max_evals)
         return trials[0] if n is None else trials
 
     def tell(self, trial: Trial | int, outcome: float | Outcome) -> Trial:
@@ -158,7 +155,7 @@ class Search:
 
     def may_ask(self) -> bool:
         """Whether one more trial may start, as far as is known here. Of a stored study, only ``ask`` can say."""
-        return self._store.may_start(self.max_evals)
+        return self._store.may_start(self.limits.max_evals)
 
     def wait_for_others(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
         """Whether there is something to do again after all, when the budget is used up and nothing runs here.
@@ -166,7 +163,7 @@ class Search:
         Of a stored study, waits until the trials of other processes have ended, have been lost, or have given a sign of
         life: seconds, if those are alive, ``grace`` at most; and no longer than ``goes_on`` says yes.
         """
-        return self._store.wait_for_others(self.max_evals, goes_on)
+        return self._store.wait_for_others(self.limits.max_evals, goes_on)
 
     def num_counted(self) -> int:
         """Trials that count against ``max_evals``."""

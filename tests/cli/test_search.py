@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from commands import Cli, finish, start, write_spec
+from strategies import OTHERS
 
 from llamatune_torch import StorageError, Study, TrialState, load_study
+from llamatune_torch.storage.reader import Reader
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,6 +115,15 @@ def test_a_new_study_needs_a_space_and_a_good_search(cli: Cli, tmp_path: Path) -
     file = write_spec(tmp_path, text="space = {'x': (1.0, 0.0)}\ndef evaluate(p): ...")
     assert cli("run", file).code == 2
     assert not (tmp_path / "llamatune.db").exists()
+
+
+def test_every_knob_of_the_engine_can_be_set_in_a_file_and_lasts(cli: Cli, tmp_path: Path) -> None:
+    text = f"space = {{'x': (0.0, 1.0)}}\nsearch = {{'max_evals': 2, **{OTHERS!r}}}\ndef evaluate(params): return 1.0"
+    result = cli("run", write_spec(tmp_path, text=text))
+    assert result.code == 0, result.err
+    stored = Reader(storage(tmp_path)).look().settings
+    lasting = {name: value for name, value in OTHERS.items() if name != "device"}
+    assert {name: stored[name] for name in lasting} == lasting
 
 
 def test_where_nothing_completes_the_exit_code_says_so(cli: Cli, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -309,7 +310,7 @@ def test_optimizing_again_evaluates_nothing_and_with_a_larger_budget_goes_on_as_
     parts.optimize()
     assert parts.optimize() == (parts.study.best_params, parts.study.best_value)
     assert len(parts.study.trials) == 3
-    parts.max_evals = 6
+    parts.limits = replace(parts.limits, max_evals=6)
     parts.optimize()
     assert [trial.params for trial in parts.study.trials] == [trial.params for trial in whole.study.trials]
 

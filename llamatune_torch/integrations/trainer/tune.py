@@ -10,12 +10,12 @@ import inspect
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 from llamatune_torch.errors import SettingsError
 from llamatune_torch.integrations.trainer.finetune import KEPT_RECORD, FineTune, TrainerFactory
 from llamatune_torch.integrations.trainer.metric import MetricFunction
-from llamatune_torch.runtime.optimizer import LlamaTune, search_arguments
+from llamatune_torch.runtime.optimizer import ARGUMENTS, Arguments, LlamaTune
 from llamatune_torch.runtime.runners import Executor, Gpus, make_runner
 from llamatune_torch.space import SearchSpace
 from llamatune_torch.study import Study
@@ -36,7 +36,7 @@ def tune(
     gpus: Gpus | None = None,
     isolate: bool = False,
     trial_timeout: float | None = None,
-    **search: Any,
+    **search: Unpack[Arguments],
 ) -> Study:
     """Finds the hyperparameters for which a fine-tune comes out best.
 
@@ -107,7 +107,7 @@ def fine_tuning(
     max_evals: int = 20,
     keep: Literal["best"] | None = None,
     output_dir: str | Path = "llamatune_output",
-    **search: Any,
+    **search: Unpack[Arguments],
 ) -> FineTune:
     """A search that is ready to run; arguments and errors as those of :func:`tune`."""
     if not callable(trainer_factory):
@@ -122,11 +122,10 @@ def fine_tuning(
 
 
 def _check_names(search: Mapping[str, Any]) -> None:
-    passed_on = search_arguments()
-    unknown = [name for name in search if name not in passed_on]
+    unknown = [name for name in search if name not in ARGUMENTS]
     if unknown:
         own = [name for name in inspect.signature(tune).parameters if name != "search"]
-        names = ", ".join(dict.fromkeys([*own, *passed_on]))
+        names = ", ".join(dict.fromkeys([*own, *ARGUMENTS]))
         raise SettingsError(f"tune() has no argument {unknown[0]!r}; its arguments are: {names}")
 
 
