@@ -1,7 +1,8 @@
 # Two commands for a fresh machine with python3 (3.11 or newer), pip and make; each sets up what it needs:
 #
 #   make demo     GPT-2 tuned on real text, about 3 minutes on 2 cores
-#   make test     lint, types and tests
+#   make test     lint, types and tests, about 10 minutes on 2 cores
+#   make test-all the slow tests as well
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,13 +12,23 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test lint types setup clean
+# Two processes: more would want more memory than a small machine has.
+PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+.PHONY: demo test test-all test-slow lint types setup clean
 
 demo: setup
 	$(BIN)/python examples/gpt2_cls.py
 
 test: lint types
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	$(PYTEST)
+
+test-all: lint types
+	$(PYTEST) -m ""
+
+# Only those; MINUTES=15 skips what has not begun by then.
+test-slow: setup
+	$(PYTEST) -m slow $(if $(MINUTES),--minutes $(MINUTES))
 
 lint: setup
 	$(BIN)/ruff check .
