@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from llamatune_torch.integrations.trainer.tune import tune
     from llamatune_torch.parameters import Categorical, Integer, Real
     from llamatune_torch.runtime.evaluation import report
+    from llamatune_torch.runtime.events import Listener
     from llamatune_torch.runtime.optimizer import LlamaTune
     from llamatune_torch.settings import Settings
     from llamatune_torch.space import SearchSpace
@@ -56,6 +57,7 @@ __all__ = [
     "ExecutorError",
     "IgnoredParameterWarning",
     "Integer",
+    "Listener",
     "LlamaTune",
     "LlamaTuneError",
     "LlamaTuneWarning",
@@ -92,6 +94,7 @@ _HOMES = {
     "Cause": "trial",
     "Curve": "trial",
     "Integer": "parameters",
+    "Listener": "runtime.events",
     "LlamaTune": "runtime.optimizer",
     "Outcome": "trial",
     "Real": "parameters",

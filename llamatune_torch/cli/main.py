@@ -167,9 +167,7 @@ def _add_looks(command: Any) -> None:
     )
 
     trials = command("trials", "results", "all trials, or all about one of them")
-    trials.add_argument(
-        "number", metavar="NUMBER", type=int, nargs="?", help="all about this one (iteration 1 of the log is 0)"
-    )
+    trials.add_argument("number", metavar="NUMBER", type=int, nargs="?", help="all about this one")
     trials.add_argument("--state", choices=("running", "complete", "failed", "lost"), help="only these")
     trials.add_argument("--by-value", action="store_true", help="the best first")
     trials.add_argument("--last", metavar="N", type=_positive(int), help="only the last N")
@@ -189,7 +187,7 @@ def _positive(kind: Any) -> Any:
 def _add_changes(command: Any) -> None:
     tell = command("tell", "tell", "enter the result of a running or lost trial by hand")
     tell._negative_number_matcher = re.compile(r"-(\d|\.\d|inf)")  # argparse takes -1e-3 for an option
-    tell.add_argument("number", metavar="NUMBER", type=int, help="iteration 1 of the log is 0")
+    tell.add_argument("number", metavar="NUMBER", type=int, help="of the trial, as in the log")
     tell.add_argument("value", metavar="VALUE", type=float, nargs="?")
     tell.add_argument("--failed", metavar="REASON", help="instead of a value")
     tell.add_argument("--cost", metavar="S", type=float, help="seconds that it took")

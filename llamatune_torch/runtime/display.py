@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: a line a trial through ``logging``, and a progress bar."""
+"""The output of a running search: a line for each trial through ``logging``, and a progress bar."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ logger = logging.getLogger("llamatune_torch")
 
 @contextmanager
 def live_display(total: int, done: int, progress: bool) -> Iterator[tqdm[Any]]:
-    """Shows log lines and a bar with the time left, while it is open.
+    """Shows log lines and a bar with the time left, for as long as it is open.
 
-    Where the program has set up no logging at all, this package's lines go to standard error until it closes.
-    The bar is drawn on a terminal only, and never with ``progress=False``.
+    If the program has not set up any logging, this package's lines go to standard error meanwhile. The bar is drawn
+    on a terminal only, and never with ``progress=False``.
     """
     with ExitStack() as stack:
         if not logger.hasHandlers():
@@ -49,17 +49,13 @@ def _lines_on_stderr() -> Iterator[None]:
 
 
 def log_trial(study: Study, trial: Trial) -> None:
-    """One line for a finished trial, with the best so far."""
-    line = f"Iteration {trial.number + 1}: {show_params(trial.params)}"
+    """Logs a line for a finished trial, with the best so far."""
+    line = f"trial {trial.number}: {show_params(trial.params)}"
     if trial.value is None:
         last = (trial.error or "").strip().splitlines()[-1:] or [""]
         logger.warning("%s %s: %s (%s)", line, trial.state, trial.reason, last[0])
         return
     best = study.best_trial
     logger.info(
-        "%s -> %s | best %s (iteration %d)",
-        line,
-        show_value(trial.value),
-        show_value(best.value),
-        best.number + 1,
+        "%s -> %s | best %s (trial %d)", line, show_value(trial.value), show_value(best.value), best.number
     )

@@ -8,9 +8,10 @@ from typing import Any, Unpack, get_args
 
 from llamatune_torch.errors import ParamsError, SettingsError
 from llamatune_torch.runtime.evaluation import Evaluate, OnParams
+from llamatune_torch.runtime.events import Callback, check_callbacks
 from llamatune_torch.runtime.loop import OnOutcome, run_loop
 from llamatune_torch.runtime.runners import Executor, Gpus, InlineRunner, Runner, make_runner
-from llamatune_torch.runtime.search import Callback, Search
+from llamatune_torch.runtime.search import Search
 from llamatune_torch.runtime.torchrun import TorchrunRunner, rank, world_size
 from llamatune_torch.settings import Groups, Knobs, Settings, group, names_of
 from llamatune_torch.space import Params, SearchSpace
@@ -31,7 +32,8 @@ class LlamaTune(Search):
         direction: "maximize" (scores) or "minimize" (losses).
         metric: the name of the score, for tables and messages; ``None`` if ``settle_metric`` will say.
         initial_points: parameters to try first.
-        callbacks: called as ``callback(optimizer, trial)`` after each finished trial; may call ``stop()``.
+        callbacks: functions, called as ``callback(optimizer, trial)`` after each finished trial; and instances of
+            :class:`Listener`, which also hear of started trials and of reports. They may call ``stop()``.
         progress: whether a progress bar is drawn on a terminal.
         settings: all knobs of the engine in one record, instead of one by one.
         **knobs: any field of ``Settings`` (``acquisition``, ``xi``, ``kappa``, ``n_initial``, ``seed``, ``device`` and
@@ -67,9 +69,9 @@ class LlamaTune(Search):
         groups = group({**knobs, "max_evals": max_evals}, settings)
         if direction not in get_args(Direction):
             raise SettingsError(f"direction must be 'maximize' or 'minimize', but got {direction!r}")
-        for function in ([] if model_eval_fn is None else [model_eval_fn]) + list(callbacks):
-            if not callable(function):
-                raise SettingsError(f"model_eval_fn and callbacks must be callable, but got {function!r}")
+        if model_eval_fn is not None and not callable(model_eval_fn):
+            raise SettingsError(f"model_eval_fn must be callable, but got {model_eval_fn!r}")
+        check_callbacks(callbacks)
         self.model_eval_fn = model_eval_fn
         study = Study(space, direction, metric or "value", _validated(space, initial_points))
         store, settings = _open(groups, study, settled=metric is not None)
@@ -119,33 +121,33 @@ class LlamaTune(Search):
         """
         if self.model_eval_fn is None:
             raise SettingsError("optimize() needs model_eval_fn; with ask() and tell() it is not needed")
-        where = make_runner(executor, n_workers, gpus, isolate, trial_timeout)
-        self.run(OnParams(self.model_eval_fn), where)
+        runner = make_runner(executor, n_workers, gpus, isolate, trial_timeout)
+        self.run(OnParams(self.model_eval_fn), runner)
         if self.interrupted and not self.study.completed:
             raise KeyboardInterrupt
         return self.study.best_params, self.study.best_value
 
-    def run(self, evaluate: Evaluate, where: Runner | None = None, landed: OnOutcome | None = None) -> Study:
+    def run(self, evaluate: Evaluate, runner: Runner | None = None, on_outcome: OnOutcome | None = None) -> Study:
         """The loop behind :meth:`optimize`, for evaluations that want the whole ``Trial``.
 
         Args:
             evaluate: takes a trial, returns a score or an ``Outcome``.
-            where: the trials run; by default in this thread.
-            landed: called in this thread with a trial and its outcome, before that is told; returns the one to tell.
+            runner: runs the trials; by default in this thread.
+            on_outcome: called in this thread with a trial and its outcome; returns the outcome to record.
 
         Under ``torchrun``, all ranks evaluate each trial together. Rank 0 asks, tells and calls the callbacks; the
         others get its trials, and its study in the end.
         """
         self.stopping = self.interrupted = False
-        where, landed = where or InlineRunner(), landed or (lambda _, outcome: outcome)
+        runner, on_outcome = runner or InlineRunner(), on_outcome or (lambda _, outcome: outcome)
         if world_size() > 1:
-            if not isinstance(where, InlineRunner):
+            if not isinstance(runner, InlineRunner):
                 raise SettingsError("under torchrun all ranks run each trial together: no executor, n_workers or gpus")
-            where = TorchrunRunner(self)
-            if where.rank > 0:
-                where.follow(evaluate)
+            runner = TorchrunRunner(self)
+            if runner.rank > 0:
+                runner.follow(evaluate)
                 return self.study
-        run_loop(self, evaluate, where, landed)
+        run_loop(self, evaluate, runner, on_outcome)
         return self.study
 
 

@@ -10,14 +10,13 @@ from typing import Any, overload
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.errors import SettingsError
+from llamatune_torch.runtime.events import Callback
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import Limits, Settings
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 from llamatune_torch.storage.store import Store
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Direction, Outcome, Suggestion, Trial, as_outcome
-
-Callback = Callable[[Any, Trial], None]
 
 
 class Search:

@@ -48,8 +48,8 @@ def test_a_trial_is_a_line_with_its_parameters_its_value_and_the_best_so_far(cap
     for trial in study.trials:
         log_trial(study, trial)
     assert shown(caplog) == [
-        ("INFO", "Iteration 1: {'learning_rate': 2.84e-05, 'batch_size': 16} -> 0.8423 | best 0.8423 (iteration 1)"),
-        ("INFO", "Iteration 2: {'learning_rate': 0.0001, 'batch_size': 8} -> 0.5 | best 0.8423 (iteration 1)"),
+        ("INFO", "trial 0: {'learning_rate': 2.84e-05, 'batch_size': 16} -> 0.8423 | best 0.8423 (trial 0)"),
+        ("INFO", "trial 1: {'learning_rate': 0.0001, 'batch_size': 8} -> 0.5 | best 0.8423 (trial 0)"),
     ]
 
 
@@ -60,8 +60,8 @@ def test_a_failed_trial_is_a_warning_with_its_reason_and_the_last_line_of_its_er
     log_trial(study, make_trial(4, {"x": 0.5}, reason="ValueError", error="Traceback ...\n  ...\nValueError: too hot"))
     log_trial(study, make_trial(5, {"x": 0.5}))
     assert shown(caplog) == [
-        ("WARNING", "Iteration 5: {'x': 0.5} failed: ValueError (ValueError: too hot)"),
-        ("WARNING", "Iteration 6: {'x': 0.5} failed: None ()"),
+        ("WARNING", "trial 4: {'x': 0.5} failed: ValueError (ValueError: too hot)"),
+        ("WARNING", "trial 5: {'x': 0.5} failed: None ()"),
     ]
 
 
@@ -70,12 +70,12 @@ def test_where_no_logging_is_set_up_lines_go_to_standard_error_while_it_runs(
 ) -> None:
     with no_logging_set_up():
         with live_display(3, 0, progress=True):
-            LOGGER.info("Iteration 1: ...")
+            LOGGER.info("trial 0: ...")
             assert LOGGER.level == logging.INFO
         assert LOGGER.handlers == []
         assert LOGGER.level == logging.NOTSET
     captured = capsys.readouterr()
-    assert captured.err == "Iteration 1: ...\n"
+    assert captured.err == "trial 0: ...\n"
     assert captured.out == ""
 
 
@@ -138,7 +138,7 @@ def test_lines_and_bar_share_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     with no_logging_set_up(), live_display(10, 0, progress=True) as bar:
-        LOGGER.info("Iteration 1: ...")
+        LOGGER.info("trial 0: ...")
         bar.update()
-    assert "Iteration 1: ...\n" in terminal.getvalue()
+    assert "trial 0: ...\n" in terminal.getvalue()
     assert LOGGER.handlers == []

@@ -95,9 +95,9 @@ def test_the_classic_call_works_as_written(caplog: pytest.LogCaptureFixture) -> 
     assert len(lines) == 8
     first = optimizer.study.trials[0]
     assert first.value is not None
-    assert lines[0].startswith(f"Iteration 1: {{'learning_rate': {first.params['learning_rate']:.4g}, 'batch_size': ")
+    assert lines[0].startswith(f"trial 0: {{'learning_rate': {first.params['learning_rate']:.4g}, 'batch_size': ")
     assert f"}} -> {first.value:.4g} | best" in lines[0]
-    assert lines[-1].startswith("Iteration 8: ")
+    assert lines[-1].startswith("trial 7: ")
 
 
 def test_a_search_is_repeated_by_its_seed() -> None:
@@ -277,7 +277,7 @@ def test_ctrl_c_ends_a_real_process_cleanly() -> None:
     assert out == "2 True True\n"
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "interrupted after 2 finished trials"
-    assert "Iteration 2: {'x': " in err  # a plain script sees its lines without setting up logging
+    assert "trial 1: {'x': " in err  # a plain script sees its lines without setting up logging
 
 
 def test_the_timeout_starts_no_further_trial(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,8 +572,8 @@ def test_the_metric_can_be_settled_until_a_trial_has_completed() -> None:
         ({"max_failures": -1}, SettingsError, r"max_failures must be an integer >= 0, but got -1"),
         ({"max_failures": 0.5}, SettingsError, r"max_failures must be an integer >= 0, but got 0.5"),
         ({"direction": "max"}, SettingsError, r"direction must be 'maximize' or 'minimize', but got 'max'"),
-        ({"function": 3}, SettingsError, r"model_eval_fn and callbacks must be callable, but got 3"),
-        ({"callbacks": ["print"]}, SettingsError, r"model_eval_fn and callbacks must be callable, but got 'print'"),
+        ({"function": 3}, SettingsError, r"model_eval_fn must be callable, but got 3"),
+        ({"callbacks": ["print"]}, SettingsError, r"callbacks must be callable or a Listener, but got 'print'"),
         ({"acquisition": "EI"}, SettingsError, r"acquisition must be one of .*, but got 'EI'"),
         ({"seed": -3}, SettingsError, r"seed must be an integer >= 0, but got -3"),
         ({"n_initial": -3}, SettingsError, r"n_initial must be an integer >= 0, but got -3"),

@@ -404,7 +404,7 @@ def test_nobody_is_blamed_for_a_pool_that_breaks_with_several_trials_in_it(caplo
     states = [trial.state.value for trial in optimizer.study.trials]
     assert states == ["lost", "lost", "complete", "complete", "complete"]
     assert optimizer.study.trials[0].reason == "a worker of its pool died"
-    assert "Iteration 1: lost: a worker of its pool died" in caplog.text
+    assert "trial 0: lost: a worker of its pool died" in caplog.text
 
 
 def test_a_pool_that_keeps_breaking_is_an_error() -> None:
