@@ -65,13 +65,12 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
         space = stored.study.space
     given = {key: value for key, value in vars(options).items() if key in ARGUMENTS and value is not None}
     arguments = {**arguments, **given, "storage": options.storage, "name": name}
-    where = _places(options)
+    runner = _make_runner(options)
     if spec.is_trainer_factory:
-        from llamatune_torch.integrations.trainer.tune import fine_tuning  # takes its time to load
+        from llamatune_torch.integrations.trainer.tune import prepare  # takes its time to load
 
-        fine_tune = fine_tuning(spec.function, space, **arguments)
-        assert fine_tune.optimizer is not None
-        tuner, search = fine_tune.optimizer, fine_tune.run
+        keeper = prepare(spec.function, space, **arguments)
+        tuner, search = keeper.optimizer, keeper.run
     else:
         for argument in arguments:
             if argument not in ARGUMENTS:
@@ -81,7 +80,7 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
     first = rank() == 0  # under torchrun, one speaks for all
     if first:
         remember(options.storage, name, {"launch": dict(spec.launch)})
-    study = search(where)
+    study = search(runner)
     if first:
         print(study.summary())
     if tuner.interrupted:
@@ -103,6 +102,6 @@ def _remembered(stored: Snapshot | None, spec: Spec) -> dict[str, Any]:
     return arguments
 
 
-def _places(options: Namespace) -> Runner:
+def _make_runner(options: Namespace) -> Runner:
     gpus = options.gpus if options.gpus in (None, "auto") else options.gpus.split(",")
     return make_runner(None, options.workers, gpus, options.isolate, options.trial_timeout)

@@ -56,6 +56,4 @@ def log_trial(study: Study, trial: Trial) -> None:
         logger.warning("%s %s: %s (%s)", line, trial.state, trial.reason, last[0])
         return
     best = study.best_trial
-    logger.info(
-        "%s -> %s | best %s (trial %d)", line, show_value(trial.value), show_value(best.value), best.number
-    )
+    logger.info("%s -> %s | best %s (trial %d)", line, show_value(trial.value), show_value(best.value), best.number)

@@ -22,7 +22,7 @@ TESTS = Path(__file__).parents[1]
 HEAD = """
 import json, os, sys, time
 from pathlib import Path
-from llamatune_torch import LlamaTune, OutcomeError, Real, SettingsError, tune
+from llamatune_torch import Listener, LlamaTune, OutcomeError, Real, SettingsError, report, tune
 RANK = int(os.environ["RANK"])
 seen = []
 
@@ -60,19 +60,33 @@ def evaluate(params):
     seen.append(params)
     if len(seen) == 2 and RANK == 1:
         raise RuntimeError("CUDA out of memory")
+    report(1, 0.5)
     return params["x"] + RANK  # the ranks differ: rank 0 counts
+
+heard = []
+class Hears(Listener):
+    def on_start(self, search, trial):
+        heard.append(["start", trial.number])
+    def on_report(self, search, trial):
+        heard.append(["report", trial.number])
+    def on_finish(self, search, trial):
+        heard.append(["finish", trial.number])
 
 stop = lambda tuner, trial: tuner.stop() if trial.number == 5 else None
 # Another seed on each rank, which must not matter.
-tuner = LlamaTune({"x": (0.0, 1.0)}, evaluate, 50, n_initial=3, callbacks=[stop], seed=RANK)
+tuner = LlamaTune({"x": (0.0, 1.0)}, evaluate, 50, n_initial=3, callbacks=[stop, Hears()], seed=RANK)
 best_params, best = tuner.optimize()
 try:
     tuner.optimize(n_workers=2)
 except SettingsError as error:
     refused = str(error)
-leave(tuner, best=best, refused=refused)
+leave(tuner, best=best, refused=refused, heard=heard)
 """,
     )
+    heard, nothing = one.pop("heard"), other.pop("heard")
+    assert heard[:3] == [["start", 0], ["report", 0], ["finish", 0]]
+    assert [event for event in heard if event[0] == "finish"] == [["finish", number] for number in range(6)]
+    assert nothing == []
     assert one == other
     assert len(one["seen"]) == 6
     assert [params for params, *_ in one["trials"]] == one["seen"]

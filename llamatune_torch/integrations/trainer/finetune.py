@@ -1,4 +1,4 @@
-"""One fine-tune as an evaluation: a fresh ``Trainer``, trained, judged, recorded, released, whatever happened."""
+"""One fine-tune as an evaluation: builds a fresh ``Trainer``, trains, evaluates and releases it, whatever happens."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ import json
 import math
 import shutil
 import warnings
-import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 try:
     import torch
@@ -27,6 +28,7 @@ from llamatune_torch.errors import (
     CheckpointWarning,
     IgnoredParameterWarning,
     MetricError,
+    SettingsError,
     TrainerError,
 )
 from llamatune_torch.integrations.trainer.callback import Recorder, evaluation_prefixes, is_stock
@@ -39,112 +41,136 @@ from llamatune_torch.integrations.trainer.metric import (
 )
 from llamatune_torch.integrations.trainer.readlog import ReadLog
 from llamatune_torch.runtime.evaluation import report, run_guarded
-from llamatune_torch.runtime.optimizer import LlamaTune
-from llamatune_torch.runtime.runners import Runner
 from llamatune_torch.space import Params
-from llamatune_torch.study import Study
-from llamatune_torch.trial import Direction, Outcome, Trial, TrialState
+from llamatune_torch.trial import Direction, Outcome, Trial
 
 TrainerFactory = Callable[[Params], Trainer]
 
 #: The file beside a kept model that says which trial it is from.
 KEPT_RECORD = "trial.json"
 
-# The trainable weights of the trials that a worker process has run; see FineTune._check_fresh.
-_TRAINED_HERE: list[weakref.ref[Any]] = []
+# The trainable weights that trials in this process have had, by id, as long as somebody keeps them alive.
+_trained: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
 
 
 @dataclass(frozen=True)
 class FineTuned(Outcome):
-    """An outcome, and what else there is to say where the study is."""
+    """An outcome, and what the ``Keeper`` needs to know besides.
+
+    Args:
+        metric: the metric that was read, if a Trainer was there to ask.
+        saved: the folder of the saved model, if it may be the best one.
+        no_metric: the error, if the metric was not among those of an evaluation.
+    """
 
     metric: Metric | None = None
-    #: Where the model lies, if it may be the best.
     saved: Path | None = None
     no_metric: MetricError | None = None
 
 
+@dataclass
 class FineTune:
-    """One fine-tune as an evaluation: from a trial to its outcome, in whatever process.
+    """One fine-tune as an evaluation: from a trial to its outcome, in this or in another process.
 
-    It is called where the trial runs, and knows nothing there of the study; ``landed`` is called where the study is.
+    It knows nothing of the study but what the ``Keeper`` has written in ``settled`` and ``best``. Both go along when it
+    is pickled.
+
+    Args:
+        trainer_factory, metric, direction, keep, output_dir: as in ``tune``.
+
+    Raises:
+        SettingsError: one of them is not what it should be, or ``output_dir/best`` holds something else.
     """
 
-    def __init__(
-        self,
-        optimizer: LlamaTune,
-        trainer_factory: TrainerFactory,
-        metric: str | MetricFunction | None,
-        direction: Direction | None,
-        keep: Literal["best"] | None,
-        output_dir: Path,
-    ) -> None:
-        self.optimizer: LlamaTune | None = optimizer
-        # In another process, the best value when its trial began.
-        self.best: float | None = None
-        self.trainer_factory = trainer_factory
-        self.wanted_metric = metric
-        self.wanted_direction = direction
-        self.keep = keep
-        self.output_dir = output_dir
-        # Known as soon as there is a Trainer to ask for its own metric.
-        self.metric: Metric | None = None
-        self._settled = False
-        self._warned: set[str] = set()
-        # The trainable weights of earlier trials; those that are still alive must not come back.
-        self._trained: list[weakref.ref[Any]] = []
+    trainer_factory: TrainerFactory
+    metric: str | MetricFunction | None = None
+    direction: Direction | None = None
+    keep: Literal["best"] | None = None
+    output_dir: str | Path = "llamatune_output"
+    #: The metric that counts, from the first Trainer on, which knows its own.
+    settled: Metric | None = field(default=None, init=False)
+    #: The best value of the study when a trial begins; only a model that beats it is saved.
+    best: float | None = field(default=None, init=False)
+    _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
-    def run(self, where: Runner) -> Study:
-        """Fine-tunes until the budget is used up; the study."""
-        assert self.optimizer is not None
-        try:
-            return self.optimizer.run(self, where, self.landed)
-        finally:
-            clear_device_cache(garbage_collection=True)  # after Ctrl-C, what the last trial held
-            # Not what others ran: a machine that was suspended may come back and go on with its checkpoints.
-            for trial in self.optimizer.study.in_state(TrialState.LOST, TrialState.FAILED):
-                if trial.worker == self.optimizer.worker:
-                    self.clean_up(trial)
+    def __post_init__(self) -> None:
+        if not callable(self.trainer_factory):
+            raise SettingsError(f"trainer_factory must be callable, but got {self.trainer_factory!r}")
+        if not (self.metric is None or isinstance(self.metric, str) or callable(self.metric)):
+            raise SettingsError(f"metric must be a name or a function of the metrics, but got {self.metric!r}")
+        if self.keep not in (None, "best"):
+            raise SettingsError(f"keep must be 'best' or None, but got {self.keep!r}")
+        if self.keep == "best" and self.best_folder.exists() and not (self.best_folder / KEPT_RECORD).exists():
+            raise SettingsError(
+                f"{self.best_folder} exists and is no model that tune() has kept: choose another output_dir"
+            )
 
-    def __call__(self, trial: Trial) -> Outcome:
+    @property
+    def best_folder(self) -> Path:
+        """The folder that the best model is kept in."""
+        return Path(self.output_dir) / "best"
+
+    def folder(self, trial: Trial) -> Path:
+        """The folder for a trial's checkpoints and its saved model."""
+        return Path(self.output_dir) / f"trial-{trial.number:04d}"
+
+    def may_be_best(self, value: float | None) -> bool:
+        """True if a value beats ``best``."""
+        if value is None or self.settled is None or not math.isfinite(value):
+            return False
+        if self.best is None:
+            return True
+        return value > self.best if self.settled.direction == "maximize" else value < self.best
+
+    def __call__(self, trial: Trial, on_metric: Callable[[Metric], Any] = lambda metric: None) -> Outcome:
+        """Fine-tunes with the parameters of a trial.
+
+        Args:
+            trial: what to train.
+            on_metric: called with the metric before the training, if it was not ``settled`` yet.
+
+        Raises:
+            TrainerError: as :func:`tune`. A ``MetricError`` comes with the outcome instead, because only the ``Keeper``
+                can tell if it ends the search or is the failure of one trial.
+        """
         try:
-            return run_guarded(self._fine_tune, trial)
+            return run_guarded(partial(self._fine_tune, on_metric=on_metric), trial)
         except MetricError as error:
-            return FineTuned.failure("no metric", str(error), no_metric=error, metric=self.metric)
+            return FineTuned.failure("no metric", str(error), no_metric=error, metric=self.settled)
         finally:
-            # By now no frame holds the trainer any more, so its memory can really go.
+            # No frame holds the trainer any more, so its memory can be released.
             clear_device_cache(garbage_collection=True)
 
-    def _fine_tune(self, trial: Trial) -> FineTuned:
+    def _fine_tune(self, trial: Trial, on_metric: Callable[[Metric], Any]) -> FineTuned:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        trainer = self._fresh_trainer(trial)
-        metric = self._metric_of(trainer)
+        trainer = self._build(trial)
+        if self.settled is None:
+            self.settled = self._resolve_metric(trainer)
+            on_metric(self.settled)
         # A copy, because the user may share the arguments between trainers. The rotation of checkpoints must
         # not see other trials'.
         args = trainer.args
         trainer.args = copy.copy(args)
-        trainer.args.output_dir = str(self._folder(trial))
-        recorder = Recorder(trainer, metric, report)
+        trainer.args.output_dir = str(self.folder(trial))
+        recorder = Recorder(trainer, self.settled, report)
         trainer.add_callback(recorder)
         try:
             trainer.train()
             outcome = recorder.outcome(trainer)
-            saved = None
-            if self.keep == "best" and self._may_be_best(outcome.value, metric):
-                saved = self._save(trainer, trial, metric, outcome.value)
-            found = {field.name: getattr(outcome, field.name) for field in fields(outcome)}
-            return FineTuned(**found, metric=metric, saved=saved)
+            kept = self.keep == "best" and self.may_be_best(outcome.value)
+            saved = self._save(trainer, trial, outcome.value) if kept else None
+            return FineTuned(**vars(outcome), metric=self.settled, saved=saved)
         finally:
-            # Whoever kept the trainer finds it as it was.
+            # A user who has kept the trainer finds it as it was.
             trainer.args = args
             trainer.remove_callback(recorder)
-            if args.world_size == 1:  # else another rank may still read them: landed() deletes them
-                for checkpoint in self._folder(trial).glob("checkpoint-*"):
+            if args.world_size == 1:  # else another rank may still read them: the Keeper deletes them
+                for checkpoint in self.folder(trial).glob("checkpoint-*"):
                     shutil.rmtree(checkpoint, ignore_errors=True)
 
-    def _fresh_trainer(self, trial: Trial) -> Trainer:
-        """The factory's Trainer, checked before it costs anything."""
+    def _build(self, trial: Trial) -> Trainer:
+        """Builds the factory's Trainer and checks it before it costs anything."""
         transformers.set_seed(trial.seed)
         params = ReadLog(trial.params)
         trainer = self.trainer_factory(params)
@@ -153,7 +179,7 @@ class FineTune:
                 f"trainer_factory must return a transformers.Trainer, but got "
                 f"{trainer if trainer is None else f'an object of type {type(trainer).__name__}'}"
             )
-        self._check_fresh(trainer)
+        _check_fresh(trainer)
         _check_evaluates(trainer)
         if trainer.args.auto_find_batch_size:
             raise TrainerError(
@@ -171,23 +197,10 @@ class FineTune:
                 )
         return trainer
 
-    def _check_fresh(self, trainer: Trainer) -> None:
-        model: Any = trainer.model
-        alive = [ref for ref in self._trained if ref() is not None]
-        trained = {id(ref()) for ref in alive}
-        if trainer.state.global_step > 0 or any(id(weight) in trained for weight in model.parameters()):
-            raise TrainerError(
-                "trainer_factory must build a fresh Trainer and a fresh model at every call, but it returned "
-                "one that an earlier trial has trained"
-            )
-        self._trained[:] = alive + [weakref.ref(w) for w in model.parameters() if w.requires_grad]
-
-    def _metric_of(self, trainer: Trainer) -> Metric:
-        """The metric that counts, settled with the first Trainer and the same ever after."""
-        if self.metric is not None:
-            return self.metric
+    def _resolve_metric(self, trainer: Trainer) -> Metric:
+        """Finds the metric that counts, with the first Trainer; it stays the same ever after."""
         args = trainer.args
-        metric = resolve_metric(self.wanted_metric, self.wanted_direction, args)
+        metric = resolve_metric(self.metric, self.direction, args)
         _check_metric(metric, trainer)
         own = metric.function is None and is_trainers_own(metric.name, args)
         if args.load_best_model_at_end and own and args.greater_is_better != (metric.direction == "maximize"):
@@ -198,26 +211,13 @@ class FineTune:
                 CheckpointWarning,
                 stacklevel=2,
             )
-        self.metric = metric
-        self._settle()  # before the training, where the study is here
         return metric
 
-    def _settle(self) -> None:
-        if self.metric is not None and self.optimizer is not None and not self._settled:
-            self.optimizer.settle_metric(self.metric.name, self.metric.direction)
-            self._settled = True
-
-    def _may_be_best(self, value: float | None, metric: Metric) -> bool:
-        """Whether a model is worth saving, by what was known when its trial began."""
-        best = self.best if self.optimizer is None else _best_value(self.optimizer.study)
-        if value is None or not math.isfinite(value):
-            return False
-        return best is None or (value > best if metric.direction == "maximize" else value < best)
-
-    def _save(self, trainer: Trainer, trial: Trial, metric: Metric, value: float | None) -> Path | None:
-        """Saves the model next to the trial's checkpoints; where, unless that failed."""
-        saved = self._folder(trial) / "model"
-        record = {"trial": trial.number, "metric": metric.name, "value": value}
+    def _save(self, trainer: Trainer, trial: Trial, value: float | None) -> Path | None:
+        """Saves the model next to the trial's checkpoints, and returns its folder; ``None`` if that failed."""
+        assert self.settled is not None
+        saved = self.folder(trial) / "model"
+        record = {"trial": trial.number, "metric": self.settled.name, "value": value}
         record |= {"params": trial.params, "seed": trial.seed}
         try:
             trainer.save_model(str(saved))
@@ -225,74 +225,26 @@ class FineTune:
                 (saved / KEPT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
         except Exception as error:  # a full disk (safetensors has its own error) must not cost the result as well
             shutil.rmtree(saved, ignore_errors=True)
-            _warn_not_kept(trial, self.output_dir / "best", error)
+            warn_not_kept(trial, self.best_folder, error)
             return None
         return saved
 
-    def landed(self, trial: Trial, outcome: Outcome) -> Outcome:
-        """What is to be done where the study is, with what came back from where the trial was.
 
-        Raises:
-            MetricError: the metric has never been there.
-        """
-        assert self.optimizer is not None
-        back = outcome if isinstance(outcome, FineTuned) else FineTuned()
-        self.metric = self.metric or back.metric
-        self._settle()
-        study = self.optimizer.study
-        # Once the metric has been there, its absence is this trial's trouble, and no reason to lose the others.
-        if back.no_metric is not None and not study.completed:
-            raise back.no_metric
-        if back.saved is not None and self.metric is not None and self._may_be_best(outcome.value, self.metric):
-            self._keep(trial, back.saved)
-        self.clean_up(trial)
-        for other in study.in_state(TrialState.LOST):
-            if other.first == trial.first:  # of a worker that fell silent, whose result is here by now
-                self.clean_up(other)
-        return outcome
-
-    def _keep(self, trial: Trial, saved: Path) -> None:
-        """Puts a saved model in ``output_dir/best``; the former best stays until the new one is complete."""
-        best, former = self.output_dir / "best", self.output_dir / "best.former"
-        try:
-            shutil.rmtree(former, ignore_errors=True)
-            if best.exists():
-                best.rename(former)
-            saved.rename(best)
-            shutil.rmtree(former, ignore_errors=True)
-        except OSError as error:  # a disk that the trial's machine does not share, for example
-            if former.exists() and not best.exists():
-                former.rename(best)
-            _warn_not_kept(trial, best, error)
-
-    def clean_up(self, trial: Trial) -> None:
-        """Deletes what a trial has left on disk, also one whose process was killed."""
-        folder = self._folder(trial)
-        for left in (*folder.glob("checkpoint-*"), folder / "model"):
-            shutil.rmtree(left, ignore_errors=True)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
-
-    def _folder(self, trial: Trial) -> Path:
-        return self.output_dir / f"trial-{trial.number:04d}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """For another process, which has no study: the factory, and what it must know of the other trials."""
-        assert self.optimizer is not None
-        return self.__dict__ | {"optimizer": None, "best": _best_value(self.optimizer.study), "_trained": None}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__ |= state
-        self._trained = _TRAINED_HERE
-
-
-def _best_value(study: Study) -> float | None:
-    return study.best_value if study.completed else None
-
-
-def _warn_not_kept(trial: Trial, best: Path, error: Exception) -> None:
+def warn_not_kept(trial: Trial, best: Path, error: Exception) -> None:
+    """Warns that a trial's model could not be put in the folder ``best``."""
     message = f"the model of trial {trial.number} could not be kept in {best}: {error}"
     warnings.warn(message, CheckpointWarning, stacklevel=3)
+
+
+def _check_fresh(trainer: Trainer) -> None:
+    model: Any = trainer.model
+    used = any(_trained.get(id(weight)) is weight for weight in model.parameters())
+    if trainer.state.global_step > 0 or used:
+        raise TrainerError(
+            "trainer_factory must build a fresh Trainer and a fresh model at every call, but it returned "
+            "one that an earlier trial has trained"
+        )
+    _trained.update({id(weight): weight for weight in model.parameters() if weight.requires_grad})
 
 
 def _check_evaluates(trainer: Trainer) -> None:
@@ -304,7 +256,7 @@ def _check_evaluates(trainer: Trainer) -> None:
 
 
 def _check_metric(metric: Metric, trainer: Trainer) -> None:
-    """Finds a metric that cannot be, before any training; what compute_metrics adds shows only afterwards.
+    """Refuses a metric that cannot exist, before any training. The names that compute_metrics adds show only later.
 
     Raises:
         MetricError: the metric does not exist.
