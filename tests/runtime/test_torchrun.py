@@ -35,7 +35,8 @@ def leave(tuner_or_study, **more):
 
 def start(folder: Path, program: str) -> subprocess.Popen[str]:
     (folder / "program.py").write_text(HEAD + program)
-    environment = {**os.environ, "PYTHONPATH": f"{TESTS}:{TESTS / 'integrations' / 'trainer'}", "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(map(str, [TESTS.parent, TESTS, TESTS / "integrations" / "trainer"]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "program.py"]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
