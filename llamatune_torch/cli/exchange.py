@@ -30,10 +30,10 @@ def export(options: Namespace) -> int:
     """Writes a study to a file, to standard output, or to an Optuna storage."""
     stored = Reader(options.storage).look(options.name)
     if options.optuna is not None:
-        from llamatune_torch.integrations.optuna.studies import shown_url, to_optuna
+        from llamatune_torch.integrations.optuna.studies import hide_password, to_optuna
 
         count = to_optuna(stored.study, options.optuna, stored.name)
-        print(f"{count} finished trials of {stored.name!r} are now in {shown_url(options.optuna)}", file=sys.stderr)
+        print(f"{count} finished trials of {stored.name!r} are now in {hide_password(options.optuna)}", file=sys.stderr)
     elif options.csv is not None:
         with _to(options.csv) as file:
             rows = stored.study.rows()
@@ -69,14 +69,14 @@ def import_(options: Namespace) -> int:
         study = tuner.study
         return _add(tuner, _read(options.csv, lambda file: read_table(file, study.space, study.metric)), options.csv)
 
-    from llamatune_torch.integrations.optuna.studies import from_optuna, optuna_names, shown_url
+    from llamatune_torch.integrations.optuna.studies import from_optuna, hide_password, list_studies
 
-    names = optuna_names(options.optuna)
+    names = list_studies(options.optuna)
     theirs = options.optuna_name or (names[0] if len(names) == 1 else None)
     tuner = _opened(options, options.name or theirs)
     elsewhere = from_optuna(options.optuna, theirs, None if tuner is None else tuner.study.space)
     tuner = tuner or _new(options, options.name or theirs, elsewhere)
-    return _add(tuner, elsewhere.trials, shown_url(options.optuna))
+    return _add(tuner, elsewhere.trials, hide_password(options.optuna))
 
 
 def _opened(options: Namespace, name: str | None) -> LlamaTune | None:

@@ -76,7 +76,7 @@ def test_a_file_that_has_changed_since_is_taken_in_again(cli: Cli, mine: LlamaTu
 
 def test_no_password_is_shown_or_kept() -> None:
     optuna_studies = pytest.importorskip("llamatune_torch.integrations.optuna.studies", exc_type=ImportError)
-    shown = optuna_studies.shown_url("postgresql://me:secret@host/optuna")
+    shown = optuna_studies.hide_password("postgresql://me:secret@host/optuna")
     assert shown == "postgresql://me:***@host/optuna"
 
 

@@ -1,1 +1,1 @@
-"""Studies to and from Optuna."""
+"""Studies and trials to and from Optuna."""

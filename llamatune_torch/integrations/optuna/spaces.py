@@ -1,4 +1,4 @@
-"""The search space of an Optuna study, which has none: each trial says what each parameter could have been."""
+"""The space of an Optuna study, inferred from its trials: each says which values its parameters could have had."""
 
 from __future__ import annotations
 
@@ -20,19 +20,22 @@ from llamatune_torch.storage.serialization import write
 MAX_STEPS = 100
 
 
-def scalar(choice: Any) -> Any:
-    """A choice as ``Categorical`` holds it: JSON, if it is no scalar or not finite."""
+def to_scalar(choice: Any) -> Any:
+    """Converts a choice to one that ``Categorical`` holds: to JSON, if it is no scalar or not finite."""
     if isinstance(choice, float):
         return choice if math.isfinite(choice) else write(choice)
     return choice if choice is None or isinstance(choice, (str, int)) else write(choice)
 
 
-def inferred_space(study: str, trials: Sequence[FrozenTrial]) -> SearchSpace:
-    """The space of an Optuna study from the distributions in its finished trials, as ``from_optuna`` describes;
-    ``study`` is its name, for messages.
+def infer_space(study: str, trials: Sequence[FrozenTrial]) -> SearchSpace:
+    """Infers the space of an Optuna study, by the rules that ``from_optuna`` lists.
+
+    Args:
+        study: the name of the study, for messages.
+        trials: its finished trials.
 
     Raises:
-        SpaceError: there are none, or a parameter's condition cannot be told.
+        SpaceError: there are no trials, or a parameter's condition cannot be told.
     """
     names = list(dict.fromkeys(name for trial in trials for name in trial.params))
     if not names:
@@ -41,29 +44,29 @@ def inferred_space(study: str, trials: Sequence[FrozenTrial]) -> SearchSpace:
     for name in names:
         try:
             distributions = [trial.distributions[name] for trial in trials if name in trial.params]
-            parameters[name] = _parameter(distributions, _condition(name, trials))
+            parameters[name] = _infer_parameter(distributions, _infer_condition(name, trials))
         except SpaceError as error:
             raise SpaceError(f"parameter {name!r} of Optuna study {study!r}: {error}; give a space") from None
     return SearchSpace(parameters)
 
 
-def _parameter(distributions: Sequence[Any], when: dict[str, list[Any]]) -> Parameter:
-    """One parameter from its distributions in all trials, which Optuna keeps to one kind."""
+def _infer_parameter(distributions: Sequence[Any], when: dict[str, list[Any]]) -> Parameter:
+    """A parameter from its distributions in all trials, which Optuna keeps to one kind."""
     first = distributions[0]
     if isinstance(first, CategoricalDistribution):
-        return Categorical(_distinct([scalar(choice) for choice in first.choices]), when=when)
+        return Categorical(_drop_duplicates([to_scalar(choice) for choice in first.choices]), when=when)
     low, high = min(d.low for d in distributions), max(d.high for d in distributions)
     if low == high:
         return Categorical([low], when=when)
-    steps = _steps(distributions, low, high)
+    steps = _list_steps(distributions, low, high)
     if steps:
         return Categorical(steps, ordered=True, when=when)
     kind = Integer if isinstance(first, IntDistribution) else Real
     return kind(low, high, prior="log-uniform" if first.log else "uniform", when=when)
 
 
-def _steps(distributions: Sequence[Any], low: float, high: float) -> list[Any]:
-    """The values of a number with a step; none for a range, too many of them, or steps that do not match."""
+def _list_steps(distributions: Sequence[Any], low: float, high: float) -> list[Any]:
+    """Lists the values of a number with a step; none for a range, more than ``MAX_STEPS``, or steps that differ."""
     step = distributions[0].step
     whole = isinstance(distributions[0], IntDistribution)
     if step is None or (whole and step == 1) or (high - low) / step > MAX_STEPS - 0.5:
@@ -76,14 +79,14 @@ def _steps(distributions: Sequence[Any], low: float, high: float) -> list[Any]:
     return values if whole else [float(f"{value:.12g}") for value in values]  # 0.3, not 0.30000000000000004
 
 
-def _condition(name: str, trials: Sequence[FrozenTrial]) -> dict[str, list[Any]]:
-    """``when`` of a parameter, from the trials that have it and those that lack it.
+def _infer_condition(name: str, trials: Sequence[FrozenTrial]) -> dict[str, list[Any]]:
+    """The ``when`` of a parameter, from the trials that have it and those that lack it.
 
     Raises:
-        SpaceError: some lack it, and not exactly one choice before it explains which.
+        SpaceError: some lack it, and no choice before it explains which, or several do.
     """
     having = [trial for trial in trials if name in trial.params]
-    # A trial that failed may have done so before it came to the parameter.
+    # A trial that failed may have failed before it came to the parameter.
     lacking = [trial for trial in trials if name not in trial.params and trial.state != OptunaState.FAIL]
     if not lacking:
         return {}
@@ -93,10 +96,10 @@ def _condition(name: str, trials: Sequence[FrozenTrial]) -> dict[str, list[Any]]
         distribution = having[0].distributions[parent]
         if not isinstance(distribution, CategoricalDistribution) or not all(parent in names for names in before):
             continue
-        values = _distinct([scalar(trial.params[parent]) for trial in having])
-        without = _distinct([scalar(trial.params[parent]) for trial in lacking if parent in trial.params])
+        values = _drop_duplicates([to_scalar(trial.params[parent]) for trial in having])
+        without = _drop_duplicates([to_scalar(trial.params[parent]) for trial in lacking if parent in trial.params])
         overlap = {type_key(value) for value in values} & {type_key(value) for value in without}
-        # All of the parent's values: that says no more than the parent's own condition.
+        # With all of the parent's values, it would only repeat the parent's own condition.
         if not overlap and len(values) < len(distribution.choices):
             explanations[parent] = values
     if len(explanations) != 1:
@@ -105,5 +108,5 @@ def _condition(name: str, trials: Sequence[FrozenTrial]) -> dict[str, list[Any]]
     return explanations
 
 
-def _distinct(values: Sequence[Any]) -> list[Any]:
+def _drop_duplicates(values: Sequence[Any]) -> list[Any]:
     return list({type_key(value): value for value in values}.values())
