@@ -1,4 +1,4 @@
-"""Running one trial: whatever the user's code does, an ``Outcome`` comes back."""
+"""The evaluation of one trial: whatever the user's code does, an ``Outcome`` comes back."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Evaluate = Callable[[Trial], "float | Outcome"]
 #: Called with the step, the value and the share of the training run in [0, 1].
 Report = Callable[[float, float, float | None], Any]
 
-# Who hears of the learning curve of the trial that this thread evaluates.
+# Hears of the learning curve of the trial that this thread evaluates.
 _listener: ContextVar[Report | None] = ContextVar("listener", default=None)
 
 
 @dataclass(frozen=True)
 class OnParams:
-    """An evaluation that wants the parameters only; unlike a lambda, it can be sent to another process."""
+    """An evaluation that takes the parameters only. Unlike a lambda, it can be sent to another process."""
 
     function: Callable[[Params], float | Outcome]
 
@@ -32,15 +32,15 @@ class OnParams:
 
 
 def report(step: float, value: float, progress: float | None = None) -> None:
-    """Adds a point to the learning curve of the trial that is being evaluated here, whatever process this is.
+    """Adds a point to the learning curve of the trial that is being evaluated in this thread, in whatever process.
 
     Args:
-        step: where in the training, by what the caller counts; never less than before.
-        value: the score there.
+        step: the position in the training, in what the caller counts (steps, epochs); never less than before.
+        value: the score at this step.
         progress: the share of the training that is done, in [0, 1], if known.
 
     Raises:
-        OutcomeError: as ``Curve.reported``.
+        OutcomeError: ``step`` or ``progress`` is out of its range.
         TrialStateError: this thread evaluates no trial, so the point would be lost.
 
     Example:
@@ -57,10 +57,15 @@ def report(step: float, value: float, progress: float | None = None) -> None:
 
 
 def run_trial(evaluate: Evaluate, trial: Trial, listener: Report | None = None) -> Outcome | LlamaTuneError:
-    """One trial in whatever thread or process this is called in: its outcome, with its learning curve.
+    """Evaluates a trial in this thread and returns its outcome, with its learning curve.
 
-    ``listener`` hears of each point of the curve at once. A mistake in the use of this package is returned, not
-    raised, because executors wrap what is raised in errors of their own.
+    A mistake in the use of this package is returned, not raised, because executors wrap exceptions in errors of their
+    own.
+
+    Args:
+        evaluate: takes the trial, returns a score or an ``Outcome``.
+        trial: what to evaluate.
+        listener: called with each point of the curve as soon as it is reported.
     """
     curve = Curve()
 
@@ -81,10 +86,10 @@ def run_trial(evaluate: Evaluate, trial: Trial, listener: Report | None = None) 
 
 
 def run_guarded(evaluate: Evaluate, trial: Trial) -> Outcome:
-    """What ``evaluate(trial)`` returns, or a failure with the text of its exception; the cost is measured.
+    """Returns what ``evaluate(trial)`` does, or a failure with the text of its exception; measures the cost.
 
-    Mistakes in the use of this package (``LlamaTuneError``) and interrupts pass through: they would hit every
-    other trial too.
+    Mistakes in the use of this package (``LlamaTuneError``) and interrupts pass through: they would hit every other
+    trial too.
     """
     started = time.perf_counter()
     result: Any

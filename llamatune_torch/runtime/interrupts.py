@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a study runs: once ends it cleanly, twice at once."""
+"""Ctrl-C and SIGTERM while a study runs: the first ends it cleanly, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, Self
 
 
 class Interrupts:
-    """SIGINT and SIGTERM become a ``KeyboardInterrupt`` where it does no harm; a context manager.
+    """Turns SIGINT and SIGTERM into a ``KeyboardInterrupt`` where it does no harm; a context manager.
 
-    The first signal is raised inside of :meth:`allowed` only, that is, while a trial is evaluated or waited for, so
-    that it never hits between two steps of keeping the record; elsewhere it waits for :meth:`check`. It stays known,
-    even if the code it was raised in swallows it. From the second on, it is raised wherever the program is.
+    The first signal is raised inside :meth:`allowed` only, that is, while a trial is evaluated or waited for. It thus
+    never hits between two steps of writing the record. Elsewhere it waits for :meth:`check`. It stays known even if
+    the interrupted code swallows it. The second and later signals are raised wherever the program is.
 
     A handler that the program has set up itself is left alone, as is an ignored signal (``nohup``). Only the main
-    thread can have handlers; in others this does nothing. They are restored at the end.
+    thread can have handlers; in another thread, nothing happens. The former handlers are restored at the end.
     """
 
     def __init__(self) -> None:
@@ -40,14 +40,14 @@ class Interrupts:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raises what has been waiting."""
+        """Raises a signal that has been waiting."""
         if self.count:
             raise KeyboardInterrupt
 
     @contextmanager
     def allowed(self) -> Iterator[None]:
-        """Where a signal may be raised."""
-        self._open = True  # before the check: a signal in between is raised
+        """Lets a signal be raised in the body of the ``with``."""
+        self._open = True  # before the check, so that a signal in between is raised
         try:
             self.check()
             yield

@@ -1,4 +1,4 @@
-"""Under ``torchrun``: rank 0 asks and tells, all ranks train with the same parameters and stop together."""
+"""All ranks under ``torchrun`` as one runner: rank 0 asks and tells, all train together and stop together."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from llamatune_torch.runtime.search import Search
 from llamatune_torch.trial import Outcome, Trial
 
 _OF_TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-# A trial may take days, and ranks need not end at the same time.
+# A trial may take days, and the ranks need not end at the same time.
 _PATIENCE = timedelta(days=30)
 
 
 def world_size() -> int:
-    """How many processes work on each trial together: 1 but under ``torchrun`` or the like."""
+    """The number of processes that work on each trial together; 1 without ``torchrun`` or the like."""
     if not dist.is_available():
         return 1
     if dist.is_initialized():
@@ -32,26 +32,26 @@ def world_size() -> int:
 
 
 def rank() -> int:
-    """Which of them this one is: the one with the study is 0."""
+    """The number of this process among them; rank 0 holds the study."""
     if world_size() == 1:
         return 0
     return dist.get_rank() if dist.is_initialized() else int(os.environ["RANK"])
 
 
 class TorchrunRunner:
-    """All ranks as the one place where trials run: on rank 0 for the loop, on the others :meth:`follow`.
+    """Runs each trial on all ranks at once. Rank 0 runs the loop, the others :meth:`follow` it.
 
-    Messages go through a gloo group of their own, so that they need no GPU and do not mix with the training's.
+    The ranks exchange messages in a gloo group of their own, which needs no GPU and does not mix with the training's.
     """
 
     capacity = 1
     synchronous = True
 
-    def __init__(self, tuner: Search) -> None:
-        self._tuner = tuner
+    def __init__(self, search: Search) -> None:
+        self._search = search
         if not dist.is_initialized():
             dist.init_process_group()
-            # Later trainers need it; but left to the interpreter's end, its threads can abort the process.
+            # Later trainers need the group. At the end of the interpreter, its threads could abort the process.
             atexit.register(_leave)
         self.rank = dist.get_rank()
         self._group = dist.new_group(backend="gloo", timeout=_PATIENCE)
@@ -64,12 +64,12 @@ class TorchrunRunner:
         mine: Outcome | LlamaTuneError | None = None
         try:
             mine = run_trial(evaluate, trial, lambda *point: post(trial.number, "report", point))
-        finally:  # after Ctrl-C as well: the others wait for it
-            everybodys = self._gather(mine)
-        if None in everybodys:
+        finally:  # after Ctrl-C as well, because the others wait for it
+            outcomes = self._gather(mine)
+        if None in outcomes:
             raise KeyboardInterrupt
         job: Future[Outcome | LlamaTuneError] = Future()
-        job.set_result(_agreed(everybodys))
+        job.set_result(_agree(outcomes))
         return job
 
     def close(self) -> None:
@@ -79,38 +79,37 @@ class TorchrunRunner:
             dist.destroy_process_group(self._group)
 
     def follow(self, evaluate: Evaluate) -> None:
-        """What the other ranks do: evaluate what rank 0 asks for, until it says that this is the end."""
+        """Evaluates the trials of rank 0 on another rank, until rank 0 says that this is the end."""
         mine: Outcome | LlamaTuneError | None = None
         with Interrupts() as interrupts:
             while (trial := self._receive()) is not None:
                 mine = None
                 try:
                     with interrupts.allowed():
-                        # Rank 0 reports.
-                        mine = run_trial(evaluate, trial)
+                        mine = run_trial(evaluate, trial)  # without reports, which come from rank 0
                 except KeyboardInterrupt:
-                    self._tuner.interrupted = True
+                    self._search.interrupted = True
                 self._gather(mine)
         dist.destroy_process_group(self._group)
         if isinstance(mine, LlamaTuneError):
             raise mine
 
     def _broadcast(self, trial: Trial | None) -> None:
-        """A trial to evaluate, or the end; with all that is known, so that each rank can say what is best."""
-        dist.broadcast_object_list([trial, self._tuner.study, self._tuner.worker], src=0, group=self._group)
+        """Sends a trial to evaluate, or the end, with the study, so that each rank knows the best value."""
+        dist.broadcast_object_list([trial, self._search.study, self._search.worker], src=0, group=self._group)
 
     def _receive(self) -> Trial | None:
         message: list[Any] = [None, None, None]
         dist.broadcast_object_list(message, src=0, group=self._group)
         trial, study, worker = message
-        self._tuner.follow(study, worker)
+        self._search.follow(study, worker)
         assert trial is None or isinstance(trial, Trial)
         return trial
 
     def _gather(self, mine: Outcome | LlamaTuneError | None) -> list[Outcome | LlamaTuneError | None]:
-        everybodys: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everybodys, mine, group=self._group)
-        return everybodys
+        outcomes: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(outcomes, mine, group=self._group)
+        return outcomes
 
 
 def _leave() -> None:
@@ -118,8 +117,8 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _agreed(outcomes: list[Any]) -> Outcome | LlamaTuneError:
-    """Rank 0's outcome, unless another rank has failed: then nothing that was trained together is worth anything."""
+def _agree(outcomes: list[Any]) -> Outcome | LlamaTuneError:
+    """Returns rank 0's outcome, or the failure of another rank, which spoils what all have trained together."""
     for rank, outcome in enumerate(outcomes):
         if isinstance(outcome, LlamaTuneError):
             return outcome

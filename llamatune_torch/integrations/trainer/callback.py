@@ -1,4 +1,4 @@
-"""What one training run tells about itself: its evaluations, and the first sign that it has broken down."""
+"""A Trainer callback that records the evaluations of a training run, and the first sign of a breakdown."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from llamatune_torch.trial import Outcome
 
 
 def evaluation_prefixes(trainer: Trainer) -> list[str]:
-    """What the names of its metrics start with: one prefix for each evaluation set."""
+    """The prefixes of a Trainer's metric names, one for each evaluation set."""
     if isinstance(trainer.eval_dataset, dict):
         return [f"eval_{name}" for name in trainer.eval_dataset]
     return ["eval"]
 
 
 def is_stock(method: Callable[..., Any]) -> bool:
-    """Whether a Trainer's method is one of transformers', not overridden by a user."""
+    """True if a Trainer's method is one of transformers', not overridden by a user."""
     return method.__module__.startswith("transformers.")
 
 
@@ -34,13 +34,13 @@ class Recorder(TrainerCallback):
         self.metric = metric
         self.report = report
         self.prefixes = evaluation_prefixes(trainer)
-        # A Trainer's own evaluate() may add metrics to what on_evaluate has seen; transformers' never does.
+        # A user's own evaluate() may add metrics after on_evaluate was called; transformers' never does.
         self.sees_all = is_stock(trainer.evaluate)
-        #: All metrics of each evaluation, by the step it took place at.
+        #: All metrics of each evaluation, by its step.
         self.evaluations: dict[int, dict[str, Any]] = {}
-        #: The metric, where it has been read.
+        #: The value of the metric at each step where it was read.
         self.values: dict[int, float] = {}
-        #: What broke down, if anything did.
+        #: The failure, if the run has broken down.
         self.failure: Outcome | None = None
 
     def on_evaluate(
@@ -51,7 +51,7 @@ class Recorder(TrainerCallback):
         metrics: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        # Called once for each evaluation set, and also for those that other callbacks evaluate on their own.
+        # Called once for each evaluation set, and also for sets that other callbacks evaluate on their own.
         gathered = {**self.evaluations.get(state.global_step, {}), **(metrics or {})}
         self.evaluations[state.global_step] = gathered
         if not all(f"{prefix}_runtime" in gathered for prefix in self.prefixes):
@@ -85,10 +85,10 @@ class Recorder(TrainerCallback):
             self._stop(control)
 
     def record(self, state: TrainerState, step: int, metrics: Mapping[str, Any]) -> None:
-        """Takes down a complete evaluation of the model as it was at ``step``.
+        """Records a complete evaluation of the model as it was at ``step``.
 
         Raises:
-            MetricError: the metric is not in it.
+            MetricError: the metric is not among ``metrics``.
         """
         self.evaluations[step] = dict(metrics)
         for prefix in self.prefixes:
@@ -104,10 +104,10 @@ class Recorder(TrainerCallback):
         self.values[step] = value
 
     def outcome(self, trainer: Trainer) -> Outcome:
-        """What the run is worth: the value of the model that training left behind, evaluated now if need be.
+        """Returns the value of the model that the training left behind, which is evaluated now if need be.
 
         Raises:
-            MetricError: no evaluation has the metric.
+            MetricError: the metric is not in its evaluation.
         """
         step = kept_step(trainer)
         if self.failure is None and step not in self.values:
@@ -141,21 +141,21 @@ class Recorder(TrainerCallback):
 
 
 def keeps_best(trainer: Trainer) -> bool:
-    """Whether the trained model is the best checkpoint, not the last."""
+    """True if the trained model is the best checkpoint, not the last."""
     return bool(trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint)
 
 
 def kept_step(trainer: Trainer) -> int:
-    """The step that the trained model's weights are from."""
+    """The step of the trained model's weights."""
     if not keeps_best(trainer):
         return int(trainer.state.global_step)
-    # Not `best_global_step`: the best evaluation may fall between two checkpoints, and then another one is loaded.
+    # Not `best_global_step`: if the best evaluation falls between two checkpoints, another step is loaded.
     return int(str(trainer.state.best_model_checkpoint).rpartition("-")[2])
 
 
 def _check_own_metric(args: TrainingArguments, metrics: Mapping[str, Any]) -> None:
     own = args.metric_for_best_model
     if own is not None and f"eval_{own.removeprefix('eval_')}" not in metrics:
-        # The Trainer would raise a KeyError right after, in this trial and in every other.
+        # The Trainer would raise a KeyError right after this, in every trial.
         names = ", ".join(sorted({*metrics} - {"epoch"}))
         raise MetricError(f"metric_for_best_model={own!r} is not among what the Trainer reports: {names}")

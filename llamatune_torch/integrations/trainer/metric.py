@@ -1,4 +1,4 @@
-"""Which of a Trainer's metrics counts, and whether more of it is better."""
+"""The metric of a Trainer that counts, and its direction."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class Metric:
     function: MetricFunction | None = None
 
     def read(self, metrics: Mapping[str, Any]) -> float:
-        """The metric's value among those of one evaluation.
+        """Reads the metric's value from those of one evaluation.
 
         Raises:
-            MetricError: it is not there, and the message lists those that are; or it is no number.
+            MetricError: it is not among them, and the message lists those that are; or it is no number.
         """
         value = self._look_up(metrics)
         try:
@@ -45,7 +45,7 @@ class Metric:
             ) from None
 
     def is_in(self, metrics: Mapping[str, Any]) -> bool:
-        """Whether it can be read from these metrics."""
+        """True if it can be read from these metrics."""
         try:
             self.read(metrics)
         except MetricError:
@@ -68,10 +68,10 @@ class Metric:
 
 
 def resolve_metric(metric: str | MetricFunction | None, direction: Direction | None, args: TrainingArguments) -> Metric:
-    """The metric that the user names, else the Trainer's ``metric_for_best_model``, else ``eval_loss``.
+    """Chooses the metric that the user names, else the Trainer's ``metric_for_best_model``, else ``eval_loss``.
 
-    The direction is the user's; else the Trainer's ``greater_is_better`` where its user must have set it; else
-    "minimize" for a name that says so (loss, perplexity, error, wer ...); else "maximize".
+    The direction is the user's. Otherwise it is the Trainer's ``greater_is_better``, if its user must have set it; else
+    "minimize" for a name that says so (loss, perplexity, error, wer ...), and "maximize" for any other.
     """
     if callable(metric):
         name = getattr(metric, "__name__", type(metric).__name__)
@@ -82,7 +82,7 @@ def resolve_metric(metric: str | MetricFunction | None, direction: Direction | N
 
 
 def always_reported(prefixes: Iterable[str]) -> list[str]:
-    """The names that evaluations with these prefixes report whatever the model and its metrics are."""
+    """Lists the names that evaluations with these prefixes report, whatever the model and its metrics are."""
     return [f"{prefix}_{name}" for prefix in prefixes for name in ALWAYS_REPORTED]
 
 
@@ -104,7 +104,7 @@ def numbers_among(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def is_trainers_own(name: str, args: TrainingArguments) -> bool:
-    """Whether the Trainer compares its checkpoints by this metric."""
+    """True if the Trainer compares its checkpoints by this metric."""
     own = args.metric_for_best_model
     return own is not None and own.removeprefix("eval_") == name.removeprefix("eval_")
 
@@ -113,7 +113,7 @@ def _less_is_better(name: str, args: TrainingArguments) -> bool:
     parts = set(name.lower().replace("-", "_").split("_"))
     says_so = bool(parts & (LOWER_FOR_TEXT | LOWER_FOR_ANY))
     if is_trainers_own(name, args) and args.greater_is_better is not None:
-        # Left alone, the Trainer takes all names for "greater is better" that do not end in "loss", also "error".
+        # By itself, the Trainer takes "greater is better" for all names that do not end in "loss", also for "error".
         guess = not (args.metric_for_best_model or "").endswith("loss")
         if args.greater_is_better != guess:
             return not args.greater_is_better

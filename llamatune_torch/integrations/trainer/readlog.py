@@ -1,4 +1,4 @@
-"""Finding out which parameters a function looks at."""
+"""A dict that remembers which of its values were read, to find parameters that a function ignores."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 
 class ReadLog(dict[str, Any]):
-    """A dict that remembers which of its values somebody has looked at (``read``).
+    """A dict that remembers the names of the values that were read (``read``).
 
-    ``**params``, ``dict(params)``, ``items()`` and their like count as looking at every value; ``in``, ``len``
-    and printing do not.
+    ``**params``, ``dict(params)``, ``items()`` and the like read every value; ``in``, ``len`` and printing read none.
     """
 
     def __init__(self, params: Mapping[str, Any]) -> None:
@@ -18,7 +17,7 @@ class ReadLog(dict[str, Any]):
         self.read: set[str] = set()
 
     def unread(self) -> list[str]:
-        """The names that nobody has looked at, in order."""
+        """Lists the names of values that were not read, in order."""
         return [name for name in self if name not in self.read]
 
     def __getitem__(self, name: str) -> Any:
