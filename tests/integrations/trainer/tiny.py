@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 from transformers import (
+    AutoModelForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
     PrinterCallback,
@@ -21,6 +22,7 @@ from transformers import (
 from llamatune_torch import Real, Study, tune
 
 VOCABULARY = 16
+CHECKPOINTS = {"save_strategy": "epoch", "load_best_model_at_end": True}
 SPACE = {"learning_rate": Real(1e-3, 1e-1, prior="log-uniform")}
 OF_TRAINER = (
     "model",
@@ -140,3 +142,33 @@ def raises(kind: type[BaseException], *args: Any) -> Callable[[Any], Any]:
         raise kind(*args)
 
     return act
+
+
+class Calls:
+    """A factory that remembers its trainers."""
+
+    def __init__(self, folder: Path, **changes: Any) -> None:
+        self.folder = folder
+        self.changes = changes
+        self.trainers: list[Trainer] = []
+
+    def __call__(self, params: Any) -> Trainer:
+        self.trainers.append(tiny_trainer(params, self.folder, **self.changes))
+        return self.trainers[-1]
+
+
+def failing_first(folder: Path, failure: Callable[[Any], Trainer]) -> Callable[[Any], Trainer]:
+    """A factory whose first trial is ``failure``'s and whose second is sound."""
+    calls: list[int] = []
+
+    def factory(params: Any) -> Trainer:
+        calls.append(1)
+        return failure(params) if len(calls) == 1 else tiny_trainer(params, folder)
+
+    return factory
+
+
+def evaluated(model: Path, folder: Path) -> dict[str, float]:
+    """The metrics of a model on disk, by a Trainer of its own."""
+    loaded = AutoModelForSequenceClassification.from_pretrained(model)
+    return tiny_trainer({"learning_rate": 0.0}, folder, model=loaded).evaluate()
