@@ -60,7 +60,7 @@ def simulate(problem: Problem, workers: int, seed: int, evals: int) -> Run:
             trial = tuner.ask()
             pending = problem.space.encode_all([other.params for other in tuner.study.pending])
             if len(pending) > 1:  # the new one is the last
-                closest = min(closest, float((pending[:-1] - pending[-1]).abs().amax(dim=-1).min()))
+                closest = min(closest, float(np.abs(pending[:-1] - pending[-1]).max(axis=-1).min()))
             heapq.heappush(running, (now + durations[trial.number], trial.number))
         now, number = heapq.heappop(running)
         ends.append(now)

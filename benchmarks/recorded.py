@@ -96,13 +96,14 @@ def recorded_value(space: SearchSpace, rows: list[Params], values: list[float]) 
 
     Each run is used once: training close to an earlier configuration means a new seed, not the same luck again.
     """
-    X = space.encode_all([space.validate({name: row[name] for name in space.names}) for row in rows])
+    runs = [space.validate({name: row[name] for name in space.names}) for row in rows]
+    X = torch.from_numpy(space.encode_all(runs))
     assigned: dict[str, int] = {}
 
     def value(params: Params) -> float:
         key = repr(params)
         if key not in assigned:
-            distance = torch.cdist(space.encode(params)[None], X)[0]
+            distance = torch.cdist(torch.from_numpy(space.encode(params))[None], X)[0]
             distance[list(assigned.values())] = torch.inf
             assigned[key] = int(distance.argmin())
         return float(values[assigned[key]])

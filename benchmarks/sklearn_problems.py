@@ -25,6 +25,7 @@ import numpy as np
 import torch
 
 from llamatune_torch import Categorical, Integer, Real, SearchSpace
+from llamatune_torch.parameter_base import Floats
 from llamatune_torch.problems import Problem
 from llamatune_torch.space import Params
 
@@ -174,13 +175,13 @@ def best_of_a_long_search(problem: Problem, samples: int, steps: int, seed: int 
     generator = torch.Generator().manual_seed(seed)
     space = problem.space
 
-    def value(u: torch.Tensor) -> float:
+    def value(u: Floats) -> float:
         try:
             return problem.true_value(space.decode(u))
         except FloatingPointError:
             return math.inf
 
-    U = space.snap(torch.rand(samples, space.dim, generator=generator, dtype=torch.float64))
+    U = space.snap(torch.rand(samples, space.dim, generator=generator, dtype=torch.float64).numpy())
     starts = sorted(((value(u), i) for i, u in enumerate(U)))[:5]
     best = [(v, U[i]) for v, i in starts]  # five climbs, so that one basin does not decide
     for step in range(steps):
@@ -188,7 +189,7 @@ def best_of_a_long_search(problem: Problem, samples: int, steps: int, seed: int 
         width = 0.3 * (1 - step / steps) ** 2 + 0.005
         moves = width * torch.randn(space.dim, generator=generator, dtype=torch.float64)
         moves *= torch.rand(space.dim, generator=generator) < 0.5
-        moved = space.snap((u + moves).clamp(0, 1))
+        moved = space.snap((u + moves.numpy()).clip(0, 1))
         if (reached := value(moved)) < v:
             best[step % 5] = (reached, moved)
     v, u = min(best, key=lambda pair: pair[0])

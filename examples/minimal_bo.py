@@ -13,6 +13,7 @@ import torch
 from llamatune_torch import Integer, Real, SearchSpace, Settings, Study, Trial, TrialState
 from llamatune_torch.engine.acquisition import make_acquisition, posterior_mean
 from llamatune_torch.engine.candidates import maximize
+from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.outcome import robust
 from llamatune_torch.engine.qmc import sobol
 from llamatune_torch.engine.suggest import suggest
@@ -27,12 +28,13 @@ def accuracy(params: dict) -> float:
 
 
 def main() -> None:
-    # 1. A space, and its map to the unit cube.
+    # 1. A space, and its map to the unit cube, where points are tensors.
     space = SearchSpace({"learning_rate": Real(1e-6, 1e-3, prior="log-uniform"), "batch_size": Integer(4, 64)})
+    cube = Cube(space)
 
     # 2. The record: eight quasi-random points and what came of them.
-    rows = space.decode_all(sobol(space, 8, seed=0))
-    X = space.encode_all(rows)  # 8 x 2
+    rows = cube.decode_all(sobol(cube, 8, seed=0))
+    X = cube.encode_all(rows)  # 8 x 2
     Y = torch.tensor([accuracy(params) for params in rows], dtype=torch.float64)  # 8
 
     # 3. The surrogate: an exact GP on outcomes made robust.
@@ -46,8 +48,8 @@ def main() -> None:
 
     # 5. The candidate: where that is largest. Starts are screened, then climbed with gradients.
     incumbents = X[posterior_mean(surrogate, X).topk(4).indices]
-    x = maximize(acquisition, space, incumbents, X, settings.num_restarts, settings.num_screened, seed)
-    candidate = space.decode(x)
+    x = maximize(acquisition, cube, incumbents, X, settings.num_restarts, settings.num_screened, seed)
+    candidate = cube.decode(x)
 
     best = rows[int(Y.argmax())]
     print(f"best of 8:  {best} -> {accuracy(best):.4f}")

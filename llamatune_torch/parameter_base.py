@@ -1,4 +1,4 @@
-"""What every hyperparameter can do; ``parameters.py`` has the kinds that there are."""
+"""The base of all hyperparameters; ``parameters.py`` has the kinds."""
 
 from __future__ import annotations
 
@@ -7,10 +7,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from llamatune_torch.errors import SpaceError
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Bools = NDArray[np.bool_]
 
 
 class Parameter(ABC):
@@ -43,32 +47,32 @@ class Parameter(ABC):
         """
 
     @abstractmethod
-    def encode(self, values: Sequence[Any]) -> Tensor:
-        """Coordinates in [0, 1] of canonical values, shape ``n``, float64."""
+    def encode(self, values: Sequence[Any]) -> Floats:
+        """The coordinates in [0, 1] of canonical values, shape ``n``."""
 
     @abstractmethod
-    def decode(self, U: Tensor) -> list[Any]:
+    def decode(self, U: ArrayLike) -> list[Any]:
         """The values at the coordinates ``U`` in [0, 1], shape ``n``."""
 
-    def index_of(self, U: Tensor) -> Tensor:
-        """The number of the value whose cell holds each coordinate; int64, the shape of ``U``."""
+    def index_of(self, U: Floats) -> Ints:
+        """The number of the value whose cell holds each coordinate, in the shape of ``U``."""
         raise NotImplementedError(f"{type(self).__name__} is a continuum")
 
-    def coordinate(self, index: Tensor) -> Tensor:
-        """The coordinate of the value with each number; float64, the shape of ``index``."""
+    def coordinate(self, index: Ints) -> Floats:
+        """The coordinate of the value with each number, in the shape of ``index``."""
         raise NotImplementedError(f"{type(self).__name__} is a continuum")
 
-    def special_of(self, U: Tensor) -> Tensor:
-        """The number in ``special`` of the value at each coordinate, -1 for an ordinary value; int64."""
-        return torch.full_like(U, -1, dtype=torch.int64)
+    def special_of(self, U: Floats) -> Ints:
+        """The number in ``special`` of the value at each coordinate, -1 for an ordinary value."""
+        return np.full(np.shape(U), -1)
 
-    def snap(self, U: Tensor) -> Tensor:
+    def snap(self, U: Floats) -> Floats:
         """The nearest coordinates that stand for a value; the identity on a continuum."""
-        return U if self.size is None else self.coordinate(self.index_of(U)).to(U)
+        return U if self.size is None else self.coordinate(self.index_of(U))
 
-    def stands_for(self, U: Tensor, values: Sequence[Any]) -> Tensor:
-        """Which coordinates stand for one of the canonical ``values``; boolean, the shape of ``U``."""
-        return torch.isin(self.index_of(U), self.index_of(self.encode(values)).to(U.device))
+    def stands_for(self, U: Floats, values: Sequence[Any]) -> Bools:
+        """True where a coordinate stands for one of the canonical ``values``; the shape of ``U``."""
+        return np.isin(self.index_of(U), self.index_of(self.encode(values)))
 
     def __repr__(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # each is a dataclass

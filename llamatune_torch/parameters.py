@@ -21,11 +21,11 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike
 
 from llamatune_torch.errors import ParamsError, SpaceError
-from llamatune_torch.parameter_base import Parameter, conditions, describe, to_python, type_key
+from llamatune_torch.parameter_base import Bools, Floats, Ints, Parameter, conditions, describe, to_python, type_key
 
 Prior = Literal["uniform", "log-uniform"]
 
@@ -47,23 +47,23 @@ class Number(Parameter):
     special: Sequence[float] = ()
     when: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
-    def special_coordinates(self) -> Tensor:
-        """The coordinates of the special values, in order; float64."""
-        return (torch.arange(len(self.special), dtype=torch.float64) + 0.5) * SPECIAL_SHARE / max(len(self.special), 1)
+    def special_coordinates(self) -> Floats:
+        """The coordinates of the special values, in order."""
+        return (np.arange(len(self.special)) + 0.5) * SPECIAL_SHARE / max(len(self.special), 1)
 
-    def _cell(self, U: Tensor) -> Tensor:
-        """The number of the special value whose cell holds each coordinate, -1 beyond the special quarter; int64."""
+    def _cell(self, U: Floats) -> Ints:
+        """The number of the special value whose cell holds each coordinate, -1 beyond the special quarter."""
         if not self.special:
-            return torch.full_like(U, -1, dtype=torch.int64)
-        cell = (U * (len(self.special) / SPECIAL_SHARE)).floor().clamp_min(0)
-        return torch.where(U < SPECIAL_SHARE, cell, -1.0).to(torch.int64)
+            return np.full(np.shape(U), -1)
+        cell = np.floor(U * (len(self.special) / SPECIAL_SHARE)).clip(min=0)
+        return np.where(U < SPECIAL_SHARE, cell, -1.0).astype(np.int64)
 
-    def inner(self, U: Tensor) -> Tensor:
-        """Coordinates within the ordinary range, from ordinary coordinates of the unit interval; differentiable."""
-        return ((U - SPECIAL_SHARE) / (1 - SPECIAL_SHARE)).clamp(0.0, 1.0) if self.special else U
+    def _inner(self, U: Floats) -> Floats:
+        """Coordinates within the ordinary range, from ordinary coordinates of the unit interval."""
+        return ((U - SPECIAL_SHARE) / (1 - SPECIAL_SHARE)).clip(0.0, 1.0) if self.special else U
 
-    def _outer(self, U: Tensor) -> Tensor:
-        """The inverse of :meth:`inner`."""
+    def _outer(self, U: Floats) -> Floats:
+        """The inverse of :meth:`_inner`."""
         return SPECIAL_SHARE + (1 - SPECIAL_SHARE) * U if self.special else U
 
     def _settle(self, is_value: Callable[[Any], bool], kind: str, convert: Callable[[Any], float]) -> None:
@@ -105,7 +105,7 @@ class Real(Number):
             different, or a log prior meets ``low <= 0``.
 
     Example:
-        >>> Real(1e-5, 1e-3, prior="log-uniform").decode(torch.tensor([0.0, 0.5, 1.0]))
+        >>> Real(1e-5, 1e-3, prior="log-uniform").decode([0.0, 0.5, 1.0])
         [1e-05, 0.0001, 0.001]
     """
 
@@ -137,61 +137,61 @@ class Real(Number):
             raise self._outside(value)
         return self._canonical(float(value))
 
-    def encode(self, values: Sequence[float]) -> Tensor:
+    def encode(self, values: Sequence[float]) -> Floats:
         U = self._outer(self._places(values))
         if not self.special:
             return U
-        number = torch.tensor([self.special.index(v) if v in self.special else -1 for v in values], dtype=torch.int64)
-        return torch.where(number < 0, U, self.special_coordinates()[number.clamp_min(0)])
+        number = np.array([self.special.index(v) if v in self.special else -1 for v in values], dtype=np.int64)
+        return np.where(number < 0, U, self.special_coordinates()[number])
 
-    def decode(self, U: Tensor) -> list[float]:
+    def decode(self, U: ArrayLike) -> list[float]:
+        U = np.asarray(U, dtype=np.float64)
         ordinary = self._ordinary(U)
         return [self.special[i] if i >= 0 else v for i, v in zip(self._cell(U).tolist(), ordinary, strict=True)]
 
-    def special_of(self, U: Tensor) -> Tensor:
+    def special_of(self, U: Floats) -> Ints:
         number = self._cell(U)
-        for i, place in enumerate(self._outer(self._places(self.special)).to(U)):
+        for i, place in enumerate(self._outer(self._places(self.special))):
             # A special value inside the range also has coordinates there, where `decode` rounds to it.
-            near = (U >= SPECIAL_SHARE) & ((U - place).abs() <= self._rounding())
+            near = (U >= SPECIAL_SHARE) & (np.abs(U - place) <= self._rounding())
             if self.low <= self.special[i] <= self.high and near.any():
-                hit = torch.tensor([value == self.special[i] for value in self._ordinary(U[near])], device=U.device)
-                number[near] = torch.where(hit, i, number[near])
+                hit = [value == self.special[i] for value in self._ordinary(U[near])]
+                number[near] = np.where(hit, i, number[near])
         return number
 
-    def snap(self, U: Tensor) -> Tensor:
+    def snap(self, U: Floats) -> Floats:
         if not self.special:
             return U
         number = self.special_of(U)
-        return torch.where(number < 0, U, self.special_coordinates().to(U)[number.clamp_min(0)])
+        return np.where(number < 0, U, self.special_coordinates()[number])
 
-    def stands_for(self, U: Tensor, values: Sequence[float]) -> Tensor:
+    def stands_for(self, U: Floats, values: Sequence[float]) -> Bools:
         """As for any parameter, but the ``values`` must be special ones."""
-        numbers = torch.tensor([self.special.index(value) for value in values], device=U.device)
-        return torch.isin(self.special_of(U), numbers)
+        return np.isin(self.special_of(U), [self.special.index(value) for value in values])
 
-    def _places(self, values: Sequence[float]) -> Tensor:
-        """Where values stand on the (logarithmic) way from ``low`` to ``high``, at most at its ends; in [0, 1]."""
+    def _places(self, values: Sequence[float]) -> Floats:
+        """Places of values on the (logarithmic) way from ``low`` to ``high``, at most at its ends; in [0, 1]."""
         low, high = self._ends()
-        inside = torch.tensor(values, dtype=torch.float64).clamp(self.low, self.high)
-        coordinates: Tensor = (self._scale(inside) - low) / (high - low)
-        return coordinates.clamp(0.0, 1.0)
+        inside = np.array(values, dtype=np.float64).clip(self.low, self.high)
+        places: Floats = (self._scale(inside) - low) / (high - low)
+        return places.clip(0.0, 1.0)
 
-    def _ordinary(self, U: Tensor) -> list[float]:
+    def _ordinary(self, U: Floats) -> list[float]:
         """The values that the coordinates, shape ``n``, have in the ordinary range."""
         low, high = self._ends()
-        inner = self.inner(U.detach().to(device="cpu", dtype=torch.float64))
+        inner = self._inner(U)
         scaled = low + (high - low) * inner
-        values = scaled.exp() if self.prior == "log-uniform" else scaled
+        values = np.exp(scaled) if self.prior == "log-uniform" else scaled
         return [
             float(self.low) if u <= 0 else float(self.high) if u >= 1 else self._canonical(value)
             for u, value in zip(inner.tolist(), values.tolist(), strict=True)
         ]
 
-    def _scale(self, values: Tensor) -> Tensor:
-        return values.log() if self.prior == "log-uniform" else values
+    def _scale(self, values: Floats) -> Floats:
+        return np.log(values) if self.prior == "log-uniform" else values
 
-    def _ends(self) -> Tensor:
-        return self._scale(torch.tensor([self.low, self.high], dtype=torch.float64))
+    def _ends(self) -> Floats:
+        return self._scale(np.array([self.low, self.high], dtype=np.float64))
 
     def _canonical(self, value: float) -> float:
         low, high = float(self.low), float(self.high)
@@ -237,7 +237,7 @@ class Integer(Number):
             special values are not different, or a log prior meets ``low < 1``.
 
     Example:
-        >>> Integer(8, 32).decode(torch.tensor([0.0, 0.5, 1.0]))
+        >>> Integer(8, 32).decode([0.0, 0.5, 1.0])
         [8, 20, 32]
     """
 
@@ -269,61 +269,63 @@ class Integer(Number):
             raise self._outside(value)
         return int(value)
 
-    def encode(self, values: Sequence[int]) -> Tensor:
-        return self.coordinate(self._index(torch.tensor(values, dtype=torch.int64)))
+    def encode(self, values: Sequence[int]) -> Floats:
+        return self.coordinate(self._index(np.array(values, dtype=np.int64)))
 
-    def decode(self, U: Tensor) -> list[int]:
-        return [int(value) for value in self._value(self.index_of(U)).tolist()]
+    def decode(self, U: ArrayLike) -> list[int]:
+        values: list[int] = self._value(self.index_of(np.asarray(U, dtype=np.float64))).tolist()
+        return values
 
-    def index_of(self, U: Tensor) -> Tensor:
-        U = U.to(torch.float64)
-        inner, count = self.inner(U), int(self.high) - int(self.low) + 1
+    def index_of(self, U: Floats) -> Ints:
+        U = np.asarray(U, dtype=np.float64)  # single precision would not do for a wide range
+        inner, count = self._inner(U), int(self.high) - int(self.low) + 1
         if self.prior == "log-uniform":
             start, end = self._log_ends()
-            steps = (start + (end - start) * inner).exp().round() - int(self.low)
+            steps = np.exp(start + (end - start) * inner).round() - int(self.low)
         else:
-            steps = (inner * count).floor()
-        index = self._index(int(self.low) + steps.clamp(0, count - 1).to(torch.int64))
-        return torch.where(U < SPECIAL_SHARE, self._cell(U), index) if self.special else index
+            steps = np.floor(inner * count)
+        index = self._index(int(self.low) + steps.clip(0, count - 1).astype(np.int64))
+        return np.where(U < SPECIAL_SHARE, self._cell(U), index) if self.special else index
 
-    def coordinate(self, index: Tensor) -> Tensor:
-        U = self._outer(self._inner_coordinate(self._value(index)))
+    def coordinate(self, index: Ints) -> Floats:
+        values = self._value(index).clip(int(self.low), int(self.high))  # special ones may have no logarithm
+        U = self._outer(self._inner_coordinate(values))
         if not self.special:
             return U
-        centres = self.special_coordinates().to(U)
-        return torch.where(index < len(centres), centres[index.clamp_max(len(centres) - 1)], U)
+        centres = self.special_coordinates()
+        return np.where(index < len(centres), centres[np.minimum(index, len(centres) - 1)], U)
 
-    def special_of(self, U: Tensor) -> Tensor:
+    def special_of(self, U: Floats) -> Ints:
         index = self.index_of(U)
-        return torch.where(index < len(self.special), index, -1)
+        return np.where(index < len(self.special), index, -1)
 
-    def _inner_coordinate(self, values: Tensor) -> Tensor:
-        """The centres of the values' cells in the ordinary range; float64."""
+    def _inner_coordinate(self, values: Ints) -> Floats:
+        """The centres of the values' cells in the ordinary range."""
         if self.prior == "log-uniform":
             start, end = self._log_ends()
-            return (values.to(torch.float64).log() - start) / (end - start)
-        return ((values - int(self.low)).to(torch.float64) + 0.5) / (int(self.high) - int(self.low) + 1)
+            return (np.log(values) - start) / (end - start)
+        return (values - int(self.low) + 0.5) / (int(self.high) - int(self.low) + 1)
 
     def _special_inside(self) -> list[int]:
         """The special values that lie in the range, ascending."""
         return sorted(int(value) for value in self.special if self.low <= value <= self.high)
 
-    def _index(self, values: Tensor) -> Tensor:
+    def _index(self, values: Ints) -> Ints:
         """The numbers of values: special ones first, then the others in order."""
         index = len(self.special) + values - int(self.low)
         for value in self._special_inside():
-            index = index - (values > value).to(index)
+            index = index - (values > value)
         for i, special in enumerate(self.special):
-            index = torch.where(values == special, i, index)
+            index = np.where(values == special, i, index)
         return index
 
-    def _value(self, index: Tensor) -> Tensor:
+    def _value(self, index: Ints) -> Ints:
         """The inverse of :meth:`_index`."""
         values = int(self.low) + index - len(self.special)
         for value in self._special_inside():
-            values = values + (values >= value).to(values)
+            values = values + (values >= value)
         for i, special in enumerate(self.special):
-            values = torch.where(index == i, int(special), values)
+            values = np.where(index == i, int(special), values)
         return values
 
     def _log_ends(self) -> tuple[float, float]:
@@ -375,18 +377,18 @@ class Categorical(Parameter):
         except (KeyError, TypeError):  # TypeError: a list or another unhashable value
             raise ParamsError(f"must be one of {list(self.choices)!r}, but got {describe(value)}") from None
 
-    def encode(self, values: Sequence[Any]) -> Tensor:
+    def encode(self, values: Sequence[Any]) -> Floats:
         numbers = self._numbers()
-        return self.coordinate(torch.tensor([numbers[type_key(v)] for v in values]))
+        return self.coordinate(np.array([numbers[type_key(v)] for v in values], dtype=np.int64))
 
-    def decode(self, U: Tensor) -> list[Any]:
-        return [self.choices[i] for i in self.index_of(U).tolist()]
+    def decode(self, U: ArrayLike) -> list[Any]:
+        return [self.choices[i] for i in self.index_of(np.asarray(U, dtype=np.float64)).tolist()]
 
-    def index_of(self, U: Tensor) -> Tensor:
-        return (U * self.size).floor().clamp(0, self.size - 1).to(torch.int64)
+    def index_of(self, U: Floats) -> Ints:
+        return np.floor(U * self.size).clip(0, self.size - 1).astype(np.int64)
 
-    def coordinate(self, index: Tensor) -> Tensor:
-        return (index.to(torch.float64) + 0.5) / self.size
+    def coordinate(self, index: Ints) -> Floats:
+        return (index + 0.5) / self.size
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Categorical):

@@ -15,11 +15,11 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike
 
 from llamatune_torch.errors import ParamsError, SpaceError
-from llamatune_torch.parameter_base import Parameter, describe, to_python, type_key
+from llamatune_torch.parameter_base import Bools, Floats, Parameter, describe, to_python, type_key
 from llamatune_torch.parameters import SPECIAL_SHARE, Categorical, Integer, Real
 
 Params = dict[str, Any]
@@ -42,10 +42,10 @@ class SearchSpace:
 
     Example:
         >>> space = SearchSpace({"lr": Real(1e-5, 1e-3, prior="log-uniform"), "batch": (8, 32)})
-        >>> space.decode(torch.tensor([0.5, 1.0]))
+        >>> space.decode([0.5, 1.0])
         {'lr': 0.0001, 'batch': 32}
         >>> space = SearchSpace({"method": ["full", "lora"], "rank": Integer(1, 64, when={"method": "lora"})})
-        >>> space.decode(torch.tensor([0.0, 0.5])), space.decode(torch.tensor([1.0, 0.5]))
+        >>> space.decode([0.0, 0.5]), space.decode([1.0, 0.5])
         ({'method': 'full'}, {'method': 'lora', 'rank': 33})
     """
 
@@ -125,16 +125,16 @@ class SearchSpace:
             counts = after
         return sum(counts.values())
 
-    def active(self, X: Tensor) -> Tensor:
-        """Which parameters matter at each point; boolean, shape ``... x d``."""
-        columns: dict[str, Tensor] = {}
+    def active(self, X: ArrayLike) -> Bools:
+        """True for the parameters that matter at each point; shape ``... x d``."""
+        X = np.asarray(X, dtype=np.float64)
+        active = np.ones(X.shape, dtype=np.bool_)
         for name in self.parents_first:
-            active = torch.ones(X.shape[:-1], dtype=torch.bool, device=X.device)
+            j = self.names.index(name)
             for parent, values in self.conditions[name].items():
-                U = X[..., self.names.index(parent)]
-                active = active & columns[parent] & self.parameters[parent].stands_for(U, values)
-            columns[name] = active
-        return torch.stack([columns[name] for name in self.parameters], dim=-1)
+                i = self.names.index(parent)
+                active[..., j] &= active[..., i] & self.parameters[parent].stands_for(X[..., i], values)
+        return active
 
     def validate(self, params: Mapping[str, Any]) -> Params:
         """The parameters in canonical form: plain Python values, in the order of the space.
@@ -168,34 +168,30 @@ class SearchSpace:
             )
         return {name: canonical[name] for name in self.parameters if name in canonical}
 
-    def encode(self, params: Mapping[str, Any]) -> Tensor:
-        """The point of the unit cube that stands for ``params``; shape ``d``, float64.
+    def encode(self, params: Mapping[str, Any]) -> Floats:
+        """The point of the unit cube that stands for ``params``; shape ``d``.
 
         Raises:
             ParamsError: as :meth:`validate`.
         """
-        return self.encode_all([self.validate(params)])[0]
+        x: Floats = self.encode_all([self.validate(params)])[0]
+        return x
 
-    def encode_all(self, rows: Sequence[Mapping[str, Any]]) -> Tensor:
-        """The points of many canonical parameter sets (as in a study's trials); shape ``n x d``, float64."""
-        columns = []
-        for name, parameter in self.parameters.items():
-            if not self.conditions[name]:
-                columns.append(parameter.encode([row[name] for row in rows]))
-                continue
-            given = torch.tensor([name in row for row in rows], dtype=torch.bool)
-            column = _middle(parameter).repeat(len(rows))
-            column[given] = parameter.encode([row[name] for row in rows if name in row])
-            columns.append(column)
-        return torch.stack(columns, dim=-1)
+    def encode_all(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
+        """The points of many canonical parameter sets (as in a study's trials); shape ``n x d``."""
+        X = np.tile(self._middle, (len(rows), 1))
+        for j, (name, parameter) in enumerate(self.parameters.items()):
+            given = [name in row for row in rows] if self.conditions[name] else slice(None)
+            X[given, j] = parameter.encode([row[name] for row in rows if name in row])
+        return X
 
-    def decode(self, x: Tensor) -> Params:
+    def decode(self, x: ArrayLike) -> Params:
         """The parameters that a point ``x`` of the unit cube stands for; ``x`` has shape ``d``."""
-        return self.decode_all(x.unsqueeze(0))[0]
+        return self.decode_all(np.asarray(x, dtype=np.float64)[np.newaxis])[0]
 
-    def decode_all(self, X: Tensor) -> list[Params]:
+    def decode_all(self, X: ArrayLike) -> list[Params]:
         """The parameters that the rows of ``X`` stand for; ``X`` has shape ``n x d``."""
-        X = X.detach().to(device="cpu", dtype=torch.float64)
+        X = np.asarray(X, dtype=np.float64)
         columns = [parameter.decode(X[:, j]) for j, parameter in enumerate(self)]
         rows = [dict(zip(self.names, row, strict=True)) for row in zip(*columns, strict=True)]
         for row in rows:
@@ -204,44 +200,47 @@ class SearchSpace:
                     del row[name]
         return rows
 
-    def snap(self, X: Tensor) -> Tensor:
+    def snap(self, X: ArrayLike) -> Floats:
         """The nearest points that stand for parameters, shape ``... x d``.
 
         That is: whole integers, one choice, one special value, the middle for what is inactive.
         """
-        snapped = torch.stack([parameter.snap(X[..., j]) for j, parameter in enumerate(self)], dim=-1)
-        if not self.parent_columns:
-            return snapped
-        return torch.where(self.active(X), snapped, torch.stack([_middle(parameter) for parameter in self]).to(X))
+        X = np.asarray(X, dtype=np.float64)
+        snapped = np.stack([parameter.snap(X[..., j]) for j, parameter in enumerate(self)], axis=-1)
+        return np.where(self.active(X), snapped, self._middle) if self.parent_columns else snapped
 
-    def resolved(self, X: Tensor) -> Tensor:
+    def resolved(self, X: ArrayLike) -> Floats:
         """Points in units of the smallest difference that matters; shape ``... x d``.
 
         That is one value of a discrete parameter, RESOLUTION of the range of a real one.
         """
         X = self.snap(X)
-        columns = []
         for j, parameter in enumerate(self):
             share = 1 - SPECIAL_SHARE if parameter.special else 1.0
             is_real = parameter.size is None
-            columns.append(X[..., j] / (share * RESOLUTION) if is_real else parameter.index_of(X[..., j]).to(X))
-        return torch.stack(columns, dim=-1)
+            X[..., j] = X[..., j] / (share * RESOLUTION) if is_real else parameter.index_of(X[..., j])
+        return X
 
-    def grid(self) -> Tensor:
-        """All points of a finite space, in the order of its parameters, parents first; ``size x d``, float64."""
+    def grid(self) -> Floats:
+        """All points of a finite space, in the order of its parameters, parents first; ``size x d``."""
         if self.size is None:
             raise SpaceError(f"only a finite space can be listed; {self.real_columns} are real")
-        X = torch.stack([_middle(parameter) for parameter in self]).unsqueeze(0)
+        X = self._middle[np.newaxis]
         for name in self.parents_first:
             j, size = self.names.index(name), self.parameters[name].size or 0
             # Each row becomes as many as the parameter has values there: one, if it is inactive.
             active = self.active(X)[:, j]
-            counts = torch.where(active, size, 1)
-            index = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-            X = X.repeat_interleave(counts, dim=0)
-            changed = active.repeat_interleave(counts)
+            counts = np.where(active, size, 1)
+            index = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
+            X = np.repeat(X, counts, axis=0)
+            changed = np.repeat(active, counts)
             X[changed, j] = self.parameters[name].coordinate(index[changed])
         return X
+
+    @cached_property
+    def _middle(self) -> Floats:
+        """The point that all parameters stand at where they are inactive; shape ``d``."""
+        return np.concatenate([parameter.snap(np.array([0.5])) for parameter in self])
 
     def _is_active(self, name: str, params: Params) -> bool:
         """Whether a parameter matters, given the canonical values of its active parents."""
@@ -340,8 +339,3 @@ def _parents_first(conditions: Mapping[str, Mapping[str, Any]]) -> list[str]:
         cycle = " -> ".join(map(repr, path[path.index(path[-1]) :]))
         raise SpaceError(f"no parameter may depend on itself, but got {cycle}")
     return order
-
-
-def _middle(parameter: Parameter) -> Tensor:
-    """The coordinate that stands for a parameter where it is inactive; a scalar, float64."""
-    return parameter.snap(torch.tensor(0.5, dtype=torch.float64))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from llamatune_torch import problems
+from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.qmc import sobol
 from llamatune_torch.problems import Problem
 
@@ -37,7 +38,8 @@ def test_optimum_is_reached_at_the_published_point(problem: Problem) -> None:
 @pytest.mark.parametrize("problem", problems.ALL, ids=lambda p: p.name)
 def test_nothing_is_better_than_the_optimum(problem: Problem) -> None:
     regrets = []
-    for params in problem.space.decode_all(sobol(problem.space, 512, seed=0)):
+    cube = Cube(problem.space)
+    for params in cube.decode_all(sobol(cube, 512, seed=0)):
         try:
             regrets.append(problem.regret(params))
         except MemoryError:
@@ -70,6 +72,7 @@ def test_each_method_of_the_conditional_problem_has_an_optimum_of_its_own() -> N
 
 
 def test_a_quarter_of_the_fine_tuning_space_diverges() -> None:
-    rows = problems.fine_tuning.space.decode_all(sobol(problems.fine_tuning.space, 512, seed=0))
+    cube = Cube(problems.fine_tuning.space)
+    rows = cube.decode_all(sobol(cube, 512, seed=0))
     diverged = np.mean([problems.fine_tuning.true_value(params) == 0.33 for params in rows])
     assert 0.15 < diverged < 0.4

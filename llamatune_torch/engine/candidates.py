@@ -20,11 +20,12 @@ from botorch.optim.batched_lbfgs_b import fmin_l_bfgs_b_batched
 from numpy.typing import NDArray
 from torch import Tensor
 
+from llamatune_torch.engine.cube import Cube, to_numpy
 from llamatune_torch.engine.qmc import sobol
 from llamatune_torch.errors import SpaceExhaustedError
-from llamatune_torch.parameter_base import Parameter
+from llamatune_torch.parameter_base import Floats, Parameter
 from llamatune_torch.parameters import SPECIAL_SHARE, Number
-from llamatune_torch.space import RESOLUTION, SearchSpace
+from llamatune_torch.space import RESOLUTION
 
 Score = Callable[[Tensor], Tensor]  # b x 1 x d -> b
 
@@ -41,7 +42,7 @@ NUM_AWAKENINGS = 8
 
 def maximize(
     acquisition: Score,
-    space: SearchSpace,
+    space: Cube,
     incumbents: Tensor,
     avoid: Tensor,
     num_restarts: int,
@@ -85,7 +86,7 @@ def maximize(
     return candidates[evaluate(acquisition, candidates).argmax()]
 
 
-def around(space: SearchSpace, centres: Tensor, n: int, generator: torch.Generator) -> Tensor:
+def around(space: Cube, centres: Tensor, n: int, generator: torch.Generator) -> Tensor:
     """About ``n`` points near the ``k`` centres: normal steps of many sizes in some columns; snapped, ``n x d``."""
     if len(centres) == 0 or n < len(centres):
         return centres[:0]
@@ -106,7 +107,7 @@ def around(space: SearchSpace, centres: Tensor, n: int, generator: torch.Generat
     return space.snap(moved)
 
 
-def is_new(space: SearchSpace, X: Tensor, avoid: Tensor) -> Tensor:
+def is_new(space: Cube, X: Tensor, avoid: Tensor) -> Tensor:
     """Which rows of ``X`` differ from all of ``avoid`` by what the space resolves; boolean, shape ``n``."""
     if len(avoid) == 0:
         return torch.ones(len(X), dtype=torch.bool, device=X.device)
@@ -136,7 +137,7 @@ def choose_starts(values: Tensor, k: int, generator: torch.Generator) -> Tensor:
     return torch.cat([best, drawn.to(best)])
 
 
-def climb(acquisition: Score, space: SearchSpace, X: Tensor) -> Tensor:
+def climb(acquisition: Score, space: Cube, X: Tensor) -> Tensor:
     """Local maxima reached from the rows of ``X`` (``b x d``), real and discrete columns in turn; ``b x d``."""
     can_jump = any(parameter.size is not None or parameter.special for parameter in space)
     for _ in range(MAX_ROUNDS):
@@ -150,7 +151,7 @@ def climb(acquisition: Score, space: SearchSpace, X: Tensor) -> Tensor:
     return X
 
 
-def ascend(acquisition: Score, space: SearchSpace, X: Tensor) -> Tensor:
+def ascend(acquisition: Score, space: Cube, X: Tensor) -> Tensor:
     """L-BFGS-B from each row of ``X`` in its real columns, where they are active and ordinary; ``b x d``.
 
     ``b`` independent problems with one batched evaluation a step (BoTorch's port of scipy's solver). A line
@@ -158,8 +159,7 @@ def ascend(acquisition: Score, space: SearchSpace, X: Tensor) -> Tensor:
     """
     free = space.real_columns
     # A column is searched in all rows or in none, so what a row must hold is put back, and its gradient is zero.
-    held = torch.stack([parameter.special_of(X[:, j]) >= 0 for j, parameter in enumerate(space)], dim=-1)
-    held = (held | ~space.active(X))[:, free]
+    held = (space.is_special(X) | ~space.active(X))[:, free]
 
     def points_at(x: NDArray[np.float64], rows: list[int]) -> Tensor:
         points = X[rows]
@@ -192,7 +192,7 @@ def _ordinary_range(real: Parameter) -> tuple[float, float]:
     return SPECIAL_SHARE + margin * (real.low in real.special), 1.0 - margin * (real.high in real.special)
 
 
-def move(acquisition: Score, space: SearchSpace, X: Tensor) -> tuple[Tensor, bool]:
+def move(acquisition: Score, space: Cube, X: Tensor) -> tuple[Tensor, bool]:
     """Steepest ascent over the :func:`neighbours`; the points, and whether any moved."""
     values = evaluate(acquisition, X)
     moved = False
@@ -210,7 +210,7 @@ def move(acquisition: Score, space: SearchSpace, X: Tensor) -> tuple[Tensor, boo
     return X, moved
 
 
-def neighbours(space: SearchSpace, X: Tensor) -> Tensor:
+def neighbours(space: Cube, X: Tensor) -> Tensor:
     """For each row of ``X``, the points that differ in one discrete value; ``b x m x d``.
 
     Every other choice of an unordered column, steps of 1, 2, 4, ... values either way in an ordered one, each special
@@ -218,8 +218,9 @@ def neighbours(space: SearchSpace, X: Tensor) -> Tensor:
     combinations of coordinates, the same for all.
     """
     variants: list[Tensor] = []
+    U = to_numpy(X)
     for j, parameter in enumerate(space):
-        values = _jumps(parameter, X[:, j])
+        values = torch.from_numpy(_jumps(parameter, U[:, j])).to(X)
         changed = X.unsqueeze(-2).repeat(1, values.shape[-1], 1)
         changed[..., j] = values
         variants.append(_awakened(space, X, changed) if j in space.parent_columns else changed)
@@ -227,25 +228,25 @@ def neighbours(space: SearchSpace, X: Tensor) -> Tensor:
     return space.snap(options) if space.parent_columns else options
 
 
-def _jumps(parameter: Parameter, U: Tensor) -> Tensor:
-    """Where the coordinates ``U`` (``b``) of one column may jump to; ``b x m``, ``m`` is 0 for a plain continuum."""
-    places = torch.empty(0, dtype=U.dtype, device=U.device)
+def _jumps(parameter: Parameter, U: Floats) -> Floats:
+    """The targets of jumps from the coordinates ``U`` (``b``) of one column; ``b x m``, ``m`` is 0 for a continuum."""
+    places: Floats = np.empty(0)
     if isinstance(parameter, Number) and parameter.special:
-        ordinary = SPECIAL_SHARE + (1 - SPECIAL_SHARE) * torch.tensor(LANDMARKS, dtype=torch.float64)
-        places = parameter.snap(torch.cat([parameter.special_coordinates(), ordinary])).to(U)
-    places = places.expand(len(U), -1)
+        ordinary = SPECIAL_SHARE + (1 - SPECIAL_SHARE) * np.array(LANDMARKS)
+        places = parameter.snap(np.concatenate([parameter.special_coordinates(), ordinary]))
+    places = np.tile(places, (len(U), 1))
     if parameter.size is None:
         return places
     if parameter.ordered:
-        steps = 2 ** torch.arange(max(parameter.size - 1, 1).bit_length())
-        index = parameter.index_of(U.cpu()).unsqueeze(-1) + torch.cat([-steps, steps])
-        index = index.clamp(0, parameter.size - 1)
+        steps = 2 ** np.arange(max(parameter.size - 1, 1).bit_length())
+        index = parameter.index_of(U)[:, np.newaxis] + np.concatenate([-steps, steps])
+        index = index.clip(0, parameter.size - 1)
     else:
-        index = torch.arange(parameter.size).expand(len(U), -1)
-    return torch.cat([parameter.coordinate(index).to(U), places], dim=-1)
+        index = np.tile(np.arange(parameter.size), (len(U), 1))
+    return np.concatenate([parameter.coordinate(index), places], axis=-1)
 
 
-def _awakened(space: SearchSpace, X: Tensor, changed: Tensor) -> Tensor:
+def _awakened(space: Cube, X: Tensor, changed: Tensor) -> Tensor:
     """``changed`` (``b x m x d``) with what is inactive in ``X`` at several combinations; ``b x (m a) x d``."""
     # The first point of the unscrambled sequence is the origin.
     combinations = torch.quasirandom.SobolEngine(space.dim).draw(NUM_AWAKENINGS + 1, dtype=X.dtype)[1:].to(X)

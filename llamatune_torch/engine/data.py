@@ -9,8 +9,9 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.outcome import robust
-from llamatune_torch.space import Params, SearchSpace
+from llamatune_torch.space import Params
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Trial
 
@@ -42,7 +43,7 @@ class TrainingData(NamedTuple):
 
 def training_data(study: Study, device: torch.device, also_pending: list[Params]) -> TrainingData:
     """The study as tensors. The sign of the outcomes is turned to "larger is better" here and nowhere else."""
-    space = study.space
+    cube = Cube(study.space)
     sign = 1.0 if study.direction == "maximize" else -1.0
     Y = torch.tensor([sign * float(t.value or 0.0) for t in study.completed], dtype=torch.float64)
 
@@ -50,17 +51,12 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
         return [trial.params for trial in trials]
 
     return TrainingData(
-        X=encode(space, points(study.completed)).to(device),
+        X=cube.encode_all(points(study.completed)).to(device),
         Y=robust(Y.to(device)),
-        X_failed=encode(space, points([t for t in study.failed if t.cause is not Cause.KILLED])).to(device),
-        X_pending=encode(space, points(study.pending) + also_pending).to(device),
-        X_killed=encode(space, points([t for t in study.failed if t.cause is Cause.KILLED])).to(device),
+        X_failed=cube.encode_all(points([t for t in study.failed if t.cause is not Cause.KILLED])).to(device),
+        X_pending=cube.encode_all(points(study.pending) + also_pending).to(device),
+        X_killed=cube.encode_all(points([t for t in study.failed if t.cause is Cause.KILLED])).to(device),
     )
-
-
-def encode(space: SearchSpace, rows: list[Params]) -> Tensor:
-    """Points of the unit cube, ``n x d``, also for ``n = 0``."""
-    return space.encode_all(rows) if rows else torch.empty(0, space.dim, dtype=torch.float64)
 
 
 def ignoring_default_device(function: Callable[P, T]) -> Callable[P, T]:

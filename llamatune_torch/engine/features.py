@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llamatune_torch.engine.cube import Cube, inner, special_of
 from llamatune_torch.parameters import Number
 from llamatune_torch.space import SearchSpace
 
@@ -37,7 +38,7 @@ class Features:
     """
 
     def __init__(self, space: SearchSpace) -> None:
-        self.space = space
+        self.cube = Cube(space)
         self.numbers = {j: p for j, p in enumerate(space) if isinstance(p, Number) and p.special}
         self.switched = _switched_by_order(space)
         #: The features that are mere labels.
@@ -50,11 +51,11 @@ class Features:
         columns = list(X.unbind(dim=-1))
         labels = []
         for j, number in self.numbers.items():
-            kind = number.special_of(columns[j])
+            kind = special_of(number, columns[j])
             labels.append((kind + 1).to(X) / len(number.special))
-            columns[j] = torch.where(kind < 0, number.inner(columns[j]), 0.5)
+            columns[j] = torch.where(kind < 0, inner(columns[j]), 0.5)
         if self.switched:
-            labels += self.space.active(X)[..., self.switched].to(X).unbind(dim=-1)
+            labels += self.cube.active(X)[..., self.switched].to(X).unbind(dim=-1)
         return torch.stack(columns + labels, dim=-1)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from llamatune_torch.engine.candidates import is_new
-from llamatune_torch.engine.data import encode
+from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.qmc import sobol
 from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.settings import Settings
@@ -28,13 +28,13 @@ def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Sugges
         wanted = min(wanted, settings.num_initial(study.space.dim) - num_tried - len(suggestions))
     if wanted <= 0:
         return suggestions
-    taken = encode(study.space, [trial.params for trial in tried] + [s.params for s in suggestions])
+    taken = Cube(study.space).encode_all([trial.params for trial in tried] + [s.params for s in suggestions])
     return suggestions + [Suggestion(p, "sobol") for p in next_sobol_points(study, settings, taken, wanted)]
 
 
 def next_sobol_points(study: Study, settings: Settings, taken: Tensor, n: int) -> list[Params]:
     """The next ``n`` points of the study's Sobol sequence that are not ``taken`` (``m x d``)."""
-    space = study.space
+    space = Cube(study.space)
     start = sum(trial.origin == "sobol" for trial in study.trials)
     pool = sobol(space, n + 256, settings.seed, start)
     if space.size is not None and space.size <= len(pool):

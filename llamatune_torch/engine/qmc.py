@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from llamatune_torch.space import SearchSpace
+from llamatune_torch.engine.cube import Cube
 
 
-def sobol(space: SearchSpace, n: int, seed: int, start: int = 0) -> Tensor:
+def sobol(space: Cube, n: int, seed: int, start: int = 0) -> Tensor:
     """Points ``start .. start + n - 1`` of a scrambled Sobol sequence, snapped to the space; ``n x d``."""
     return space.snap(quasi_random(space.dim, n, seed, start))
 

@@ -13,6 +13,7 @@ import torch
 from llamatune_torch.engine.acquisition import make_acquisition, posterior_mean
 from llamatune_torch.engine.candidates import maximize
 from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import TrainingData, ignoring_default_device, training_data
 from llamatune_torch.engine.features import features_of
 from llamatune_torch.engine.initial import initial_suggestions
@@ -47,7 +48,7 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     if len(suggestions) == n:
         return suggestions
 
-    space = study.space
+    space, cube = study.space, Cube(study.space)
     data = training_data(study, settings.torch_device(len(study.completed)), [s.params for s in suggestions])
     surrogate = fit(data, space)
     feasibility = feasibility_of(data, space)
@@ -58,8 +59,8 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
             acquisition = exploration(space, data, feasibility)
         else:
             acquisition = make_acquisition(settings, surrogate, data.X, data.X_pending, feasibility, seed)
-        x = maximize(acquisition, space, incumbents, data.tried, settings.num_restarts, settings.num_screened, seed)
-        suggestions.append(Suggestion(space.decode(x), "surrogate"))
+        x = maximize(acquisition, cube, incumbents, data.tried, settings.num_restarts, settings.num_screened, seed)
+        suggestions.append(Suggestion(cube.decode(x), "surrogate"))
         data = data._replace(X_pending=torch.cat([data.X_pending, x.unsqueeze(0)]))
     return suggestions
 

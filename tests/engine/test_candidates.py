@@ -26,17 +26,22 @@ from llamatune_torch.engine.candidates import (
     maximize,
     neighbours,
 )
+from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.qmc import sobol
 from llamatune_torch.space import RESOLUTION
 
 Score = Callable[[Tensor], Tensor]
 
 
-def nothing(space: SearchSpace, device: torch.device | str = "cpu") -> Tensor:
+def cube(parameters: dict[str, Any]) -> Cube:
+    return Cube(SearchSpace(parameters))
+
+
+def nothing(space: Cube, device: torch.device | str = "cpu") -> Tensor:
     return torch.empty(0, space.dim, dtype=torch.float64, device=device)
 
 
-def peak_at(space: SearchSpace, params: Mapping[str, Any]) -> Score:
+def peak_at(space: Cube, params: Mapping[str, Any]) -> Score:
     """A smooth hill with its top at ``params``; a wrong unordered choice costs the same wherever it stands."""
     top = space.encode(params)
 
@@ -50,7 +55,7 @@ def peak_at(space: SearchSpace, params: Mapping[str, Any]) -> Score:
     return score
 
 
-def best(space: SearchSpace, score: Score, avoid: Tensor | None = None, **changes: Any) -> Tensor:
+def best(space: Cube, score: Score, avoid: Tensor | None = None, **changes: Any) -> Tensor:
     knobs: dict[str, Any] = {"num_restarts": 4, "num_screened": 256, "seed": 3, **changes}
     none = nothing(space)
     return maximize(score, space, knobs.pop("incumbents", none), none if avoid is None else avoid, **knobs)
@@ -106,9 +111,9 @@ SPACES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 ALL_SPACES = pytest.mark.parametrize("name", SPACES)
 
 
-def problem(name: str) -> tuple[SearchSpace, dict[str, Any], Score]:
+def problem(name: str) -> tuple[Cube, dict[str, Any], Score]:
     definition, top = SPACES[name]
-    space = SearchSpace(definition)
+    space = cube(definition)
     return space, top, peak_at(space, top)
 
 
@@ -122,12 +127,12 @@ def test_the_top_of_a_hill_is_found(name: str, device: torch.device) -> None:
     assert x.device.type == device.type
     assert (x.cpu() - space.encode(top)).abs().max() < 1e-4
     for parameter, value in top.items():
-        if space[parameter].size is not None or value in space[parameter].special:
+        if space.space[parameter].size is not None or value in space.space[parameter].special:
             assert space.decode(x)[parameter] == value
 
 
 def test_the_higher_of_two_hills_is_found_though_it_is_narrower() -> None:
-    space = SearchSpace({"x": Real(0, 1), "y": Real(0, 1)})
+    space = cube({"x": Real(0, 1), "y": Real(0, 1)})
 
     def score(X: Tensor) -> Tensor:
         X = X.squeeze(-2)
@@ -139,7 +144,7 @@ def test_the_higher_of_two_hills_is_found_though_it_is_narrower() -> None:
 
 
 def test_the_best_real_value_is_found_for_the_best_choice_where_they_interact() -> None:
-    space = SearchSpace({"opt": ["adamw", "sgd"], "lr": Real(0, 1), "n": Integer(0, 5000)})
+    space = cube({"opt": ["adamw", "sgd"], "lr": Real(0, 1), "n": Integer(0, 5000)})
 
     def score(X: Tensor) -> Tensor:
         is_sgd = X[..., 0, 0] > 0.5
@@ -153,7 +158,7 @@ def test_the_best_real_value_is_found_for_the_best_choice_where_they_interact() 
 
 
 def test_a_needle_beside_an_incumbent_is_found_and_without_the_incumbent_is_not() -> None:
-    space = SearchSpace({f"x{j}": Real(0, 1) for j in range(6)})
+    space = cube({f"x{j}": Real(0, 1) for j in range(6)})
     top = torch.full((6,), 0.37, dtype=torch.float64)
 
     def score(X: Tensor) -> Tensor:
@@ -178,7 +183,7 @@ def test_climbing_never_ends_below_its_start() -> None:
 
 
 def test_ascending_moves_what_is_active_and_ordinary_and_holds_the_rest() -> None:
-    space = SearchSpace(
+    space = cube(
         {
             "method": ["full", "lora"],
             "x": Real(0, 1),
@@ -205,7 +210,7 @@ def test_ascending_moves_what_is_active_and_ordinary_and_holds_the_rest() -> Non
 
 
 def test_a_special_value_that_is_better_than_any_other_is_found_and_so_is_one_that_is_worse() -> None:
-    space = SearchSpace({"x": Real(0, 1), "wd": Real(0, 1, special=[0.0])})
+    space = cube({"x": Real(0, 1), "wd": Real(0, 1, special=[0.0])})
     for better in (True, False):
 
         def score(X: Tensor, better: bool = better) -> Tensor:
@@ -237,8 +242,8 @@ def test_the_acquisition_is_asked_for_points_of_the_space_only(name: str) -> Non
 
 
 @settings(max_examples=15)
-@given(spaces(max_dim=3), st.integers(0, 10))
-def test_whatever_the_space_a_valid_new_point_of_it_is_proposed(space: SearchSpace, seed: int) -> None:
+@given(spaces(max_dim=3).map(Cube), st.integers(0, 10))
+def test_whatever_the_space_a_valid_new_point_of_it_is_proposed(space: Cube, seed: int) -> None:
     def score(X: Tensor) -> Tensor:
         return torch.sin(7 * X).sum(dim=(-1, -2))
 
@@ -248,7 +253,7 @@ def test_whatever_the_space_a_valid_new_point_of_it_is_proposed(space: SearchSpa
             best(space, score, done, seed=seed, num_screened=32)
         return
     x = best(space, score, done, seed=seed, num_screened=32)
-    assert space.validate(space.decode(x)) == space.decode(x)
+    assert space.space.validate(space.decode(x)) == space.decode(x)
     assert is_new(space, x.unsqueeze(0), done).all()
 
 
@@ -264,14 +269,14 @@ def test_a_point_that_is_taken_is_not_proposed_again(name: str) -> None:
 
 
 def test_the_second_best_point_of_a_finite_space_follows_the_best() -> None:
-    space = SearchSpace({"i": Integer(1, 9)})
+    space = cube({"i": Integer(1, 9)})
     score = peak_at(space, {"i": 4})
     taken = space.encode_all([{"i": 4}, {"i": 5}])
     assert space.decode(best(space, score, taken)) == {"i": 3}
 
 
 def test_a_finite_space_is_used_up_to_its_last_point_and_then_exhausted() -> None:
-    space = SearchSpace({"i": (1, 3), "c": ["a", "b"]})
+    space = cube({"i": (1, 3), "c": ["a", "b"]})
     score = peak_at(space, {"i": 2, "c": "a"})
     grid = space.grid()
     for i in range(6):
@@ -282,7 +287,7 @@ def test_a_finite_space_is_used_up_to_its_last_point_and_then_exhausted() -> Non
 
 
 def test_the_last_values_of_a_long_logarithmic_range_are_different_points() -> None:
-    space = SearchSpace({"i": Integer(1, 4000, prior="log-uniform")})
+    space = cube({"i": Integer(1, 4000, prior="log-uniform")})
     assert space.size is not None
     assert space.size <= MAX_ENUMERATED
     taken = space.encode_all([{"i": i} for i in range(1, 4001) if i != 3999])
@@ -290,7 +295,7 @@ def test_the_last_values_of_a_long_logarithmic_range_are_different_points() -> N
 
 
 def test_an_acquisition_that_is_nan_in_places_is_maximised_elsewhere() -> None:
-    space = SearchSpace({"x": Real(0, 1)})
+    space = cube({"x": Real(0, 1)})
 
     def score(X: Tensor) -> Tensor:
         x = X[..., 0, 0]
@@ -330,7 +335,7 @@ def test_the_sobol_sequence_goes_on_where_it_stopped() -> None:
 
 
 def test_sobol_points_cover_the_cube_more_evenly_than_chance() -> None:
-    space = SearchSpace({"x": Real(0, 1), "y": Real(0, 1)})
+    space = cube({"x": Real(0, 1), "y": Real(0, 1)})
     cells = (sobol(space, 64, seed=0) * 8).floor()
     assert len(cells.unique(dim=0)) > 50  # 64 random points fill about 41 of the 64 cells
 
@@ -354,7 +359,7 @@ def test_new_means_further_than_the_smallest_distance_in_some_column() -> None:
     avoid = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     step = torch.tensor([RESOLUTION, 0.0], dtype=torch.float64)
     X = torch.cat([avoid, avoid + 0.5 * step, avoid + 2 * step, avoid + 0.1])
-    square = SearchSpace({"x": Real(0, 1), "y": Real(0, 1)})
+    square = cube({"x": Real(0, 1), "y": Real(0, 1)})
     assert is_new(square, X, avoid).tolist() == [False, False, True, True]
     assert is_new(square, X, avoid[:0]).all()
 
@@ -406,7 +411,7 @@ def test_neighbours_differ_in_one_discrete_column_and_lead_to_every_choice() -> 
 
 
 def test_neighbours_include_each_special_value_and_the_ways_back() -> None:
-    space = SearchSpace({"wd": Real(0, 1, special=[0.0, 2.0]), "steps": Integer(10, 1000, special=[0])})
+    space = cube({"wd": Real(0, 1, special=[0.0, 2.0]), "steps": Integer(10, 1000, special=[0])})
     rows = [{"wd": 0.0, "steps": 0}, {"wd": 0.5, "steps": 500}]
     for row, options in zip(rows, neighbours(space, space.encode_all(rows)), strict=True):
         assert torch.equal(space.snap(options), options)
@@ -420,7 +425,7 @@ def test_neighbours_include_each_special_value_and_the_ways_back() -> None:
 
 def test_parameters_that_become_active_start_at_several_places() -> None:
     definition, _ = SPACES["conditional"]
-    space = SearchSpace(definition)
+    space = cube(definition)
     x = space.encode({"method": "full", "lr": 1e-3})
     options = neighbours(space, x.unsqueeze(0))[0]
     assert torch.equal(space.snap(options), options)
@@ -437,7 +442,7 @@ def test_parameters_that_become_active_start_at_several_places() -> None:
 
 def test_points_around_a_centre_visit_other_choices_with_all_that_they_need() -> None:
     definition, top = SPACES["conditional"]
-    space = SearchSpace(definition)
+    space = cube(definition)
     points = around(space, space.encode(top).unsqueeze(0), 400, torch.Generator().manual_seed(0))
     assert torch.equal(space.snap(points), points)
     found = space.decode_all(points)
@@ -449,7 +454,7 @@ def test_points_around_a_centre_visit_other_choices_with_all_that_they_need() ->
 
 def test_what_differs_only_where_it_is_inactive_is_not_new() -> None:
     definition, _ = SPACES["conditional"]
-    space = SearchSpace(definition)
+    space = cube(definition)
     done = space.encode({"method": "full", "lr": 1e-3}).unsqueeze(0)
     other = done.clone()
     other[0, [0, 3, 4, 5]] = torch.tensor([0.1, 0.2, 0.1, 0.3], dtype=torch.float64)

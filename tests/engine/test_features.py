@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from strategies import halton, spaces, unit_points
 
 from llamatune_torch import Categorical, Integer, Real, SearchSpace
+from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.features import Features, features_of
 from llamatune_torch.engine.outcome import standardize
 from llamatune_torch.engine.surrogate import fit_gp
@@ -34,7 +35,7 @@ def test_a_number_with_special_values_is_a_place_and_a_kind() -> None:
         {"wd": wd, "opt": "adamw", "warmup": warmup}
         for wd, warmup in [(0.0, 0), (1e-2, 1), (5.0, 2), (1e-4, 3), (1e-2 + 1e-4, 4), (1.0, 0)]
     ]
-    F = features(space.encode_all(rows))
+    F = features(Cube(space).encode_all(rows))
     assert features.categorical == [1, 3, 4]
     expected = [0.5, 0.5, 0.5, 0, 0.5 + torch.tensor(1.01).log10().item() / 4, 1]
     assert torch.allclose(F[:, 0], torch.tensor(expected, dtype=torch.float64), atol=1e-6)
@@ -57,9 +58,9 @@ def test_an_ordered_parent_gets_a_label_for_each_condition_and_an_unordered_one_
     features = Features(space)
     rows = [{"layers": 2, "adapter": "none"}, {"layers": 3, "adapter": "none", "skip": 0.1, "gate": 0.2}]
     rows.append({"layers": 8, "adapter": "lora", "rank": 2, "deep": 3})
-    F = features(space.encode_all(rows))
+    F = features(Cube(space).encode_all(rows))
     assert features.categorical == [1, 6, 7]
-    assert torch.equal(F[:, :6], space.encode_all(rows))
+    assert torch.equal(F[:, :6], Cube(space).encode_all(rows))
     assert F[:, 6:].tolist() == [[0, 0], [1, 0], [0, 1]]
 
 
@@ -67,10 +68,10 @@ def test_an_ordered_parent_gets_a_label_for_each_condition_and_an_unordered_one_
 def test_same_parameters_same_labels_and_columns_that_need_no_more_stay_as_they_are(data: st.DataObject) -> None:
     space = data.draw(spaces())
     x = torch.tensor(data.draw(unit_points(space.dim)), dtype=torch.float64)
-    features = Features(space)
-    snapped = space.snap(x)
+    cube, features = Cube(space), Features(space)
+    snapped = cube.snap(x)
     F = features(snapped)
-    assert torch.equal(F[features.categorical], features(space.encode(space.decode(x)))[features.categorical])
+    assert torch.equal(F[features.categorical], features(cube.encode(cube.decode(x)))[features.categorical])
     assert ((F >= 0) & (F <= 1)).all()
     kept = [j for j in range(space.dim) if j not in space.special_columns]
     assert torch.equal(F[kept], snapped[kept])
@@ -78,7 +79,7 @@ def test_same_parameters_same_labels_and_columns_that_need_no_more_stay_as_they_
 
 
 def test_gradients_flow_where_values_are_ordinary_only() -> None:
-    X = OFF.encode_all([{"x": 0.5, "dropout": d, "opt": "sgd"} for d in (0.0, 0.1)]).requires_grad_(True)
+    X = Cube(OFF).encode_all([{"x": 0.5, "dropout": d, "opt": "sgd"} for d in (0.0, 0.1)]).requires_grad_(True)
     (gradient,) = torch.autograd.grad(Features(OFF)(X)[:, :2].sum(), X)
     assert torch.allclose(gradient, torch.tensor([[1, 0, 0], [1, 4 / 3, 0]], dtype=torch.float64))
 
@@ -86,7 +87,7 @@ def test_gradients_flow_where_values_are_ordinary_only() -> None:
 def test_features_are_computed_for_batches_in_the_precision_and_on_the_device_of_the_points(
     device: torch.device,
 ) -> None:
-    X = OFF.snap(halton(12, 3)).to(device)
+    X = Cube(OFF).snap(halton(12, 3)).to(device)
     F = Features(OFF)(X.view(3, 4, 3))
     assert F.shape == (3, 4, 4)
     assert torch.equal(F.view(12, 4), Features(OFF)(X))
@@ -100,9 +101,10 @@ LINE = SearchSpace({"wd": Real(0, 1, special=[0.0])})
 
 
 def predicted(values: list[float], Y: torch.Tensor, at: list[float]) -> list[float]:
-    X = LINE.encode_all([{"wd": value} for value in values])
+    cube = Cube(LINE)
+    X = cube.encode_all([{"wd": value} for value in values])
     gp = fit_gp(X, Y, (), features_of(LINE))
-    mean: list[float] = gp.posterior(LINE.encode_all([{"wd": value} for value in at])).mean.squeeze(-1).tolist()
+    mean: list[float] = gp.posterior(cube.encode_all([{"wd": value} for value in at])).mean.squeeze(-1).tolist()
     return mean
 
 
@@ -118,12 +120,12 @@ def test_the_surrogate_sees_the_jump_at_a_special_value() -> None:
 @pytest.mark.parametrize(("jump", "low", "high"), [(0.0, 0.7, 1.0), (-3.0, 0.0, 0.5)])
 def test_how_alike_off_and_on_are_is_learned(jump: float, low: float, high: float) -> None:
     space = SearchSpace({"x": Real(0, 1), "wd": Real(0, 1, special=[0.0])})
-    X = space.snap(halton(24, 2))
+    X = Cube(space).snap(halton(24, 2))
     off = X[:, 1] < 0.25
     wd = torch.where(off, 0.0, (X[:, 1] - 0.25) / 0.75)
     Y = standardize((3 * X[:, 0]).sin() + torch.where(off, jump, (wd - 0.5).square()))
     gp = fit_gp(X, Y, (), features_of(space))
-    pair = Features(space)(space.encode_all([{"x": 0.5, "wd": 0.0}, {"x": 0.5, "wd": 0.5}]))
+    pair = Features(space)(Cube(space).encode_all([{"x": 0.5, "wd": 0.0}, {"x": 0.5, "wd": 0.5}]))
     assert low < gp.covar_module(pair).to_dense()[0, 1].item() < high
 
 
@@ -131,20 +133,22 @@ def test_what_an_inactive_parameter_might_have_been_changes_no_prediction() -> N
     space = SearchSpace(
         {"method": ["full", "lora"], "x": Real(0, 1), "rank": Real(0, 1, when={"method": "lora"})}
     )  # fmt: skip
-    X = space.snap(halton(16, 3))
-    on = space.active(X)[:, 2]
+    cube = Cube(space)
+    X = cube.snap(halton(16, 3))
+    on = cube.active(X)[:, 2]
     gp = fit_gp(X, standardize(X[:, 1] + on * (X[:, 2] - 0.9).square()), space.categorical_columns, features_of(space))
     U = torch.tensor([[0.25, 0.4, u] for u in (0.0, 0.3, 1.0)], dtype=torch.float64)
-    mean = gp.posterior(space.snap(U)).mean.squeeze(-1)
+    mean = gp.posterior(cube.snap(U)).mean.squeeze(-1)
     assert mean[0] == mean[1] == mean[2]
 
 
 def test_an_integer_that_switches_a_parameter_on_makes_a_jump_in_the_surrogate() -> None:
     space = SearchSpace({"n": Integer(1, 9), "extra": Categorical([1, 2], when={"n": 5})})
     rows = [{"n": n} | ({"extra": 1} if n == 5 else {}) for n in (1, 2, 3, 4, 5, 6, 8, 9)]
-    X = space.encode_all(rows)
+    cube = Cube(space)
+    X = cube.encode_all(rows)
     Y = standardize(torch.tensor([1.0 if row["n"] == 5 else 0.0 for row in rows], dtype=torch.float64))
     gp = fit_gp(X, Y, space.categorical_columns, features_of(space))
-    mean = gp.posterior(space.encode_all([{"n": 5, "extra": 1}, {"n": 4}, {"n": 6}])).mean.squeeze(-1)
+    mean = gp.posterior(cube.encode_all([{"n": 5, "extra": 1}, {"n": 4}, {"n": 6}])).mean.squeeze(-1)
     assert mean[0] > Y.max() - 0.5
     assert (mean[1:] < Y.min() + 0.5).all()

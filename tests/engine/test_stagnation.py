@@ -13,6 +13,7 @@ from test_suggest import play, quick
 
 from llamatune_torch import Categorical, Integer, Real, SearchSpace, Settings, Study, Trial, TrialState
 from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import TrainingData, training_data
 from llamatune_torch.engine.stagnation import NEAR, exploration, is_stuck, prior_correlation
 from llamatune_torch.engine.suggest import suggest
@@ -96,7 +97,7 @@ def recorded() -> Study:
 
 
 def near_best(study: Study, params: dict[str, Any]) -> bool:
-    A, B = (study.space.encode(point).unsqueeze(0) for point in (study.best_params, params))
+    A, B = (Cube(study.space).encode(point).unsqueeze(0) for point in (study.best_params, params))
     return prior_correlation(study.space, A, B).item() >= NEAR
 
 
@@ -196,8 +197,8 @@ def test_near_is_a_share_of_the_cube_however_many_columns() -> None:
 
 def test_another_choice_is_near_if_all_else_is() -> None:
     space = SearchSpace({"x": Real(0, 1), "c": Categorical(["a", "b"])})
-    A = space.encode_all([{"x": 0.5, "c": "a"}])
-    B = space.encode_all([{"x": 0.5, "c": "b"}, {"x": 0.9, "c": "b"}])
+    A = Cube(space).encode_all([{"x": 0.5, "c": "a"}])
+    B = Cube(space).encode_all([{"x": 0.5, "c": "b"}, {"x": 0.9, "c": "b"}])
     near, far = prior_correlation(space, A, B)[0].tolist()
     assert near > NEAR > far
 

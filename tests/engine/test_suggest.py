@@ -31,6 +31,7 @@ from llamatune_torch import (
     TrialState,
 )
 from llamatune_torch.engine.candidates import is_new
+from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import training_data
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.engine.surrogate import fit_gp
@@ -251,9 +252,10 @@ def test_the_first_points_of_a_conditional_space_try_its_choices() -> None:
 def test_nothing_done_or_running_is_advised_again_and_a_batch_has_no_duplicates(n_initial: int) -> None:
     study = explored()
     batch = params_of(suggest(study, quick(n_initial=n_initial), 4))
-    X = MIXED.encode_all([trial.params for trial in study.trials] + batch)
+    cube = Cube(MIXED)
+    X = cube.encode_all([trial.params for trial in study.trials] + batch)
     for i in range(1, len(X)):
-        assert is_new(MIXED, X[[i]], X[:i]).all()
+        assert is_new(cube, X[[i]], X[:i]).all()
 
 
 def test_a_point_under_evaluation_sends_the_next_one_elsewhere() -> None:
@@ -306,8 +308,9 @@ def test_repeated_evaluations_teach_the_noise() -> None:
 def test_what_was_evaluated_several_times_is_not_advised_once_more() -> None:
     study = repeated(0.02)
     batch = params_of(suggest(study, quick(), 3))
-    X = LINE.encode_all([trial.params for trial in study.trials])
-    assert is_new(LINE, LINE.encode_all(batch), X).all()
+    cube = Cube(LINE)
+    X = cube.encode_all([trial.params for trial in study.trials])
+    assert is_new(cube, cube.encode_all(batch), X).all()
 
 
 # --- It finds what is good and avoids what fails -----------------------------------------------------------------
@@ -383,8 +386,8 @@ def test_training_data_holds_each_trial_where_it_belongs(device: torch.device) -
     study = explored()
     data = training_data(study, device, [study.trials[0].params])
     assert (data.X.shape, data.X_failed.shape, data.X_pending.shape) == ((5, 4), (1, 4), (2, 4))
-    assert torch.equal(data.X.cpu(), MIXED.encode_all([trial.params for trial in study.completed]))
-    assert torch.equal(data.X_failed[0].cpu(), MIXED.encode(study.trials[5].params))
+    assert torch.equal(data.X.cpu(), Cube(MIXED).encode_all([trial.params for trial in study.completed]))
+    assert torch.equal(data.X_failed[0].cpu(), Cube(MIXED).encode(study.trials[5].params))
     values = torch.tensor([trial.value for trial in study.completed])
     assert torch.equal(data.Y.cpu().argsort(), values.argsort())
     assert {tensor.dtype for tensor in data} == {torch.float64}

@@ -549,7 +549,7 @@ def test_eight_workers_get_points_that_are_far_apart() -> None:
         oldest = running.pop(0)
         optimizer.tell(oldest, -((oldest.params["x"] - 0.7) ** 2) - (oldest.params["y"] - 0.2) ** 2)
         running.append(optimizer.ask())
-        X = optimizer.study.space.encode_all([trial.params for trial in running])
+        X = torch.from_numpy(optimizer.study.space.encode_all([trial.params for trial in running]))
         apart = torch.cdist(X, X, p=float("inf")) + torch.eye(len(X)) * 9
         assert apart.min() > 0.005, apart.min()
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
 from strategies import JSON_SCALARS, make_trial, spaces, spaces_with_params
-from torch import Tensor
 
 from llamatune_torch import Categorical, Curve, Integer, Real, SchemaError, SearchSpace, SpaceError, Trial, TrialState
-from llamatune_torch.parameter_base import Parameter
+from llamatune_torch.parameter_base import Floats, Parameter
 from llamatune_torch.storage.serialization import differences, read_space, read_trial, write_space, write_trial
 
 NUMBERS = st.floats(allow_nan=False)
@@ -97,11 +97,11 @@ class Custom(Parameter):
     def validate(self, value: Any) -> Any:
         return value
 
-    def encode(self, values: Sequence[Any]) -> Tensor:
-        return torch.full((len(values),), 0.5, dtype=torch.float64)
+    def encode(self, values: Sequence[Any]) -> Floats:
+        return np.full(len(values), 0.5)
 
-    def decode(self, U: Tensor) -> list[Any]:
-        return [{1, 2}] * len(U)
+    def decode(self, U: ArrayLike) -> list[Any]:
+        return [{1, 2}] * len(np.asarray(U))
 
     def __repr__(self) -> str:
         return "Custom()"
