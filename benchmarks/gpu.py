@@ -15,7 +15,7 @@ for each n, number of restarts and q (``fit``, ``likelihood`` and ``posterior`` 
 longer than ``--time-limit`` seconds is left out where n, restarts and q are as large or larger, in a row that says
 so; so is one that runs out of memory. Memory is CUDA's peak during the timed calls. The rows go to
 ``benchmarks/results/gpu.json``; at the end stands the crossover: from how many trials on an ask with q = 1 and 8
-restarts, which is the default, is quicker on the GPU. ``CUDA_FROM_TRIALS`` in ``llamatune_torch/settings.py`` should
+restarts, which is the default, is quicker on the GPU. ``CUDA_FROM_TRIALS`` in ``llamatune_torch/engine/data.py`` should
 be that number.
 """
 
@@ -35,10 +35,9 @@ from torch import Tensor
 
 from llamatune_torch import Real, SearchSpace, Settings, Study, Trial, TrialState
 from llamatune_torch.engine.acquisition import make_acquisition
-from llamatune_torch.engine.data import training_data
+from llamatune_torch.engine.data import CUDA_FROM_TRIALS, training_data
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.engine.surrogate import fit_gp, make_gp
-from llamatune_torch.settings import CUDA_FROM_TRIALS
 
 RESULTS = Path(__file__).parent / "results"
 DEFAULT_RESTARTS = Settings().num_restarts

@@ -11,16 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
-import torch
-
 from llamatune_torch.errors import SettingsError
-
-# From so many observations on, device="auto" takes a GPU. An estimate, not a measurement (``benchmarks/gpu.py`` takes
-# it and names the number that its figures would give). A small GP is a long chain of small operations: on a GPU each
-# costs some ten microseconds to launch, whatever its size, and L-BFGS waits for the last one before it can start
-# the next; on a CPU such an operation on 50 x 50 numbers is over sooner. At several hundred observations the
-# Cholesky factor and the n x n kernel matrices, which a GPU does in parallel, outweigh the launches.
-CUDA_FROM_TRIALS = 500
 
 AcquisitionName = Literal["logeqi", "logei", "ei", "logpi", "pi", "ucb", "qlogei", "qlognei"]
 
@@ -40,7 +31,7 @@ class Settings:
         n_initial: trials before the surrogate takes over; ``None`` for the number of parameters plus one,
             between 4 and 10.
         seed: everything random follows from it.
-        device: "auto" (the CPU; a GPU, if there is one, from ``CUDA_FROM_TRIALS`` observations on), "cpu", or a
+        device: "auto" (the CPU; a GPU, if there is one, from some hundred observations on), "cpu", or a
             CUDA device such as "cuda:1".
         num_restarts: starting points of the gradient ascent on the acquisition.
         num_screened: quasi-random points among which those starting points are chosen.
@@ -78,26 +69,7 @@ class Settings:
                 raise SettingsError(f"{name} must be an integer >= {low}, but got {value!r}")
             if value >= 2**63:  # torch's generators take no more
                 raise SettingsError(f"{name} must be < 2**63, but got {value!r}")
-        self.torch_device(0)
-
-    def torch_device(self, n: int) -> torch.device:
-        """The device the engine computes on with ``n`` observations; only "auto" depends on them.
-
-        Raises:
-            SettingsError: torch does not know it, or it asks for a GPU that is not there.
-        """
-        if self.device == "auto":
-            return torch.device("cuda" if n >= CUDA_FROM_TRIALS and torch.cuda.is_available() else "cpu")
-        try:
-            device = torch.device(self.device)
-        except (RuntimeError, TypeError) as error:
-            raise SettingsError(f"device must be 'auto' or a torch device, but got {self.device!r}") from error
-        if device.type not in ("cpu", "cuda"):  # the GP needs float64, which mps has not
-            raise SettingsError(f"device must be 'auto', 'cpu' or a CUDA device, but got {self.device!r}")
-        count = torch.cuda.device_count()
-        if device.type == "cuda" and (device.index or 0) >= count:
-            raise SettingsError(f"device {self.device!r} is not there: torch sees {count} CUDA devices")
-        return device
+        _check_device(self.device)
 
     def num_initial(self, dim: int) -> int:
         """How many trials of a space with ``dim`` parameters come before the surrogate."""
@@ -234,3 +206,20 @@ def _is_integer(value: Any, low: int) -> bool:
 
 def _is_seconds(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def _check_device(device: Any) -> None:
+    """Refuses a device that torch does not know, or a GPU that is not there, before any time on it is spent."""
+    if device in ("auto", "cpu"):
+        return
+    import torch  # only for this: settings are also read where nothing is computed
+
+    try:
+        named = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise SettingsError(f"device must be 'auto' or a torch device, but got {device!r}") from error
+    if named.type not in ("cpu", "cuda"):  # the GP needs float64, which mps has not
+        raise SettingsError(f"device must be 'auto', 'cpu' or a CUDA device, but got {device!r}")
+    count = torch.cuda.device_count()
+    if named.type == "cuda" and (named.index or 0) >= count:
+        raise SettingsError(f"device {device!r} is not there: torch sees {count} CUDA devices")

@@ -12,7 +12,7 @@ import torch
 from strategies import OTHERS
 
 from llamatune_torch import LlamaTune, Settings, SettingsError
-from llamatune_torch.settings import CUDA_FROM_TRIALS, Knobs, Limits, Place, group, names_of
+from llamatune_torch.settings import Knobs, Limits, Place, group, names_of
 from llamatune_torch.storage.reader import Reader
 
 
@@ -67,38 +67,11 @@ def test_the_start_grows_with_the_number_of_parameters_between_4_and_10(dim: int
     assert Settings(n_initial=17).num_initial(dim) == 17
 
 
-@pytest.mark.parametrize(
-    ("num_gpus", "n", "expected"),
-    [
-        (0, 10**6, "cpu"),
-        (1, 0, "cpu"),
-        (1, CUDA_FROM_TRIALS - 1, "cpu"),
-        (1, CUDA_FROM_TRIALS, "cuda"),
-    ],
-)
-def test_auto_takes_a_gpu_once_there_is_enough_for_it_to_do(
-    num_gpus: int, n: int, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pretend(monkeypatch, num_gpus)
-    assert Settings().torch_device(n) == torch.device(expected)
-
-
-def test_a_device_that_is_named_is_taken_whatever_the_number_of_observations(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, num_gpus=2)
-    for n in (0, 10**6):
-        assert Settings(device="cpu").torch_device(n) == torch.device("cpu")
-        assert Settings(device="cuda:1").torch_device(n) == torch.device("cuda:1")
-
-
 def test_a_gpu_that_is_not_there_is_refused_before_anything_is_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, num_gpus=1)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    Settings(device="cuda:0")
     with pytest.raises(SettingsError, match=r"device 'cuda:1' is not there: torch sees 1 CUDA devices"):
         Settings(device="cuda:1")
-
-
-def pretend(monkeypatch: pytest.MonkeyPatch, num_gpus: int) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: num_gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: num_gpus)
 
 
 # --- The other groups ------------------------------------------------------------------------------------------------

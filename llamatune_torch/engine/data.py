@@ -15,6 +15,13 @@ from llamatune_torch.space import Params
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Trial
 
+# From so many observations on, device="auto" takes a GPU. An estimate, not a measurement: ``benchmarks/gpu.py``
+# measures it and names the number. A small GP is a long chain of small operations. On a GPU each costs some ten
+# microseconds to launch, whatever its size, and L-BFGS waits for the last one before it can start the next. On a CPU
+# such an operation on 50 x 50 numbers is over sooner. At several hundred observations the Cholesky factor and the
+# n x n kernel matrices, which a GPU computes in parallel, outweigh the launches.
+CUDA_FROM_TRIALS = 500
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -59,10 +66,22 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
     )
 
 
+def choose_device(device: str, n: int) -> torch.device:
+    """The device to compute on with ``n`` observations; only "auto" depends on them.
+
+    Args:
+        device: ``Settings.device``, which is checked there.
+        n: the number of completed trials.
+    """
+    if device == "auto":
+        return torch.device("cuda" if n >= CUDA_FROM_TRIALS and torch.cuda.is_available() else "cpu")
+    return torch.device(device)
+
+
 def ignoring_default_device(function: Callable[P, T]) -> Callable[P, T]:
     """Tensors that are made without a device are on the CPU, whatever ``torch.set_default_device`` was told.
 
-    The space, and some of torch's own code, make such; those of the engine follow the data.
+    Some of torch's and BoTorch's code makes such tensors; those of the engine follow the data.
     """
 
     @wraps(function)

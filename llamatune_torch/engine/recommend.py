@@ -7,7 +7,7 @@ surrogate has seen all of them: its mean says what each should give on average.
 from __future__ import annotations
 
 from llamatune_torch.engine.acquisition import posterior_mean
-from llamatune_torch.engine.data import ignoring_default_device, training_data
+from llamatune_torch.engine.data import choose_device, ignoring_default_device, training_data
 from llamatune_torch.engine.suggest import fit
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
@@ -33,6 +33,6 @@ def recommend(study: Study, settings: Settings | None = None) -> Trial:
     if len(completed) < 3:  # nothing to tell luck from merit by
         return best
     settings = settings or Settings()
-    data = training_data(study, settings.torch_device(len(completed)), [])
+    data = training_data(study, choose_device(settings.device, len(completed)), [])
     mean = posterior_mean(fit(data, study.space), data.X)
     return completed[int(mean.argmax())]

@@ -14,7 +14,7 @@ from llamatune_torch.engine.acquisition import make_acquisition, posterior_mean
 from llamatune_torch.engine.candidates import maximize
 from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.data import TrainingData, ignoring_default_device, training_data
+from llamatune_torch.engine.data import TrainingData, choose_device, ignoring_default_device, training_data
 from llamatune_torch.engine.features import features_of
 from llamatune_torch.engine.initial import initial_suggestions
 from llamatune_torch.engine.stagnation import exploration, is_stuck
@@ -49,7 +49,8 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
         return suggestions
 
     space, cube = study.space, Cube(study.space)
-    data = training_data(study, settings.torch_device(len(study.completed)), [s.params for s in suggestions])
+    device = choose_device(settings.device, len(study.completed))
+    data = training_data(study, device, [s.params for s in suggestions])
     surrogate = fit(data, space)
     feasibility = feasibility_of(data, space)
     incumbents = data.X[posterior_mean(surrogate, data.X).topk(min(4, len(data.X))).indices]

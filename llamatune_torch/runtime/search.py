@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
+from llamatune_torch.engine.data import choose_device
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.errors import SettingsError
@@ -132,7 +133,7 @@ class Search:
         Raises:
             NoCompletedTrialError: nothing has completed yet.
         """
-        with self._lock, one_thread(self.settings.torch_device(len(self.study.completed))):
+        with self._lock, one_thread(choose_device(self.settings.device, len(self.study.completed))):
             return recommend(self.study, self.settings)
 
     def settle_metric(self, metric: str, direction: Direction) -> None:
@@ -169,5 +170,5 @@ class Search:
         return self.study.num_counted
 
     def _choose(self, study: Study, n: int) -> list[Suggestion]:
-        with self._lock, one_thread(self.settings.torch_device(len(study.completed))):
+        with self._lock, one_thread(choose_device(self.settings.device, len(study.completed))):
             return suggest(study, self.settings, n)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from llamatune_torch.settings import CUDA_FROM_TRIALS
+from llamatune_torch.engine.data import CUDA_FROM_TRIALS
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
