@@ -45,11 +45,11 @@ def cells(trials: Sequence[Trial], value: str = "value") -> list[list[str]]:
     return rows
 
 
-def trials_table(trials: Sequence[Trial]) -> str:
-    """The trials as aligned plain text, one a line."""
+def trials_table(trials: Sequence[Trial], value: str = "value") -> str:
+    """The trials as aligned plain text, one a line; arguments as :func:`cells`."""
     if not trials:
         return "no trials"
-    rows = cells(trials)
+    rows = cells(trials, value)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)) + f"  {row[-1]}"

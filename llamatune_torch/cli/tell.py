@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 
-from llamatune_torch.cli.search import reopened
 from llamatune_torch.errors import SettingsError
+from llamatune_torch.storage.durable import DurableStore
 from llamatune_torch.storage.reader import Reader
 from llamatune_torch.storage.unsaved import result_of
-from llamatune_torch.trial import Outcome
+from llamatune_torch.trial import Outcome, as_outcome
 
 
 def tell(options: Namespace) -> int:
-    """Records the value of a trial that is running, or was lost with a silent worker, or that it failed."""
+    """Records the value of a trial that is running, or was lost with a silent worker, or that it failed.
+
+    This needs the store alone: no search, no engine, no torch.
+    """
     if (options.value is None) == (options.failed is None):
         raise SettingsError("say either VALUE or --failed REASON")
     if options.failed is not None:
@@ -20,6 +24,9 @@ def tell(options: Namespace) -> int:
     else:
         outcome = Outcome(options.value, cost=options.cost, notes={"told": "by hand"})
     stored = Reader(options.storage).look(options.name)
-    told = reopened(options.storage, stored).tell(options.number, outcome)
+    # Opened as it is: nothing in its definition changes.
+    store = DurableStore(options.storage, stored.name, replace(stored.study, trials=()), settled=stored.settled)
+    checked = as_outcome(outcome, store.study.direction)
+    told = store.change(options.number, lambda running, now: running.finished_with(checked, now))
     print(f"trial {told.number} of study {stored.name!r}: {told.state}, {result_of(told)}")
     return 0

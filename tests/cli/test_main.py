@@ -63,6 +63,35 @@ def one_study(folder: Path) -> LlamaTune:
     return tuner
 
 
+LOOKS = {
+    "status": ("status", "--once"),
+    "status for programs": ("status", "--json"),
+    "best": ("best",),
+    "best for a training command": ("best", "--args"),
+    "trials": ("trials",),
+    "a trial": ("trials", "0"),
+    "tell": ("tell", "1", "0.5"),
+    "tell of a failure": ("tell", "1", "--failed", "CUDA out of memory"),
+}
+
+
+@pytest.mark.parametrize("arguments", LOOKS.values(), ids=LOOKS)
+def test_looking_and_telling_load_no_torch(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    one_study(tmp_path).add_trial({"x": 0.5}, 1.0)
+    code = (
+        "import sys; from llamatune_torch.cli.main import main\n"
+        f"assert main({list(arguments)!r}) == 0\n"
+        "print(*sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    loaded = set(shown.stdout.splitlines()[-1].split())
+    assert {"sqlalchemy", "llamatune_torch.storage.reader"} <= loaded
+    assert (
+        not {"torch", "botorch", "gpytorch", "scipy", "pandas", "llamatune_torch.runtime", "llamatune_torch.engine"}
+        & loaded
+    )
+
+
 USAGE = {
     "no command": ((), "COMMAND"),
     "an unknown command": (("tune",), "invalid choice: 'tune'"),

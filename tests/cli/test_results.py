@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import time
 from pathlib import Path
@@ -97,12 +98,23 @@ def test_the_recommended_trial(cli: Cli, tmp_path: Path) -> None:
 
 def test_the_table_of_trials(cli: Cli, mine: LlamaTune) -> None:
     lines = cli("trials").out.splitlines()
-    assert lines[1].split() == ["trial", "loss", "lr", "text", "fp16", "clip", "method", "rank", "seconds", "state"]
-    rows = {line.split()[0]: line.split() for line in lines[3:] if line.strip()}
+    assert lines[0].split() == ["trial", "loss", "lr", "text", "fp16", "clip", "method", "rank", "seconds", "state"]
+    rows = {line.split()[0]: line.split() for line in lines[1:]}
     assert rows["0"][1:3] == ["0.5", "3e-05"]
     assert rows["0"][-3:] == ["-", "12.5", "complete"]  # no rank without lora
     assert rows["1"][-3:] == ["8", "3.0", "complete"]
     assert rows["2"][-4:] == ["failed:", "out", "of", "memory"]
+
+
+def test_the_table_of_trials_on_a_narrow_terminal(cli: Cli, mine: LlamaTune, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a line folds, so that columns stay columns."""
+    mine.tell(mine.ask(), Outcome.failure("out of memory " * 5))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "100")
+    lines = re.sub(r"\x1b\[[\d;]*m", "", cli("trials").out).splitlines()  # as it is seen, without the styles
+    assert max(map(len, lines)) == 100
+    assert sum(line.count("memory") for line in lines) == 1 + 5
+    assert sum("memory" in line for line in lines) > 2
 
 
 def numbers(shown: str) -> list[int]:

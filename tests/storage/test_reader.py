@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,18 @@ def test_a_study_as_it_is(url: str) -> None:
     assert 0 <= stored.workers[trial.worker or ""].silent_for < 60
     assert trial.started is not None
     assert 0 <= stored.now - trial.started < 60
+
+
+def test_reading_a_study_loads_no_torch(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    mine = tuner(url)
+    mine.tell(mine.ask(), 0.5)
+    code = (
+        f"from llamatune_torch import load_study; print(load_study({url!r}).summary()); import sys; print(*sys.modules)"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "best value (maximize): 0.5 in trial 0" in shown
+    assert not {"torch", "botorch", "gpytorch", "scipy", "pandas"} & set(shown.splitlines()[-1].split())
 
 
 def test_it_sees_what_others_do_meanwhile(url: str) -> None:
@@ -102,7 +115,7 @@ def test_a_file_of_an_older_version_is_brought_up_to_date(sqlite_url: str, monke
 def test_a_reader_cannot_write(url: str) -> None:
     tuner(url)
     opened = database.Database(url, reading=True)
-    if database.kind == "sqlite":
+    if opened.kind == "sqlite":
         with pytest.raises(Exception, match="readonly"):
             opened.write(lambda t: t.run("DELETE FROM llamatune_studies"))
 
