@@ -20,14 +20,15 @@ Bools = NDArray[np.bool_]
 class Parameter(ABC):
     """One hyperparameter: a set of values and its map to one column of the unit cube.
 
-    ``size`` is the number of values, ``None`` for a continuum. A parameter with a ``size`` also numbers its
-    values ``0 .. size - 1``: ``index_of`` and ``coordinate`` translate between numbers and coordinates.
+    Coordinates are numpy arrays, float64. ``size`` is the number of values, ``None`` for a continuum. A parameter with
+    a ``size`` also numbers its values ``0 .. size - 1``: ``index_of`` and ``coordinate`` translate between numbers and
+    coordinates.
     """
 
-    #: Whether neighbouring coordinates mean neighbouring values (false for unordered choices only).
+    #: True if neighbouring coordinates mean neighbouring values; false for unordered choices only.
     ordered: bool = True
 
-    #: Values of a kind of their own (numbers only).
+    #: Values of a kind of their own; only numbers have any.
     special: Sequence[float] = ()
 
     #: The values that other parameters must have for this one to matter: ``{parent: values}``.
@@ -36,7 +37,7 @@ class Parameter(ABC):
     @property
     @abstractmethod
     def size(self) -> int | None:
-        """How many values there are; ``None`` if they form a continuum."""
+        """The number of values; ``None`` if they form a continuum."""
 
     @abstractmethod
     def validate(self, value: Any) -> Any:

@@ -1,17 +1,17 @@
 """Hyperparameters as people write them: ``Real``, ``Integer``, ``Categorical``.
 
-Every parameter owns one column of the unit cube, and its own way there and back:
+Every parameter has one column of the unit cube, and its own map there and back:
 
 - ``Real``: affine, or affine in the logarithm; 0 is ``low`` and 1 is ``high``, exactly.
 - ``Integer``: the value's cell of equal (logarithmic) width; uniform draws are unbiased after rounding.
-- ``Categorical``: the ``i``-th of ``k`` choices sits at ``(i + 1/2) / k``, whether ordered or not; only an
-  ordered one means anything by that position, and the surrogate is told which is which.
+- ``Categorical``: the ``i``-th of ``k`` choices sits at ``(i + 1/2) / k``, ordered or not. The position of an unordered
+  choice means nothing, and the surrogate knows that.
 
 A number may have special values besides its range: "off" is a kind of its own (no dropout, no weight decay), not
-merely the smallest value. They share the first quarter of the unit interval, in equal cells, and sit at the centres;
-the range has the rest.
+merely the smallest value. Special values share the first quarter of the unit interval, in equal cells, and sit at
+their centres; the range has the rest.
 
-``when={"method": "lora"}`` makes any of them conditional; what follows from that is the search space's business.
+``when={"method": "lora"}`` makes a parameter conditional; ``space.py`` says what follows from that.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Prior = Literal["uniform", "log-uniform"]
 # Integers beyond this would share a cell of the unit cube with their neighbours in double precision.
 MAX_INTEGER = 10**12
 
-# What special values have of the unit interval. A quarter, because any four points of a Sobol sequence from a
-# multiple of four on fall one in each quarter: an initial design visits a special value for certain.
+# The share of the unit interval that special values have. A quarter, because of four points of a Sobol sequence, from a
+# multiple of four on, one falls into each quarter: an initial design visits a special value for certain.
 SPECIAL_SHARE = 0.25
 
 
 @dataclass(frozen=True, repr=False)
 class Number(Parameter):
-    """What ``Real`` and ``Integer`` share: a range, its scale, and special values."""
+    """The base of ``Real`` and ``Integer``: a range, its scale, and special values."""
 
     low: float
     high: float
@@ -90,7 +90,7 @@ class Real(Number):
     """A real number in ``[low, high]``, both ends included, or one of the ``special`` values.
 
     ``prior="log-uniform"`` spreads the search evenly over orders of magnitude (learning rates). Values are
-    kept to 12 significant digits (of the width, for a uniform prior), so that they survive the way to the
+    kept to 12 significant digits, for a uniform prior to 12 digits of the width. So they survive the way to the
     unit cube and back.
 
     Args:
@@ -101,8 +101,8 @@ class Real(Number):
         when: ``{"method": "lora"}`` or ``{"method": ["lora", "qlora"]}``: matters only then; see ``SearchSpace``.
 
     Raises:
-        SpaceError: ``low < high`` does not hold, a bound or special value is not finite, special values are not
-            different, or a log prior meets ``low <= 0``.
+        SpaceError: ``low < high`` does not hold; a bound or special value is not finite; special values are not
+            different; or a log prior meets ``low <= 0``.
 
     Example:
         >>> Real(1e-5, 1e-3, prior="log-uniform").decode([0.0, 0.5, 1.0])
@@ -197,7 +197,7 @@ class Real(Number):
         low, high = float(self.low), float(self.high)
         if low < value < high:
             rounded = self._rounded(value)
-            # So close to a bound that their coordinates may coincide: then it is the bound.
+            # Next to a bound the coordinates of both may coincide: then the value is the bound.
             value = low if rounded == self._rounded(low) else high if rounded == self._rounded(high) else rounded
         return min(max(value, low), high)
 
@@ -233,8 +233,8 @@ class Integer(Number):
         when: ``{"method": "lora"}`` or ``{"method": ["lora", "qlora"]}``: matters only then; see ``SearchSpace``.
 
     Raises:
-        SpaceError: ``low < high`` does not hold, a bound or special value is no integer or beyond ``MAX_INTEGER``,
-            special values are not different, or a log prior meets ``low < 1``.
+        SpaceError: ``low < high`` does not hold; a bound or special value is no integer, or beyond ``MAX_INTEGER``;
+            special values are not different; or a log prior meets ``low < 1``.
 
     Example:
         >>> Integer(8, 32).decode([0.0, 0.5, 1.0])
@@ -336,9 +336,9 @@ class Integer(Number):
 class Categorical(Parameter):
     """One of a list of choices: strings, numbers, booleans or ``None``, mixed as you like.
 
-    ``ordered=True`` says that neighbours in the list are alike (``["small", "base", "large"]``), which the
-    surrogate then uses. ``1``, ``1.0`` and ``True`` are three different choices. ``when={"method": "lora"}``: it
-    matters only then; see ``SearchSpace``.
+    ``ordered=True`` says that neighbours in the list are alike (``["small", "base", "large"]``), and the surrogate
+    then uses that. ``1``, ``1.0`` and ``True`` are three different choices. With ``when={"method": "lora"}`` the
+    parameter matters only then; see ``SearchSpace``.
 
     Raises:
         SpaceError: no choices, the same one twice, or one that is no JSON scalar.

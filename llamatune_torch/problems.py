@@ -8,7 +8,7 @@
     switched_off          regularisation that is best off, though the least of it does harm; and some best left on
     adapters              full fine-tuning, LoRA or QLoRA, each with parameters that only it has
 
-Each maps parameters to the value a person would see; ``true_value`` is that value without noise.
+Each problem maps parameters to the value of a run; ``true_value`` is that value without noise.
 """
 
 from __future__ import annotations
@@ -45,11 +45,11 @@ class Problem:
     noise: float = 0.0
 
     def evaluate(self, params: Params, generator: np.random.Generator) -> float:
-        """What one run at ``params`` gives."""
+        """The value that one run at ``params`` returns."""
         return self.true_value(params) + self.noise * float(generator.standard_normal())
 
     def regret(self, params: Params) -> float:
-        """How far ``params`` truly are from the optimum; never negative but for rounding."""
+        """The distance of the true value at ``params`` from the optimum; never negative but for rounding."""
         difference = self.true_value(params) - self.optimum
         return difference if self.direction == "minimize" else -difference
 

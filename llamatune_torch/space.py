@@ -3,9 +3,11 @@
 The law, kept by a property test: ``space.decode(space.encode(params)) == params`` for every ``params`` that
 ``space.validate`` returned.
 
-A parameter with a condition (``when``) is active while each of its parents is active itself and has one of the values
-named, and absent from ``params`` otherwise. Its column is always there; an inactive one holds the middle, so that all
-points that mean the same parameters are the same point.
+A parameter with a condition (``when``) is active while each of its parents is active and has one of the values named.
+Otherwise it is absent from ``params``. Its column is always there, and holds the middle while it is inactive, so that
+all points with the same parameters are the same point.
+
+Points are numpy arrays, float64. Methods that take points accept anything that numpy can make an array of.
 """
 
 from __future__ import annotations
@@ -37,8 +39,8 @@ class SearchSpace:
             parameters may be conditional too; they are choices, integers, or reals with special values.
 
     Raises:
-        SpaceError: an empty space, a name that is not a non-empty string, a bad parameter, or a condition on an
-            unknown parameter, on a value that its parent does not have, or, in a circle, on itself.
+        SpaceError: an empty space; a name that is not a non-empty string; a bad parameter; a condition on an
+            unknown parameter, or on a value that its parent does not have; parameters that depend on themselves.
 
     Example:
         >>> space = SearchSpace({"lr": Real(1e-5, 1e-3, prior="log-uniform"), "batch": (8, 32)})
@@ -103,10 +105,10 @@ class SearchSpace:
 
     @cached_property
     def size(self) -> int | None:
-        """How many different points the space has; ``None`` if it holds a continuum."""
+        """The number of different points; ``None`` if there is a continuum among the parameters."""
         if any(parameter.size is None for parameter in self):
             return None
-        # How often each combination of values occurs that the parameters still to come depend on.
+        # The number of points so far for each combination of the values that later parameters depend on.
         counts: Counter[frozenset[Hashable]] = Counter({frozenset(): 1})
         for i, name in enumerate(self.parents_first):
             needed = [self.conditions[later] for later in self.parents_first[i + 1 :]]
@@ -203,7 +205,7 @@ class SearchSpace:
     def snap(self, X: ArrayLike) -> Floats:
         """The nearest points that stand for parameters, shape ``... x d``.
 
-        That is: whole integers, one choice, one special value, the middle for what is inactive.
+        Integers are whole, choices and special values are at their coordinates, inactive columns in the middle.
         """
         X = np.asarray(X, dtype=np.float64)
         snapped = np.stack([parameter.snap(X[..., j]) for j, parameter in enumerate(self)], axis=-1)
@@ -212,7 +214,7 @@ class SearchSpace:
     def resolved(self, X: ArrayLike) -> Floats:
         """Points in units of the smallest difference that matters; shape ``... x d``.
 
-        That is one value of a discrete parameter, RESOLUTION of the range of a real one.
+        The unit is one value of a discrete parameter, and RESOLUTION of the range of a real one.
         """
         X = self.snap(X)
         for j, parameter in enumerate(self):
@@ -243,7 +245,7 @@ class SearchSpace:
         return np.concatenate([parameter.snap(np.array([0.5])) for parameter in self])
 
     def _is_active(self, name: str, params: Params) -> bool:
-        """Whether a parameter matters, given the canonical values of its active parents."""
+        """True if a parameter matters, given the canonical values of its active parents."""
         return all(
             parent in params and type_key(params[parent]) in map(type_key, values)
             for parent, values in self.conditions[name].items()
@@ -299,7 +301,7 @@ def _parameter(name: Any, definition: Any) -> Parameter:
 
 
 def _condition(name: str, parameters: Mapping[str, Parameter]) -> dict[str, tuple[Any, ...]]:
-    """What a parameter depends on: for each parent the canonical values; errors name it."""
+    """The canonical values of each parent that a parameter depends on; errors name the parameter."""
     condition = {}
     for parent, values in parameters[name].when.items():
         if parent not in parameters:

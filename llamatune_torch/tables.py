@@ -139,7 +139,7 @@ def _trial(
 
 
 def _may_be_active(parameter: Parameter, params: Mapping[str, Any]) -> bool:
-    """Whether the parents that were read so far allow it; a table need not have parents first."""
+    """True if the parents that were read so far allow it; a table need not have parents first."""
     return all(parent not in params or params[parent] in values for parent, values in parameter.when.items())
 
 

@@ -1,4 +1,4 @@
-"""``status``: how far a study is, who runs what, and when it will be done."""
+"""``status``: the progress of a study, its workers, and the time that is left."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ QUIET = 30.0
 
 
 def status(options: Namespace) -> int:
-    """One look, or on a terminal a live table until the study is finished or Ctrl-C."""
+    """Shows one look; on a terminal a live table, until the study is finished or Ctrl-C."""
     reader = Reader(options.storage)
     stored = reader.look(options.name)
     if options.json:
@@ -51,7 +51,7 @@ def _live(reader: Reader, stored: Snapshot, screen: Console, every: float) -> No
 
 
 def state_of(stored: Snapshot) -> str:
-    """In a word: "finished", "running", "silent" (whoever runs its trials says nothing) or "stopped"."""
+    """A word for it: "finished", "running", "silent" (no worker gives a sign of life) or "stopped"."""
     if stored.study.pending:
         alive = [worker for worker in stored.workers.values() if worker.silent_for <= QUIET]
         return "running" if alive else "silent"
@@ -60,14 +60,14 @@ def state_of(stored: Snapshot) -> str:
 
 
 class Remaining(NamedTuple):
-    """What is left to do: trials that have not begun, seconds until the end (``None`` where nobody can say)."""
+    """The work that is left: trials that have not begun, and seconds until the end (``None`` if unknown)."""
 
     trials: int
     seconds: float | None
 
 
 def remaining(stored: Snapshot) -> Remaining:
-    """How long it takes if trials go on taking what the median of the finished ones took, as many at a time as now."""
+    """The time that is left if each trial takes the median of the finished ones, and as many run at a time as now."""
     study = stored.study
     trials = max(0, stored.settings.get("max_evals", 0) - study.num_counted)
     times = [t.finished - t.started for t in study.completed if t.finished and t.started and t.origin != "added"]
@@ -76,7 +76,7 @@ def remaining(stored: Snapshot) -> Remaining:
         return Remaining(trials, None)
     each = statistics.median(times)
     rest = [max(0.0, each - seconds) for seconds in running]
-    # Whoever is free next takes the next trial.
+    # The next free worker takes the next trial.
     for _ in range(trials):
         rest.remove(first := min(rest))
         rest.append(first + each)
