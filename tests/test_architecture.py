@@ -210,6 +210,18 @@ def test_each_framework_is_imported_behind_its_own_door_only(path: Path) -> None
         assert inside, f"{name_of(path)} imports {module}, which belongs to {door}"
 
 
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if module_of(p).split(".")[0] in (*RECORDS, "storage")], ids=name_of
+)
+def test_records_and_storage_do_without_torch(path: Path) -> None:
+    """So that a study is looked at without it; the engine makes the tensors."""
+    if name_of(path) == "settings.py":  # checks a device that is neither "auto" nor "cpu", inside a function
+        tree = ast.parse(path.read_text())
+        assert not any(isinstance(node, ast.Import) and node.names[0].name == "torch" for node in tree.body)
+    else:
+        assert not any(f"{module}.".startswith("torch.") for module in imports(path))
+
+
 @pytest.mark.parametrize("path", ENGINE, ids=name_of)
 def test_the_engine_imports_no_clock_file_network_or_log(path: Path) -> None:
     worldly = {module for module in imports(path) if module.split(".")[0] in WORLDLY}
