@@ -37,7 +37,7 @@ from llamatune_torch import Real, SearchSpace, Settings, Study, Trial, TrialStat
 from llamatune_torch.engine.acquisition import make_acquisition
 from llamatune_torch.engine.data import training_data
 from llamatune_torch.engine.suggest import suggest
-from llamatune_torch.engine.surrogate import fit_gp, make_gp
+from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 from llamatune_torch.settings import CUDA_FROM_TRIALS
 
 RESULTS = Path(__file__).parent / "results"
@@ -61,8 +61,8 @@ def prepared(part: str, study: Study, device: str, restarts: int, q: int) -> Cal
         return lambda: suggest(study, settings, q)
     data = training_data(study, torch.device(device), [])
     if part == "fit":
-        return lambda: fit_gp(data.X, data.Y)
-    surrogate = make_gp(data.X, data.Y)
+        return lambda: fit_gp(data.features, data.X, data.Y)
+    surrogate = Surrogate(data.features, data.X, data.Y)
     if part == "likelihood":
         return surrogate.log_posterior
     surrogate.eval()

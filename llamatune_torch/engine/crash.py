@@ -15,8 +15,6 @@ mean follows from the share of trials that have worked so far.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -31,18 +29,15 @@ class CrashModel:
     """The probability that parameters work, from labelled points.
 
     Args:
+        features: what the kernel sees of a point.
         X: shape ``n x d``, in the unit cube.
         works: shape ``n``, boolean; both kinds must occur.
-        categorical: columns whose coordinates are mere labels.
-        features: what the kernels see instead of the columns; ``None`` for the columns themselves.
     """
 
-    def __init__(
-        self, X: Tensor, works: Tensor, categorical: Sequence[int] = (), features: Features | None = None
-    ) -> None:
+    def __init__(self, features: Features, X: Tensor, works: Tensor) -> None:
         labels = torch.where(works, 1.0, -1.0).to(X)
         prior_mean = 2 * (int(works.sum()) + 1) / (len(works) + 2) - 1  # of the labels; Laplace's rule of succession
-        self.gp: Surrogate = fit_gp(X, labels, categorical, features, LABEL_NOISE_PRIOR, prior_mean)
+        self.gp: Surrogate = fit_gp(features, X, labels, LABEL_NOISE_PRIOR, prior_mean)
 
     def log_probability(self, X: Tensor) -> Tensor:
         """``log P(works | x)`` of each row; ``X`` has shape ``b x d``, the result ``b``."""

@@ -9,6 +9,7 @@ from typing import NamedTuple, ParamSpec, TypeVar
 import torch
 from torch import Tensor
 
+from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.outcome import robust
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Study
@@ -26,6 +27,7 @@ class TrainingData(NamedTuple):
     X_failed   f x d   trials whose failure says something about their parameters
     X_pending  m x d
     X_killed   k x d   trials that somebody killed: tried, and known no better for it
+    features           what the kernels see of such points
     """
 
     X: Tensor
@@ -33,6 +35,7 @@ class TrainingData(NamedTuple):
     X_failed: Tensor
     X_pending: Tensor
     X_killed: Tensor
+    features: Features
 
     @property
     def tried(self) -> Tensor:
@@ -55,6 +58,7 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
         X_failed=encode(space, points([t for t in study.failed if t.cause is not Cause.KILLED])).to(device),
         X_pending=encode(space, points(study.pending) + also_pending).to(device),
         X_killed=encode(space, points([t for t in study.failed if t.cause is Cause.KILLED])).to(device),
+        features=Features(space),
     )
 
 

@@ -13,7 +13,6 @@ from botorch.models.model import Model
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
-from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.prediction import JITTER, GaussianPosterior, condition
 from llamatune_torch.engine.surrogate import Surrogate
 
@@ -29,13 +28,12 @@ class Fantasies(Model):
 
     _is_ensemble = True  # BoTorch's word for: average over the last batch dimension
     num_outputs = 1
-    features: Features | None
 
     def __init__(self, surrogate: Surrogate, X_pending: Tensor, base_samples: Tensor) -> None:
         super().__init__()
         given, kernel = surrogate.predictor(), surrogate.kernel()
         self.features = surrogate.features
-        P = X_pending if self.features is None else self.features(X_pending)
+        P = self.features(X_pending)
         cross = kernel(P, given.inputs)  # m x n
         among = kernel.matrix_and_slope(P)[0]
         among.diagonal().add_(JITTER)
@@ -61,6 +59,6 @@ class Fantasies(Model):
     def posterior(self, X: Tensor, *args: object, **kwargs: object) -> GaussianPosterior:
         """For each of ``b`` single points (``b x 1 x d``), the ``s`` posteriors; ``b x s x 1``."""
         X = X.squeeze(-2)
-        mean, variance = self.predictor.moments(X if self.features is None else self.features(X))
+        mean, variance = self.predictor.moments(self.features(X))
         variance = variance.unsqueeze(-1).expand_as(mean)
         return GaussianPosterior(mean.unsqueeze(-1), variance[..., None, None])

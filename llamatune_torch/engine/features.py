@@ -10,7 +10,8 @@ Inactive parameters stand in the middle too, so they add no distance between poi
 parent tells active from inactive. An ordered parent says that neighbours are alike, which they are not where
 one of them switches parameters on; then "is it active?" is a feature too.
 
-All other columns are features as they are.
+All other columns are features as they are. A space with neither special values nor conditions on ordered parents has
+no other features: the map is then the identity, and costs nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +26,14 @@ from llamatune_torch.space import SearchSpace
 class Features:
     """The map from the unit cube to features: ``... x d`` to ``... x f``, the new features behind the ``d`` columns.
 
-    Differentiable in real columns, wherever they are ordinary. For a space with neither special values nor conditions
-    it is the identity; then :func:`features_of` gives ``None``, and nobody pays for it.
+    Differentiable in real columns, wherever they are ordinary.
+
+    Args:
+        space: says which columns have special values, conditions, or mere labels.
+
+    Attributes:
+        numeric: the features whose order means something.
+        categorical: the features that are mere labels.
 
     Example:
         >>> features = Features(SearchSpace({"dropout": Real(0, 0.4, special=[0.0])}))
@@ -40,13 +47,14 @@ class Features:
         self.space = space
         self.numbers = {j: p for j, p in enumerate(space) if isinstance(p, Number) and p.special}
         self.switched = _switched_by_order(space)
-        #: The features that are mere labels.
-        self.categorical = [
-            *space.categorical_columns,
-            *range(space.dim, space.dim + len(self.numbers) + len(self.switched)),
-        ]
+        added = range(space.dim, space.dim + len(self.numbers) + len(self.switched))
+        self.numeric = space.numeric_columns
+        self.categorical = [*space.categorical_columns, *added]
+        self.is_identity = not added
 
     def __call__(self, X: Tensor) -> Tensor:
+        if self.is_identity:
+            return X
         columns = list(X.unbind(dim=-1))
         labels = []
         for j, number in self.numbers.items():
@@ -56,12 +64,6 @@ class Features:
         if self.switched:
             labels += self.space.active(X)[..., self.switched].to(X).unbind(dim=-1)
         return torch.stack(columns + labels, dim=-1)
-
-
-def features_of(space: SearchSpace) -> Features | None:
-    """The map that a space calls for; ``None`` if its columns serve as they are."""
-    features = Features(space)
-    return features if features.numbers or features.switched else None
 
 
 def _switched_by_order(space: SearchSpace) -> list[int]:

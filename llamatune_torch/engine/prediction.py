@@ -85,13 +85,13 @@ class Prediction(Model):
     Args:
         given: the GP and what was seen.
         noise: the variance of the noise, shape 1.
-        features: from points of the unit cube to what the kernels see; ``None`` for the points themselves.
+        features: from points of the unit cube to what the kernel sees.
     """
 
     num_outputs = 1
     batch_shape = torch.Size()
 
-    def __init__(self, given: Predictor, noise: Tensor, features: Features | None = None) -> None:
+    def __init__(self, given: Predictor, noise: Tensor, features: Features) -> None:
         super().__init__()
         self.given, self.noise, self.features = given, noise, features
 
@@ -105,8 +105,7 @@ class Prediction(Model):
         """The joint posterior of the ``q`` points of each batch; ``X`` has shape ``... x q x d``."""
         if output_indices is not None or posterior_transform is not None or isinstance(observation_noise, Tensor):
             raise UnsupportedError("the surrogate has one outcome, one noise level and no transform")
-        if self.features is not None:
-            X = self.features(X)
+        X = self.features(X)
         q, d = X.shape[-2:]
         given = self.given
         if q == 1:

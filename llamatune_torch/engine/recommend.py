@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llamatune_torch.engine.acquisition import posterior_mean
 from llamatune_torch.engine.data import ignoring_default_device, training_data
-from llamatune_torch.engine.suggest import fit
+from llamatune_torch.engine.suggest import fit_surrogate
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Trial
@@ -34,5 +34,5 @@ def recommend(study: Study, settings: Settings | None = None) -> Trial:
         return best
     settings = settings or Settings()
     data = training_data(study, settings.torch_device(len(completed)), [])
-    mean = posterior_mean(fit(data, study.space), data.X)
+    mean = posterior_mean(fit_surrogate(data), data.X)
     return completed[int(mean.argmax())]

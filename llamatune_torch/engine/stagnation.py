@@ -22,10 +22,9 @@ from torch import Tensor
 from llamatune_torch.engine.acquisition import Acquisition
 from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.data import TrainingData
-from llamatune_torch.engine.features import features_of
+from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.prediction import Prediction
-from llamatune_torch.engine.surrogate import MIN_LENGTH_SCALE, Surrogate, make_gp
-from llamatune_torch.space import SearchSpace
+from llamatune_torch.engine.surrogate import MIN_LENGTH_SCALE, Surrogate
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, TrialState
 
@@ -69,26 +68,23 @@ def is_stuck(study: Study, data: TrainingData, surrogate: Surrogate) -> bool:
         return False
     failed = len(data.X_failed) - (PATIENCE - completed)
     X = torch.cat([data.X[before:], data.X_failed[failed:], data.X_pending])
-    return bool((prior_correlation(study.space, data.X[data.Y.argmax()].unsqueeze(0), X) >= NEAR).all())
+    return bool((prior_correlation(data.features, data.X[data.Y.argmax()].unsqueeze(0), X) >= NEAR).all())
 
 
-def exploration(space: SearchSpace, data: TrainingData, feasibility: CrashModel | None) -> Acquisition:
+def exploration(data: TrainingData, feasibility: CrashModel | None) -> Acquisition:
     """What going to a point teaches, times the chance that it works: done, failed and running trials teach the same."""
     X = torch.cat([data.X, data.X_failed, data.X_pending])
-    return Acquisition(LogStandardDeviation(prior(space, X).prediction()), feasibility)
+    return Acquisition(LogStandardDeviation(prior(data.features, X).prediction()), feasibility)
 
 
-def prior_correlation(space: SearchSpace, A: Tensor, B: Tensor) -> Tensor:
+def prior_correlation(features: Features, A: Tensor, B: Tensor) -> Tensor:
     """The correlation of outcomes at the rows of ``A`` (``m x d``) and ``B`` (``n x d``), before any is seen."""
-    gp = prior(space, torch.cat([A, B]))
+    gp = prior(features, torch.cat([A, B]))
     return gp.kernel()(gp.inputs[: len(A)], gp.inputs[len(A) :])
 
 
-def prior(space: SearchSpace, X: Tensor) -> Surrogate:
+def prior(features: Features, X: Tensor) -> Surrogate:
     """The surrogate that has seen where trials were, but no outcome: its hyperparameters are their priors' modes."""
-    features = features_of(space)
-    Z, categorical = (X, space.categorical_columns) if features is None else (features(X), features.categorical)
-    gp = make_gp(Z, torch.zeros_like(X[:, 0]), categorical)
-    gp.features = features
+    gp = Surrogate(features, X, torch.zeros_like(X[:, 0]))
     gp.eval()
     return gp

@@ -14,13 +14,11 @@ from llamatune_torch.engine.acquisition import make_acquisition, posterior_mean
 from llamatune_torch.engine.candidates import maximize
 from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.data import TrainingData, ignoring_default_device, training_data
-from llamatune_torch.engine.features import features_of
 from llamatune_torch.engine.initial import initial_suggestions
 from llamatune_torch.engine.stagnation import exploration, is_stuck
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 from llamatune_torch.seeds import derived_seed
 from llamatune_torch.settings import Settings
-from llamatune_torch.space import SearchSpace
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Suggestion
 
@@ -49,30 +47,30 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
 
     space = study.space
     data = training_data(study, settings.torch_device(len(study.completed)), [s.params for s in suggestions])
-    surrogate = fit(data, space)
-    feasibility = feasibility_of(data, space)
+    surrogate = fit_surrogate(data)
+    crash = crash_model_of(data)
     incumbents = data.X[posterior_mean(surrogate, data.X).topk(min(4, len(data.X))).indices]
     while len(suggestions) < n:
         seed = derived_seed(settings.seed, len(study.trials), len(suggestions))
         if is_stuck(study, data, surrogate):
-            acquisition = exploration(space, data, feasibility)
+            acquisition = exploration(data, crash)
         else:
-            acquisition = make_acquisition(settings, surrogate, data.X, data.X_pending, feasibility, seed)
+            acquisition = make_acquisition(settings, surrogate, data.X, data.X_pending, crash, seed)
         x = maximize(acquisition, space, incumbents, data.tried, settings.num_restarts, settings.num_screened, seed)
         suggestions.append(Suggestion(space.decode(x), "surrogate"))
         data = data._replace(X_pending=torch.cat([data.X_pending, x.unsqueeze(0)]))
     return suggestions
 
 
-def fit(data: TrainingData, space: SearchSpace) -> Surrogate:
+def fit_surrogate(data: TrainingData) -> Surrogate:
     """The surrogate of the completed trials."""
-    return fit_gp(data.X, data.Y, space.categorical_columns, features_of(space))
+    return fit_gp(data.features, data.X, data.Y)
 
 
-def feasibility_of(data: TrainingData, space: SearchSpace) -> CrashModel | None:
+def crash_model_of(data: TrainingData) -> CrashModel | None:
     """The crash model, once something has crashed."""
     if len(data.X_failed) == 0:
         return None
     X = torch.cat([data.X, data.X_failed])
     works = torch.arange(len(X), device=X.device) < len(data.X)
-    return CrashModel(X, works, space.categorical_columns, features_of(space))
+    return CrashModel(data.features, X, works)

@@ -52,10 +52,9 @@ FIT_TOLERANCE = 1e-6  # of the log posterior per observation
 
 
 def fit_gp(
+    features: Features,
     X: Tensor,
     Y: Tensor,
-    categorical: Sequence[int] = (),
-    features: Features | None = None,
     noise_prior: tuple[float, float] = NOISE_PRIOR,
     mean: float | None = None,
 ) -> Surrogate:
@@ -69,10 +68,9 @@ def fit_gp(
     GP is conditioned on all of them.
 
     Args:
+        features: what the kernel sees of a point.
         X: shape ``n x d``, in the unit cube, float64.
         Y: shape ``n``, zero mean and unit variance, same dtype and device.
-        categorical: columns whose coordinates are mere labels.
-        features: what the kernels see instead of the columns; ``None`` for the columns themselves.
         noise_prior: mean and standard deviation of the logarithm of the noise's variance.
         mean: the constant mean; ``None`` to fit it.
 
@@ -84,18 +82,15 @@ def fit_gp(
 
     Example:
         >>> X = torch.rand(10, 2, dtype=torch.float64)
-        >>> gp = fit_gp(X, standardize(X.sum(dim=-1)))
+        >>> gp = fit_gp(Features(SearchSpace({"x": (0.0, 1.0), "y": (0.0, 1.0)})), X, standardize(X.sum(dim=-1)))
         >>> gp.posterior(X[:1]).mean.shape
         torch.Size([1, 1])
     """
-    if features is not None:
-        X, categorical = features(X), features.categorical
     rows = torch.linspace(0, len(Y) - 1, min(len(Y), FIT_AT_MOST), dtype=torch.float64, device=X.device)
     chosen = rows.round().long()
-    gp = make_gp(X, Y, categorical, noise_prior, mean)
-    part = gp if len(chosen) == len(Y) else make_gp(X[chosen], Y[chosen], categorical, noise_prior, mean)
+    gp = Surrogate(features, X, Y, noise_prior, mean)
+    part = gp if len(chosen) == len(Y) else Surrogate(features, X[chosen], Y[chosen], noise_prior, mean)
     gp.set_hyperparameters(_most_probable(part))
-    gp.features = features
     gp.eval()
     return gp
 
@@ -121,20 +116,8 @@ def _most_probable(gp: Surrogate) -> Tensor:
     return gp.prior_modes()
 
 
-def make_gp(
-    X: Tensor,
-    Y: Tensor,
-    categorical: Sequence[int] = (),
-    noise_prior: tuple[float, float] = NOISE_PRIOR,
-    mean: float | None = None,
-) -> Surrogate:
-    """The GP before fitting, its hyperparameters at their priors' modes; arguments as :func:`fit_gp`."""
-    return Surrogate(X, Y, categorical, noise_prior, mean)
-
-
-def make_kernel(dim: int, categorical: Sequence[int] = ()) -> Kernel:
-    """The product kernel over ``dim`` columns, of which ``categorical`` are mere labels."""
-    numeric = [j for j in range(dim) if j not in categorical]
+def make_kernel(numeric: Sequence[int], categorical: Sequence[int] = ()) -> Kernel:
+    """The product kernel over ``numeric`` features and ``categorical`` ones, which are mere labels."""
     factors: list[Kernel] = []
     if numeric:
         prior = _log_normal(math.sqrt(2) + math.log(len(numeric)) / 2, math.sqrt(3))
@@ -142,7 +125,7 @@ def make_kernel(dim: int, categorical: Sequence[int] = ()) -> Kernel:
         factors.append(
             MaternKernel(
                 ard_num_dims=len(numeric),
-                active_dims=numeric,
+                active_dims=list(numeric),
                 lengthscale_prior=prior,
                 lengthscale_constraint=constraint,
             )
@@ -191,33 +174,32 @@ class Surrogate(SingleTaskGP):
 
     (Rasmussen & Williams, 2006, algorithm 2.1). All points of a batch share the two products with ``k(Z, X)``, which
     is what the search for candidates spends its time on.
+
+    Before a fit the hyperparameters are at the modes of their priors. ``train_inputs`` holds features of ``X``.
+    Arguments as :func:`fit_gp`.
     """
 
     # Solved once it is needed; forgotten as soon as the hyperparameters may change.
     _solved: Predictor | None = None
 
-    # From points of the unit cube to what the kernels see; ``train_inputs`` holds the latter.
-    features: Features | None = None
-
     def __init__(
         self,
+        features: Features,
         X: Tensor,
         Y: Tensor,
-        categorical: Sequence[int] = (),
         noise_prior: tuple[float, float] = NOISE_PRIOR,
         mean: float | None = None,
     ) -> None:
         with torch.device(X.device):  # where gpytorch makes its parameters: else on the default device
             super().__init__(
-                X,
+                features(X),
                 Y.unsqueeze(-1),
                 likelihood=make_likelihood(noise_prior),
-                covar_module=make_kernel(X.shape[-1], categorical),
+                covar_module=make_kernel(features.numeric, features.categorical),
                 outcome_transform=None,
             )
         self.fixed_mean = mean
-        self.categorical = list(categorical)
-        self.numeric = [j for j in range(X.shape[-1]) if j not in self.categorical]
+        self.features = features
         self.set_hyperparameters(self.prior_modes())  # gpytorch's own initial values have the default dtype
 
     def train(self, mode: bool = True) -> Self:
@@ -297,15 +279,15 @@ class Surrogate(SingleTaskGP):
         *scales, _ = (scales.values.detach().flatten() for scales in self._scales())
         none = self.inputs.new_empty(0)
         return ProductKernel(
-            self.numeric,
-            self.categorical,
-            scales[0] if self.numeric else none,
-            scales[-1] if self.categorical else none,
+            self.features.numeric,
+            self.features.categorical,
+            scales[0] if self.features.numeric else none,
+            scales[-1] if self.features.categorical else none,
         )
 
     @property
     def inputs(self) -> Tensor:
-        """``X``, on which the GP is conditioned."""
+        """Features of ``X``, on which the GP is conditioned."""
         (X,) = self.train_inputs
         return X
 
@@ -324,7 +306,7 @@ class Surrogate(SingleTaskGP):
     def _scales(self) -> list[Scales]:
         """Length scales of the numeric and of the categorical columns, if any; the noise."""
         kernel: Any = self.covar_module
-        factors = kernel.kernels if self.numeric and self.categorical else [kernel]
+        factors = kernel.kernels if self.features.numeric and self.features.categorical else [kernel]
         noise = self.likelihood.noise_covar
         # gpytorch's constraints hold the same bounds, rounded to the default dtype.
         return [

@@ -9,16 +9,18 @@ import pytest
 import torch
 from botorch.models import SingleTaskGP
 from scipy.stats import norm
-from strategies import halton
+from strategies import halton, plain_space
 from torch import Tensor
 
 from llamatune_torch import Settings
 from llamatune_torch.engine.acquisition import RISK_AVERSION, Acquisition, make_acquisition, posterior_mean
 from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.outcome import standardize
-from llamatune_torch.engine.surrogate import make_gp
+from llamatune_torch.engine.surrogate import Surrogate
 from llamatune_torch.settings import AcquisitionName
 
+SQUARE = Features(plain_space(2))
 NAMES = get_args(AcquisitionName)
 NONE = torch.empty(0, 2, dtype=torch.float64)
 X = halton(8, 2)
@@ -27,7 +29,7 @@ Z = halton(68, 2)[8:]
 
 @pytest.fixture(scope="module")
 def works() -> CrashModel:
-    return CrashModel(X, X[:, 0] < 0.6)
+    return CrashModel(SQUARE, X, X[:, 0] < 0.6)
 
 
 def acquisition(
@@ -139,7 +141,7 @@ def test_a_point_next_to_a_pending_one_is_worth_less_than_without_it(name: str, 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_are_a_vector_of_finite_numbers_on_the_device(name: str, device: torch.device) -> None:
     points = Z.to(device)
-    model = make_gp(X.to(device), standardize(X[:, 0] - X[:, 1]).to(device))
+    model = Surrogate(SQUARE, X.to(device), standardize(X[:, 0] - X[:, 1]).to(device))
     model.eval()
     for pending in (NONE.to(device), points[:2]):
         made = make_acquisition(Settings(acquisition=name), model, X.to(device), pending, None, seed=0)
@@ -181,7 +183,7 @@ def test_gradients_are_those_of_finite_differences(
 
 def test_the_gradient_survives_where_an_improvement_is_all_but_impossible() -> None:
     """Where the classic EI is zero in double precision; the reason for the logarithm."""
-    model = make_gp(X, standardize(X[:, 0]))
+    model = Surrogate(SQUARE, X, standardize(X[:, 0]))
     kernel: Any = model.covar_module
     kernel.lengthscale = torch.tensor([2.0, 2.0])
     model.likelihood.noise = 1e-4

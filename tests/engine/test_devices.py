@@ -14,7 +14,7 @@ from typing import get_args
 
 import pytest
 import torch
-from strategies import halton
+from strategies import halton, plain_space
 from test_suggest import MIXED, explored, quick
 from torch import Tensor
 
@@ -22,6 +22,7 @@ import llamatune_torch
 from llamatune_torch import Settings, Study
 from llamatune_torch.engine.acquisition import make_acquisition
 from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.outcome import robust, standardize
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import suggest
@@ -39,6 +40,7 @@ X[:, 2] = ((3 * X[:, 2]).floor() + 0.5) / 3
 Y = standardize((4 * X[:, 0]).sin() - X[:, 1])
 Z = halton(20, 3)[14:]
 Z[:, 2] = 0.5
+FEATURES = Features(plain_space(3, [2]))
 
 
 @contextmanager
@@ -101,12 +103,12 @@ def test_a_first_suggestion_is_the_same_whatever_the_default_device() -> None:
 
 
 def predicted() -> Tensor:
-    mean, variance = fit_gp(X, Y, [2]).predictor().moments(Z)
+    mean, variance = fit_gp(FEATURES, X, Y).predictor().moments(Z)
     return torch.cat([mean.squeeze(-1), variance])
 
 
 def joint_posterior() -> Tensor:
-    posterior = fit_gp(X, Y, [2]).posterior(Z.view(2, 3, 3), observation_noise=True)
+    posterior = fit_gp(FEATURES, X, Y).posterior(Z.view(2, 3, 3), observation_noise=True)
     return torch.cat([posterior.mean, posterior.variance], dim=-1)
 
 
@@ -115,13 +117,15 @@ def robust_outcomes() -> Tensor:
 
 
 def probability_of_success() -> Tensor:
-    return CrashModel(X, X[:, 0] < 0.6, [2]).log_probability(Z)
+    return CrashModel(FEATURES, X, X[:, 0] < 0.6).log_probability(Z)
 
 
 def acquired(name: str, num_pending: int) -> Tensor:
     points = Z.clone().requires_grad_(True)
-    feasibility = CrashModel(X, X[:, 0] < 0.6, [2])
-    acquisition = make_acquisition(Settings(acquisition=name), fit_gp(X, Y, [2]), X, Z[:num_pending], feasibility, 3)
+    feasibility = CrashModel(FEATURES, X, X[:, 0] < 0.6)
+    acquisition = make_acquisition(
+        Settings(acquisition=name), fit_gp(FEATURES, X, Y), X, Z[:num_pending], feasibility, 3
+    )
     values = acquisition(points.unsqueeze(-2))
     (gradient,) = torch.autograd.grad(values.sum(), points)
     return torch.cat([values.unsqueeze(-1), gradient], dim=-1).detach()
@@ -190,7 +194,7 @@ def test_the_engine_names_no_device_and_sets_no_default(path: Path) -> None:
         assert not re.match(r"torch\.(set_default|cuda\.|mps\.|accelerator\.)", name), f"{path.name}:{call.lineno}"
         # The one place that looks at the default device does so in order not to depend on it.
         if name in ("torch.device", "torch.get_default_device") and not reads_the_data(call):
-            assert path.name == "suggest.py", f"{path.name}:{call.lineno}: {ast.unparse(call)}"
+            assert path.name == "data.py", f"{path.name}:{call.lineno}: {ast.unparse(call)}"
 
 
 def reads_the_data(call: ast.Call) -> bool:

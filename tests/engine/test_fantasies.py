@@ -10,7 +10,7 @@ from strategies import halton
 from llamatune_torch import Real, SearchSpace, Settings
 from llamatune_torch.engine.acquisition import make_acquisition
 from llamatune_torch.engine.fantasies import Fantasies
-from llamatune_torch.engine.features import features_of
+from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.outcome import standardize
 from llamatune_torch.engine.qmc import normal_samples
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
@@ -78,7 +78,7 @@ def test_samples_are_standard_normal_and_follow_from_the_seed() -> None:
 def test_special_values_are_features_to_fantasies_as_well() -> None:
     space = SearchSpace({"wd": Real(0, 1, special=[0.0])})
     points = space.snap(halton(9, 1))
-    gp = fit_gp(points, standardize(points[:, 0].square()), (), features_of(space))
+    gp = fit_gp(Features(space), points, standardize(points[:, 0].square()))
     fantasies = Fantasies(gp, space.snap(halton(12, 1)[9:]), torch.zeros(1, 3, dtype=torch.float64))
     at = space.snap(halton(20, 1)[12:])
     found = fantasies.posterior(at.unsqueeze(-2)).mean.flatten()

@@ -32,6 +32,7 @@ from llamatune_torch import (
 )
 from llamatune_torch.engine.candidates import is_new
 from llamatune_torch.engine.data import training_data
+from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.engine.surrogate import fit_gp
 from llamatune_torch.seeds import derived_seed
@@ -293,7 +294,7 @@ def repeated(spread: float) -> Study:
 def test_repeated_evaluations_teach_the_noise() -> None:
     def learned(spread: float) -> tuple[float, torch.Tensor]:
         data = training_data(repeated(spread), torch.device("cpu"), [])
-        surrogate = fit_gp(data.X, data.Y)
+        surrogate = fit_gp(data.features, data.X, data.Y)
         means = surrogate.posterior(data.X[:1]).mean
         return surrogate.likelihood.noise.item(), torch.cat([means.flatten(), data.Y[:3]]).detach()
 
@@ -376,6 +377,19 @@ def test_outcomes_of_any_kind_lead_to_advice(values: list[float]) -> None:
     assert 0 <= advice.params["x"] <= 1
 
 
+def test_what_the_kernels_see_is_described_once_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the surrogate, the crash model and the search for dead ends alike."""
+    made, real = [], Features.__init__
+
+    def counting(features: Features, space: SearchSpace) -> None:
+        made.append(features)
+        real(features, space)
+
+    monkeypatch.setattr(Features, "__init__", counting)
+    suggest(explored(), quick(), 2)
+    assert len(made) == 1
+
+
 # --- The study as tensors ----------------------------------------------------------------------------------------
 
 
@@ -387,8 +401,8 @@ def test_training_data_holds_each_trial_where_it_belongs(device: torch.device) -
     assert torch.equal(data.X_failed[0].cpu(), MIXED.encode(study.trials[5].params))
     values = torch.tensor([trial.value for trial in study.completed])
     assert torch.equal(data.Y.cpu().argsort(), values.argsort())
-    assert {tensor.dtype for tensor in data} == {torch.float64}
-    assert {tensor.device.type for tensor in data} == {device.type}
+    assert {tensor.dtype for tensor in data[:5]} == {torch.float64}
+    assert {tensor.device.type for tensor in data[:5]} == {device.type}
 
 
 def test_training_data_of_a_study_to_minimise_is_turned_around() -> None:
