@@ -70,7 +70,7 @@ def prepared(part: str, study: Study, device: str, restarts: int, q: int) -> Cal
     points = points.to(data.X)
     if part == "posterior":
         return lambda: moments(surrogate, points[:1024])
-    acquisition = make_acquisition(settings, surrogate, data.X, points[1024 : 1023 + q], None, seed=0)
+    acquisition = make_acquisition(settings, surrogate, data.X, points[1024 : 1023 + q], [], seed=0)
     starts = points[torch.arange(restarts) % 1024].unsqueeze(-2)
 
     def step() -> Tensor:

@@ -43,7 +43,7 @@ def main() -> None:
     settings = Settings(n_initial=8)
     seed = derived_seed(settings.seed, len(rows), 0)
     nothing = X[:0]
-    acquisition = make_acquisition(settings, surrogate, X, X_pending=nothing, feasibility=None, seed=seed)
+    acquisition = make_acquisition(settings, surrogate, X, X_pending=nothing, further=[], seed=seed)
 
     # 5. The candidate: where that is largest. Starts are screened, then climbed with gradients.
     incumbents = X[posterior_mean(surrogate, X).topk(4).indices]

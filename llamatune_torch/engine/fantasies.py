@@ -32,7 +32,7 @@ class Fantasies(Model):
     def __init__(self, surrogate: Surrogate, X_pending: Tensor, base_samples: Tensor) -> None:
         super().__init__()
         given, kernel = surrogate.predictor(), surrogate.kernel()
-        self.features = surrogate.features
+        self.features, self.noise = surrogate.features, surrogate.noise
         P = self.features(X_pending)
         cross = kernel(P, given.inputs)  # m x n
         among = kernel.matrix_and_slope(P)[0]

@@ -94,6 +94,8 @@ class Prediction(Model):
     def __init__(self, given: Predictor, noise: Tensor, features: Features) -> None:
         super().__init__()
         self.given, self.noise, self.features = given, noise, features
+        #: The best outcome of a running trial, shape 1: there is none, so that any bar is higher.
+        self.best = torch.full_like(noise, -torch.inf)
 
     def posterior(
         self,

@@ -15,12 +15,13 @@ least, by the length scales that were believed in before any outcome. The points
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from botorch.acquisition import AcquisitionFunction
 from torch import Tensor
 
-from llamatune_torch.engine.acquisition import Acquisition
-from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch.engine.acquisition import Acquisition, Factor
 from llamatune_torch.engine.data import TrainingData
 from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.prediction import Prediction
@@ -71,10 +72,10 @@ def is_stuck(study: Study, data: TrainingData, surrogate: Surrogate) -> bool:
     return bool((prior_correlation(data.features, data.X[data.Y.argmax()].unsqueeze(0), X) >= NEAR).all())
 
 
-def exploration(data: TrainingData, feasibility: CrashModel | None) -> Acquisition:
+def exploration(data: TrainingData, further: Sequence[Factor]) -> Acquisition:
     """What going to a point teaches, times the chance that it works: done, failed and running trials teach the same."""
     X = torch.cat([data.X, data.X_failed, data.X_pending])
-    return Acquisition(LogStandardDeviation(prior(data.features, X).prediction()), feasibility)
+    return Acquisition([Factor("exploration", LogStandardDeviation(prior(data.features, X).prediction())), *further])
 
 
 def prior_correlation(features: Features, A: Tensor, B: Tensor) -> Tensor:

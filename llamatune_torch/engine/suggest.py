@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from llamatune_torch.engine.acquisition import make_acquisition, posterior_mean
+from llamatune_torch.engine.acquisition import Factor, make_acquisition, posterior_mean
 from llamatune_torch.engine.candidates import maximize
 from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.data import TrainingData, ignoring_default_device, training_data
@@ -48,14 +48,14 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     space = study.space
     data = training_data(study, settings.torch_device(len(study.completed)), [s.params for s in suggestions])
     surrogate = fit_surrogate(data)
-    crash = crash_model_of(data)
+    further = further_factors(data)
     incumbents = data.X[posterior_mean(surrogate, data.X).topk(min(4, len(data.X))).indices]
     while len(suggestions) < n:
         seed = derived_seed(settings.seed, len(study.trials), len(suggestions))
         if is_stuck(study, data, surrogate):
-            acquisition = exploration(data, crash)
+            acquisition = exploration(data, further)
         else:
-            acquisition = make_acquisition(settings, surrogate, data.X, data.X_pending, crash, seed)
+            acquisition = make_acquisition(settings, surrogate, data.X, data.X_pending, further, seed)
         x = maximize(acquisition, space, incumbents, data.tried, settings.num_restarts, settings.num_screened, seed)
         suggestions.append(Suggestion(space.decode(x), "surrogate"))
         data = data._replace(X_pending=torch.cat([data.X_pending, x.unsqueeze(0)]))
@@ -67,10 +67,10 @@ def fit_surrogate(data: TrainingData) -> Surrogate:
     return fit_gp(data.features, data.X, data.Y)
 
 
-def crash_model_of(data: TrainingData) -> CrashModel | None:
-    """The crash model, once something has crashed."""
+def further_factors(data: TrainingData) -> list[Factor]:
+    """The factors besides the improvement: the chance that parameters work, once some have not."""
     if len(data.X_failed) == 0:
-        return None
+        return []
     X = torch.cat([data.X, data.X_failed])
     works = torch.arange(len(X), device=X.device) < len(data.X)
-    return CrashModel(data.features, X, works)
+    return [CrashModel(data.features, X, works).factor()]

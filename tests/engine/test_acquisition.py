@@ -13,8 +13,15 @@ from strategies import halton, plain_space
 from torch import Tensor
 
 from llamatune_torch import Settings
-from llamatune_torch.engine.acquisition import RISK_AVERSION, Acquisition, make_acquisition, posterior_mean
-from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch.engine.acquisition import (
+    ANALYTIC,
+    MONTE_CARLO,
+    Acquisition,
+    Factor,
+    make_acquisition,
+    posterior_mean,
+)
+from llamatune_torch.engine.crash import RISK_AVERSION, CrashModel
 from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.outcome import standardize
 from llamatune_torch.engine.surrogate import Surrogate
@@ -33,10 +40,10 @@ def works() -> CrashModel:
 
 
 def acquisition(
-    name: str, gp: SingleTaskGP, pending: Tensor = NONE, feasibility: CrashModel | None = None, **knobs: Any
+    name: str, gp: SingleTaskGP, pending: Tensor = NONE, crash: CrashModel | None = None, **knobs: Any
 ) -> Acquisition:
     settings = Settings(**{"acquisition": name, "xi": 0.0, **knobs})
-    return make_acquisition(settings, gp, X, pending, feasibility, seed=7)
+    return make_acquisition(settings, gp, X, pending, [] if crash is None else [crash.factor()], seed=7)
 
 
 def values(acquisition: Acquisition, points: Tensor = Z) -> Tensor:
@@ -61,9 +68,9 @@ def analytic(name: str, gp: SingleTaskGP, xi: float, kappa: float) -> Any:
     z_known = (mean - best_f - xi) / sd_known
     return {
         "logeqi": np.log(sd_known * (z_known * norm.cdf(z_known) + norm.pdf(z_known))),
-        "ei": ei,
+        "ei": np.log(ei),
         "logei": np.log(ei),
-        "pi": norm.cdf(z),
+        "pi": norm.logcdf(z),
         "logpi": norm.logcdf(z),
         "ucb": mean + kappa * sd,
     }[name]
@@ -121,10 +128,32 @@ def test_with_a_hopeless_point_pending_the_batch_sibling_is_close_to_the_analyti
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_log_probability_of_success_is_added(name: str, gp: SingleTaskGP, works: CrashModel) -> None:
-    alone, together = values(acquisition(name, gp)), values(acquisition(name, gp, feasibility=works))
-    probability = RISK_AVERSION * works.log_probability(Z).detach()
-    expected = alone * probability.exp() if name in ("ei", "pi") else alone + probability
+    alone, together = values(acquisition(name, gp)), values(acquisition(name, gp, crash=works))
+    expected = alone + RISK_AVERSION * works.log_probability(Z.unsqueeze(-2)).detach()
     assert torch.allclose(together, expected, rtol=1e-6)
+
+
+def test_parts_are_the_factors_by_name_before_their_weights(gp: SingleTaskGP, works: CrashModel) -> None:
+    made = acquisition("logeqi", gp, crash=works)
+    parts = made.parts(Z.unsqueeze(-2))
+    assert list(parts) == ["improvement", "works"]
+    assert torch.equal(parts["improvement"], values(acquisition("logeqi", gp)))
+    assert torch.equal(parts["works"], works.log_probability(Z.unsqueeze(-2)))
+    assert not any(part.requires_grad for part in parts.values())
+    assert torch.allclose(parts["improvement"] + RISK_AVERSION * parts["works"], values(made))
+
+
+def test_an_acquisition_is_the_weighted_sum_of_any_factors() -> None:
+    first = Factor("first", lambda X: X[:, 0, 0])
+    second = Factor("second", lambda X: X[:, 0, 1], weight=-3.0)
+    third = Factor("third", lambda X: X.sum(dim=(-1, -2)), weight=0.5)
+    points = torch.tensor([[0.2, 0.4], [1.0, 0.0]], dtype=torch.float64)
+    assert values(Acquisition([first]), points).tolist() == [0.2, 1.0]
+    assert values(Acquisition([first, second, third]), points).tolist() == pytest.approx([-0.7, 1.5])
+
+
+def test_every_name_of_the_settings_has_a_first_factor() -> None:
+    assert sorted([*ANALYTIC, *MONTE_CARLO]) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -144,7 +173,7 @@ def test_values_are_a_vector_of_finite_numbers_on_the_device(name: str, device: 
     model = Surrogate(SQUARE, X.to(device), standardize(X[:, 0] - X[:, 1]).to(device))
     model.eval()
     for pending in (NONE.to(device), points[:2]):
-        made = make_acquisition(Settings(acquisition=name), model, X.to(device), pending, None, seed=0)
+        made = make_acquisition(Settings(acquisition=name), model, X.to(device), pending, [], seed=0)
         found = values(made, points[2:])
         assert found.shape == (len(points) - 2,)
         assert found.device.type == device.type
@@ -154,7 +183,7 @@ def test_values_are_a_vector_of_finite_numbers_on_the_device(name: str, device: 
 @pytest.mark.parametrize("name", ["qlogei", "qlognei"])
 def test_monte_carlo_acquisitions_follow_from_the_seed(name: str, gp: SingleTaskGP) -> None:
     settings = Settings(acquisition=name)
-    one, same, other = (values(make_acquisition(settings, gp, X, NONE, None, seed)) for seed in (1, 1, 2))
+    one, same, other = (values(make_acquisition(settings, gp, X, NONE, [], seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 

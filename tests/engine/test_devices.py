@@ -117,14 +117,14 @@ def robust_outcomes() -> Tensor:
 
 
 def probability_of_success() -> Tensor:
-    return CrashModel(FEATURES, X, X[:, 0] < 0.6).log_probability(Z)
+    return CrashModel(FEATURES, X, X[:, 0] < 0.6).log_probability(Z.unsqueeze(-2))
 
 
 def acquired(name: str, num_pending: int) -> Tensor:
     points = Z.clone().requires_grad_(True)
-    feasibility = CrashModel(FEATURES, X, X[:, 0] < 0.6)
+    crash = CrashModel(FEATURES, X, X[:, 0] < 0.6)
     acquisition = make_acquisition(
-        Settings(acquisition=name), fit_gp(FEATURES, X, Y), X, Z[:num_pending], feasibility, 3
+        Settings(acquisition=name), fit_gp(FEATURES, X, Y), X, Z[:num_pending], [crash.factor()], 3
     )
     values = acquisition(points.unsqueeze(-2))
     (gradient,) = torch.autograd.grad(values.sum(), points)
@@ -135,7 +135,7 @@ PARTS: dict[str, Callable[[], Tensor]] = {
     "moments": predicted,
     "joint posterior": joint_posterior,
     "robust outcomes": robust_outcomes,
-    "feasibility": probability_of_success,
+    "works": probability_of_success,
     **{
         f"{name}, {num_pending} pending": lambda name=name, num_pending=num_pending: acquired(name, num_pending)
         for name in NAMES

@@ -41,7 +41,7 @@ def test_a_fantasy_is_the_posterior_given_the_imagined_values_too(gp: Surrogate)
 
 def test_logei_is_what_a_point_adds_to_the_running_ones(gp: Surrogate) -> None:
     """E[max(f(x), f(P)) - best]+ less E[max f(P) - best]+, by many joint samples."""
-    made = make_acquisition(Settings(xi=0.0, mc_samples=4096), gp, X, P, None, seed=1)
+    made = make_acquisition(Settings(xi=0.0, mc_samples=4096), gp, X, P, [], seed=1)
     with torch.no_grad():
         found = made(Z.unsqueeze(-2)).exp().numpy()
         best = gp.posterior(X).mean.max().item()
@@ -58,9 +58,9 @@ def test_logei_is_what_a_point_adds_to_the_running_ones(gp: Surrogate) -> None:
 
 def test_ucb_keeps_the_mean_and_shrinks_the_deviation(gp: Surrogate) -> None:
     with torch.no_grad():
-        mean_only = make_acquisition(Settings(acquisition="ucb", kappa=0.0), gp, X, P, None, 0)(Z.unsqueeze(-2))
-        pending = make_acquisition(Settings(acquisition="ucb"), gp, X, P, None, 0)(Z.unsqueeze(-2))
-        alone = make_acquisition(Settings(acquisition="ucb"), gp, X, P[:0], None, 0)(Z.unsqueeze(-2))
+        mean_only = make_acquisition(Settings(acquisition="ucb", kappa=0.0), gp, X, P, [], 0)(Z.unsqueeze(-2))
+        pending = make_acquisition(Settings(acquisition="ucb"), gp, X, P, [], 0)(Z.unsqueeze(-2))
+        alone = make_acquisition(Settings(acquisition="ucb"), gp, X, P[:0], [], 0)(Z.unsqueeze(-2))
     assert mean_only.numpy() == pytest.approx(gp.posterior(Z).mean.squeeze(-1).detach().numpy(), abs=1e-6)
     assert (pending < alone + 1e-9).all()
     assert (alone - pending).max() > 0.05

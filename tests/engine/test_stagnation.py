@@ -211,5 +211,6 @@ def test_it_does_not_explore_where_runs_fail() -> None:
     works = torch.tensor([True] * 3 + [False] * 3)
     fails, unknown = torch.tensor([[[1.0, 0.4]], [[0.4, 0.0]]], dtype=torch.float64)
     candidates = torch.stack([fails, unknown])
-    a, b = exploration(data, CrashModel(data.features, torch.cat([X, X_failed]), works))(candidates)
+    crash = CrashModel(data.features, torch.cat([X, X_failed]), works)
+    a, b = exploration(data, [crash.factor()])(candidates)
     assert a < b
