@@ -36,6 +36,7 @@ from torch import Tensor
 from llamatune_torch import Real, SearchSpace, Settings, Study, Trial, TrialState
 from llamatune_torch.engine.acquisition import make_acquisition
 from llamatune_torch.engine.data import training_data
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 from llamatune_torch.settings import CUDA_FROM_TRIALS
@@ -60,11 +61,13 @@ def prepared(part: str, study: Study, device: str, restarts: int, q: int) -> Cal
     if part == "ask":
         return lambda: suggest(study, settings, q)
     data = training_data(study, torch.device(device), [])
+    kernel = ProductKernel(data.features)
     if part == "fit":
-        return lambda: fit_gp(data.features, data.X, data.Y)
-    surrogate = Surrogate(data.features, data.X, data.Y)
+        return lambda: fit_gp(kernel, data.X, data.Y)
+    surrogate = Surrogate(kernel, data.X, data.Y)
+    theta = surrogate.theta
     if part == "likelihood":
-        return surrogate.log_posterior
+        return lambda: surrogate.log_posterior(theta)
     surrogate.eval()
     points = torch.rand(1024 + q, study.space.dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     points = points.to(data.X)

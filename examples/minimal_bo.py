@@ -14,6 +14,7 @@ from llamatune_torch import Integer, Real, SearchSpace, Settings, Study, Trial, 
 from llamatune_torch.engine.acquisition import make_acquisition, posterior_mean
 from llamatune_torch.engine.candidates import maximize
 from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.outcome import robust
 from llamatune_torch.engine.qmc import sobol
 from llamatune_torch.engine.suggest import suggest
@@ -37,7 +38,7 @@ def main() -> None:
     Y = torch.tensor([accuracy(params) for params in rows], dtype=torch.float64)  # 8
 
     # 3. The surrogate: an exact GP on outcomes made robust.
-    surrogate = fit_gp(Features(space), X, robust(Y))
+    surrogate = fit_gp(ProductKernel(Features(space)), X, robust(Y))
 
     # 4. The acquisition: log expected improvement over the best posterior mean.
     settings = Settings(n_initial=8)

@@ -114,7 +114,7 @@ def make_acquisition(
         further: what else counts, such as the probability that a point works.
         seed: seeds the fantasies and the base samples of the Monte Carlo acquisitions.
     """
-    return Acquisition([Factor("improvement", _improvement(settings, surrogate, X, X_pending, seed)), *further])
+    return Acquisition([Factor("improvement", _make_improvement(settings, surrogate, X, X_pending, seed)), *further])
 
 
 def posterior_mean(surrogate: Surrogate, X: Tensor) -> Tensor:
@@ -127,7 +127,7 @@ def posterior_mean(surrogate: Surrogate, X: Tensor) -> Tensor:
 # --- The first factor, by name -----------------------------------------------------------------------------------
 
 
-def _improvement(
+def _make_improvement(
     settings: Settings, surrogate: Surrogate, X: Tensor, X_pending: Tensor, seed: int
 ) -> AcquisitionFunction:
     name, m = settings.acquisition, len(X_pending)

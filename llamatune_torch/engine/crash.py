@@ -22,11 +22,10 @@ import torch
 from torch import Tensor
 
 from llamatune_torch.engine.acquisition import Factor
-from llamatune_torch.engine.features import Features
-from llamatune_torch.engine.surrogate import Surrogate, fit_gp
+from llamatune_torch.engine.kernel import LogNormal, ProductKernel
+from llamatune_torch.engine.surrogate import MIN_NOISE, Surrogate, fit_gp
 
-# Log-normal prior of the labels' noise variance; its median is 0.2.
-LABEL_NOISE_PRIOR = (-1.6, 0.5)
+LABEL_NOISE_PRIOR = LogNormal(-1.6, 0.5, MIN_NOISE)  # of the labels' noise variance; its median is 0.2
 
 # The power of P(works | x) in the acquisition. Expected improvement alone would weigh P once. But improvement runs out
 # as the search converges, while a wall of failures keeps its one chance in twenty. With a weight of one, many runs next
@@ -38,15 +37,15 @@ class CrashModel:
     """The probability that parameters work, from labelled points.
 
     Args:
-        features: what the kernel sees of a point.
+        kernel: the covariance of the latent value.
         X: shape ``n x d``, in the unit cube.
         works: shape ``n``, boolean; both kinds must occur.
     """
 
-    def __init__(self, features: Features, X: Tensor, works: Tensor) -> None:
+    def __init__(self, kernel: ProductKernel, X: Tensor, works: Tensor) -> None:
         labels = torch.where(works, 1.0, -1.0).to(X)
-        prior_mean = 2 * (int(works.sum()) + 1) / (len(works) + 2) - 1  # of the labels; Laplace's rule of succession
-        self.gp: Surrogate = fit_gp(features, X, labels, LABEL_NOISE_PRIOR, prior_mean)
+        mean = 2 * (int(works.sum()) + 1) / (len(works) + 2) - 1  # of the labels; Laplace's rule of succession
+        self.gp: Surrogate = fit_gp(kernel, X, labels, LABEL_NOISE_PRIOR, constant=mean)
 
     def log_probability(self, X: Tensor) -> Tensor:
         """``log P(works | x)`` of each point; ``X`` has shape ``b x 1 x d``, the result ``b``."""

@@ -1,4 +1,4 @@
-"""A study as tensors: what the surrogate, the crash model and the candidate search are given."""
+"""A study as tensors: the input of the surrogate, the crash model and the candidate search."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ T = TypeVar("T")
 
 
 class TrainingData(NamedTuple):
-    """A study as tensors on one device; ``n`` completed, ``f`` failed and ``m`` running trials.
+    """A study as tensors on one device; ``n`` completed, ``m_f`` failed and ``m`` running trials.
 
-    X          n x d   completed trials in the unit cube
-    Y          n       their outcomes: larger is better, robust, standardised
-    X_failed   f x d   trials whose failure says something about their parameters
-    X_pending  m x d
-    X_killed   k x d   trials that somebody killed: tried, and known no better for it
-    features           what the kernels see of such points
+    X          n x d     completed trials in the unit cube
+    Y          n         their outcomes: larger is better, robust, standardised
+    X_failed   m_f x d   trials whose failure says something about their parameters
+    X_pending  m x d     running trials, and points already chosen in this batch
+    X_killed   k x d     trials that somebody killed: tried, but their parameters are not to blame
+    features             what the kernels see of such points
     """
 
     X: Tensor
@@ -42,9 +42,19 @@ class TrainingData(NamedTuple):
         """All points that are done or running, which are not suggested again."""
         return torch.cat([self.X, self.X_failed, self.X_pending, self.X_killed])
 
+    def with_pending(self, x: Tensor) -> TrainingData:
+        """The same with one more running trial at ``x``, shape ``d``."""
+        return self._replace(X_pending=torch.cat([self.X_pending, x.unsqueeze(0)]))
+
 
 def training_data(study: Study, device: torch.device, also_pending: list[Params]) -> TrainingData:
-    """The study as tensors. The sign of the outcomes is turned to "larger is better" here and nowhere else."""
+    """The study as tensors. The sign of the outcomes is turned to "larger is better" here and nowhere else.
+
+    Args:
+        study: with one completed trial or more.
+        device: of the tensors, which are float64.
+        also_pending: parameters that count as running, besides those of running trials.
+    """
     space = study.space
     sign = 1.0 if study.direction == "maximize" else -1.0
     Y = torch.tensor([sign * float(t.value or 0.0) for t in study.completed], dtype=torch.float64)
@@ -68,9 +78,9 @@ def encode(space: SearchSpace, rows: list[Params]) -> Tensor:
 
 
 def ignoring_default_device(function: Callable[P, T]) -> Callable[P, T]:
-    """Tensors that are made without a device are on the CPU, whatever ``torch.set_default_device`` was told.
+    """Decorates ``function``: tensors made without a device are on the CPU, whatever torch's default device is.
 
-    The space, and some of torch's own code, make such; those of the engine follow the data.
+    The space, and some of torch's own code, make such tensors. Those of the engine follow the data.
     """
 
     @wraps(function)

@@ -23,11 +23,12 @@ from llamatune_torch.engine.acquisition import (
 )
 from llamatune_torch.engine.crash import RISK_AVERSION, CrashModel
 from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.outcome import standardize
 from llamatune_torch.engine.surrogate import Surrogate
 from llamatune_torch.settings import AcquisitionName
 
-SQUARE = Features(plain_space(2))
+SQUARE = ProductKernel(Features(plain_space(2)))
 NAMES = get_args(AcquisitionName)
 NONE = torch.empty(0, 2, dtype=torch.float64)
 X = halton(8, 2)
@@ -208,6 +209,25 @@ def test_gradients_are_those_of_finite_differences(
     assert gradient.isfinite().all()
     assert gradient.abs().max() > 1e-6
     assert torch.allclose(gradient, differences, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("pending", [NONE, Z[:1]], ids=["nothing pending", "one pending"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prior_mean_moves_the_acquisition_and_its_gradient(name: str, pending: Tensor) -> None:
+    """Where the kernel knows nothing, the prior mean says where to go."""
+
+    def uphill(points: Tensor) -> Tensor:
+        return 2 * points[:, 0]
+
+    model = Surrogate(SQUARE, X, 2 * X[:, 0], prior_mean=uphill)  # nothing is left for the kernel to explain
+    model.eval()
+    points = Z[1:9].clone().requires_grad_(True)
+    made = acquisition(name, model, pending)
+    (gradient,) = torch.autograd.grad(made(points.unsqueeze(-2)).sum(), points)
+    h = torch.tensor([1e-5, 0.0], dtype=torch.float64)
+    differences = (values(made, Z[1:9] + h) - values(made, Z[1:9] - h)) / 2e-5
+    assert torch.allclose(gradient[:, 0], differences, rtol=1e-2, atol=1e-5)
+    assert values(made, torch.tensor([[0.95, 0.95]])) > values(made, torch.tensor([[0.05, 0.05]]))
 
 
 def test_the_gradient_survives_where_an_improvement_is_all_but_impossible() -> None:

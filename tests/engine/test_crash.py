@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from scipy.stats import norm
@@ -9,8 +11,14 @@ from strategies import halton, plain_space
 
 from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
 
-SQUARE = Features(plain_space(2))
+
+def kernel_of(dim: int, categorical: Sequence[int] = ()) -> ProductKernel:
+    return ProductKernel(Features(plain_space(dim, categorical)))
+
+
+SQUARE = kernel_of(2)
 
 
 def test_the_probability_is_that_of_a_positive_latent_value() -> None:
@@ -37,7 +45,7 @@ def test_it_is_likelier_to_work_where_it_has_worked(device: torch.device) -> Non
 def test_a_choice_that_always_fails_is_told_from_the_others() -> None:
     choice = torch.tensor([1, 3, 5] * 5, dtype=torch.float64) / 6
     X = torch.stack([choice, halton(15, 1).squeeze(-1)], dim=-1)
-    crash = CrashModel(Features(plain_space(2, [0])), X, choice != 0.5)
+    crash = CrashModel(kernel_of(2, [0]), X, choice != 0.5)
     points = torch.tensor([[1 / 6, 0.5], [0.5, 0.5], [5 / 6, 0.5]], dtype=torch.float64)
     first, failing, last = crash.log_probability(points.unsqueeze(-2)).exp().tolist()
     assert failing < 0.25 < 0.75 < min(first, last)
@@ -45,10 +53,10 @@ def test_a_choice_that_always_fails_is_told_from_the_others() -> None:
 
 def test_it_is_never_quite_sure_and_far_away_only_what_the_record_says() -> None:
     X = 0.3 * halton(20, 4)
-    crash = CrashModel(Features(plain_space(4)), X, X[:, 0] < 0.2)
+    crash = CrashModel(kernel_of(4), X, X[:, 0] < 0.2)
     assert crash.log_probability(X.unsqueeze(-2)).exp().max() < 0.9995
     # Length scales grow with dimensions, so "far" is a kernel without memory of the points.
-    crash.gp.set_hyperparameters(torch.cat([crash.gp.hyperparameters()[:4] * 0 - 4.0, crash.gp.hyperparameters()[4:]]))
+    crash.gp.set_theta(torch.cat([crash.gp.theta[:4] * 0 - 4.0, crash.gp.theta[4:]]))
     far = crash.log_probability(torch.ones(1, 1, 4, dtype=torch.float64)).exp().item()
     noise = crash.gp.noise.item()
     worked = int((X[:, 0] < 0.2).sum())
@@ -65,7 +73,7 @@ def test_each_point_is_judged_by_itself_whatever_else_is_in_the_batch() -> None:
 
 def test_its_gradient_points_away_from_failures() -> None:
     X = halton(16, 1)
-    crash = CrashModel(Features(plain_space(1)), X, X[:, 0] < 0.5)
+    crash = CrashModel(kernel_of(1), X, X[:, 0] < 0.5)
     x = torch.tensor([[0.55]], dtype=torch.float64, requires_grad=True)
     (gradient,) = torch.autograd.grad(crash.log_probability(x.unsqueeze(-2)).sum(), x)
     assert gradient.item() < 0
@@ -73,8 +81,6 @@ def test_its_gradient_points_away_from_failures() -> None:
 
 def test_one_of_each_kind_is_enough() -> None:
     X = torch.tensor([[0.1], [0.9]], dtype=torch.float64)
-    log_probability = CrashModel(Features(plain_space(1)), X, torch.tensor([True, False])).log_probability(
-        X.unsqueeze(-2)
-    )
+    log_probability = CrashModel(kernel_of(1), X, torch.tensor([True, False])).log_probability(X.unsqueeze(-2))
     assert log_probability.isfinite().all()
     assert log_probability[0] > log_probability[1]

@@ -10,6 +10,7 @@ from strategies import halton, spaces, unit_points
 
 from llamatune_torch import Categorical, Integer, Real, SearchSpace
 from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.outcome import standardize
 from llamatune_torch.engine.surrogate import fit_gp
 
@@ -112,7 +113,7 @@ LINE = SearchSpace({"wd": Real(0, 1, special=[0.0])})
 
 def predicted(values: list[float], Y: torch.Tensor, at: list[float]) -> list[float]:
     X = LINE.encode_all([{"wd": value} for value in values])
-    gp = fit_gp(Features(LINE), X, Y)
+    gp = fit_gp(ProductKernel(Features(LINE)), X, Y)
     mean: list[float] = gp.posterior(LINE.encode_all([{"wd": value} for value in at])).mean.squeeze(-1).tolist()
     return mean
 
@@ -133,7 +134,7 @@ def test_how_alike_off_and_on_are_is_learned(jump: float, low: float, high: floa
     off = X[:, 1] < 0.25
     wd = torch.where(off, 0.0, (X[:, 1] - 0.25) / 0.75)
     Y = standardize((3 * X[:, 0]).sin() + torch.where(off, jump, (wd - 0.5).square()))
-    gp = fit_gp(Features(space), X, Y)
+    gp = fit_gp(ProductKernel(Features(space)), X, Y)
     pair = Features(space)(space.encode_all([{"x": 0.5, "wd": 0.0}, {"x": 0.5, "wd": 0.5}]))
     assert low < gp.covar_module(pair).to_dense()[0, 1].item() < high
 
@@ -144,7 +145,7 @@ def test_what_an_inactive_parameter_might_have_been_changes_no_prediction() -> N
     )  # fmt: skip
     X = space.snap(halton(16, 3))
     on = space.active(X)[:, 2]
-    gp = fit_gp(Features(space), X, standardize(X[:, 1] + on * (X[:, 2] - 0.9).square()))
+    gp = fit_gp(ProductKernel(Features(space)), X, standardize(X[:, 1] + on * (X[:, 2] - 0.9).square()))
     U = torch.tensor([[0.25, 0.4, u] for u in (0.0, 0.3, 1.0)], dtype=torch.float64)
     mean = gp.posterior(space.snap(U)).mean.squeeze(-1)
     assert mean[0] == mean[1] == mean[2]
@@ -155,7 +156,7 @@ def test_an_integer_that_switches_a_parameter_on_makes_a_jump_in_the_surrogate()
     rows = [{"n": n} | ({"extra": 1} if n == 5 else {}) for n in (1, 2, 3, 4, 5, 6, 8, 9)]
     X = space.encode_all(rows)
     Y = standardize(torch.tensor([1.0 if row["n"] == 5 else 0.0 for row in rows], dtype=torch.float64))
-    gp = fit_gp(Features(space), X, Y)
+    gp = fit_gp(ProductKernel(Features(space)), X, Y)
     mean = gp.posterior(space.encode_all([{"n": 5, "extra": 1}, {"n": 4}, {"n": 6}])).mean.squeeze(-1)
     assert mean[0] > Y.max() - 0.5
     assert (mean[1:] < Y.min() + 0.5).all()

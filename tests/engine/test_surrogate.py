@@ -21,8 +21,9 @@ from torch import Tensor
 from llamatune_torch import SurrogateWarning
 from llamatune_torch.engine import surrogate
 from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.outcome import standardize
-from llamatune_torch.engine.surrogate import Surrogate, fit_gp, make_kernel
+from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 
 Array = NDArray[np.float64]
 
@@ -84,12 +85,16 @@ def mixed_data(n: int, dim: int, categorical: Sequence[int]) -> tuple[Tensor, Te
     return X, standardize((3 * X[:, 0]).sin() + X.sum(dim=-1) ** 2)
 
 
+def kernel_of(dim: int, categorical: Sequence[int] = ()) -> ProductKernel:
+    return ProductKernel(Features(plain_space(dim, categorical)))
+
+
 def unfitted(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
-    return Surrogate(Features(plain_space(X.shape[-1], categorical)), X, Y)
+    return Surrogate(kernel_of(X.shape[-1], categorical), X, Y)
 
 
 def fitted(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
-    return fit_gp(Features(plain_space(X.shape[-1], categorical)), X, Y)
+    return fit_gp(kernel_of(X.shape[-1], categorical), X, Y)
 
 
 COLUMNS = pytest.mark.parametrize(
@@ -130,47 +135,6 @@ def test_the_posterior_is_the_textbooks_after_a_fit(dim: int, categorical: list[
     assert posterior.variance.squeeze(-1).tolist() == pytest.approx(variance.tolist(), abs=1e-6)
 
 
-def test_with_noise_the_posterior_is_wider_by_its_variance() -> None:
-    X, Y = mixed_data(8, 2, [])
-    gp = fitted(X, Y)
-    plain, noisy = gp.posterior(X[:3]), gp.posterior(X[:3], observation_noise=True)
-    wider = noisy.variance - plain.variance
-    assert torch.allclose(wider, gp.likelihood.noise.expand_as(wider), atol=1e-10)
-
-
-# --- The kernel --------------------------------------------------------------------------------------------------
-
-
-def test_the_kernel_of_two_points_worked_out_by_hand() -> None:
-    kernel: Any = make_kernel([0, 1], [2])
-    matern, overlap = kernel.kernels
-    matern.lengthscale = torch.tensor([0.5, 2.0])
-    overlap.lengthscale = torch.tensor([4.0])
-    x = torch.tensor([[0.25, 1.0, 0.25]], dtype=torch.float64)
-    z = torch.tensor([[0.75, 0.0, 0.75]], dtype=torch.float64)
-    r = math.sqrt((0.5 / 0.5) ** 2 + (1.0 / 2.0) ** 2)
-    expected = (1 + math.sqrt(5) * r + 5 * r**2 / 3) * math.exp(-math.sqrt(5) * r) * math.exp(-1 / 4)
-    assert kernel(x, z).to_dense().item() == pytest.approx(expected, rel=1e-6)
-    assert kernel(x, x).to_dense().item() == pytest.approx(1)
-
-
-def test_unordered_choices_are_all_equally_far_apart() -> None:
-    kernel = make_kernel([], [0])
-    choices = torch.tensor([[1 / 6], [3 / 6], [5 / 6]], dtype=torch.float64)
-    K = kernel(choices).to_dense()
-    assert K[0, 1].item() == pytest.approx(K[0, 2].item())
-    assert K[0, 1] < 1
-
-
-@pytest.mark.parametrize("dim", [1, 4, 20])
-def test_length_scales_start_at_the_mode_of_the_prior_that_grows_with_the_dimension(dim: int) -> None:
-    kernel: Any = make_kernel(range(dim))
-    loc = math.sqrt(2) + math.log(dim) / 2
-    assert float(kernel.lengthscale_prior.loc) == pytest.approx(loc)
-    assert float(kernel.lengthscale_prior.scale) == pytest.approx(math.sqrt(3))
-    assert kernel.lengthscale.detach().flatten().tolist() == pytest.approx([math.exp(loc - 3)] * dim, rel=1e-5)
-
-
 # --- The fit -----------------------------------------------------------------------------------------------------
 
 
@@ -190,13 +154,13 @@ def test_the_log_posterior_is_gpytorchs(dim: int, categorical: list[int], device
     gp = unfitted(X.to(device), Y.to(device), categorical)
     gp.likelihood.noise = 0.05
     gp.mean_module.constant.data.fill_(-0.5)
-    value, gradient = gp.log_posterior()
+    value, gradient = gp.log_posterior(gp.theta)
     assert value.item() == pytest.approx(gpytorch_log_posterior(gp), abs=1e-8)
-    at, step = gp.hyperparameters(), 1e-5
+    at, step = gp.theta, 1e-5
     for i in range(len(at)):
         shifted = []
         for sign in (1, -1):
-            gp.set_hyperparameters(at + sign * step * torch.eye(len(at), dtype=at.dtype, device=device)[i])
+            gp.set_theta(at + sign * step * torch.eye(len(at), dtype=at.dtype, device=device)[i])
             shifted.append(gpytorch_log_posterior(gp))
         assert gradient[i].item() == pytest.approx((shifted[0] - shifted[1]) / (2 * step), abs=1e-6)
 
@@ -246,8 +210,8 @@ def test_a_part_of_many_observations_chooses_the_hyperparameters_and_all_of_them
     part = fitted(X, Y)
     rows = torch.linspace(0, 59, 30).round().long()
     expected = fitted(X[rows], Y[rows])
-    assert torch.equal(part.hyperparameters(), expected.hyperparameters())
-    assert not torch.equal(part.hyperparameters(), whole.hyperparameters())
+    assert torch.equal(part.theta, expected.theta)
+    assert not torch.equal(part.theta, whole.theta)
     mean, variance = textbook_prediction(part, X, Y, halton(70, 2)[60:], [])
     posterior = part.posterior(halton(70, 2)[60:])
     assert posterior.mean.squeeze(-1).tolist() == pytest.approx(mean.tolist(), abs=1e-6)
@@ -296,11 +260,11 @@ def break_down(monkeypatch: pytest.MonkeyPatch, num_times: int) -> None:
     """Lets the first ``num_times`` evaluations of the fit's objective fail."""
     real, calls = Surrogate.log_posterior, []
 
-    def failing(gp: Surrogate) -> tuple[Tensor, Tensor]:
+    def failing(gp: Surrogate, theta: Tensor) -> tuple[Tensor, Tensor]:
         calls.append(1)
         if len(calls) <= num_times:
             raise NotPSDError("made to fail")
-        return real(gp)
+        return real(gp, theta)
 
     monkeypatch.setattr(Surrogate, "log_posterior", failing)
 
