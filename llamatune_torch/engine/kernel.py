@@ -89,8 +89,8 @@ class ProductKernel:
         >>> kernel = ProductKernel(Features(SearchSpace({"x": (0.0, 1.0), "c": ["a", "b"]})))
         >>> X = torch.tensor([[0.25, 0.25], [0.75, 0.75]])
         >>> kernel.at(torch.zeros(kernel.size))(X, X)  # both length scales are 1
-        tensor([[1.0000, 0.3049],
-                [0.3049, 1.0000]])
+        tensor([[1.0000, 0.3048],
+                [0.3048, 1.0000]])
     """
 
     def __init__(self, features: Features) -> None:
