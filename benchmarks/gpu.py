@@ -36,8 +36,9 @@ from torch import Tensor
 from llamatune_torch import Real, SearchSpace, Settings, Study, Trial, TrialState
 from llamatune_torch.engine.acquisition import make_acquisition
 from llamatune_torch.engine.data import CUDA_FROM_TRIALS, training_data
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.suggest import suggest
-from llamatune_torch.engine.surrogate import fit_gp, make_gp
+from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 
 RESULTS = Path(__file__).parent / "results"
 DEFAULT_RESTARTS = Settings().num_restarts
@@ -59,17 +60,19 @@ def prepared(part: str, study: Study, device: str, restarts: int, q: int) -> Cal
     if part == "ask":
         return lambda: suggest(study, settings, q)
     data = training_data(study, torch.device(device), [])
+    kernel = ProductKernel(data.features)
     if part == "fit":
-        return lambda: fit_gp(data.X, data.Y)
-    surrogate = make_gp(data.X, data.Y)
+        return lambda: fit_gp(kernel, data.X, data.Y)
+    surrogate = Surrogate(kernel, data.X, data.Y)
+    theta = surrogate.theta
     if part == "likelihood":
-        return surrogate.log_posterior
+        return lambda: surrogate.log_posterior(theta)
     surrogate.eval()
     points = torch.rand(1024 + q, study.space.dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     points = points.to(data.X)
     if part == "posterior":
         return lambda: moments(surrogate, points[:1024])
-    acquisition = make_acquisition(settings, surrogate, data.X, points[1024 : 1023 + q], None, seed=0)
+    acquisition = make_acquisition(settings, surrogate, data.X, points[1024 : 1023 + q], [], seed=0)
     starts = points[torch.arange(restarts) % 1024].unsqueeze(-2)
 
     def step() -> Tensor:

@@ -14,6 +14,8 @@ from llamatune_torch import Integer, Real, SearchSpace, Settings, Study, Trial, 
 from llamatune_torch.engine.acquisition import make_acquisition, posterior_mean
 from llamatune_torch.engine.candidates import maximize
 from llamatune_torch.engine.cube import Cube
+from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.outcome import robust
 from llamatune_torch.engine.qmc import sobol
 from llamatune_torch.engine.suggest import suggest
@@ -38,13 +40,13 @@ def main() -> None:
     Y = torch.tensor([accuracy(params) for params in rows], dtype=torch.float64)  # 8
 
     # 3. The surrogate: an exact GP on outcomes made robust.
-    surrogate = fit_gp(X, robust(Y))
+    surrogate = fit_gp(ProductKernel(Features(space)), X, robust(Y))
 
     # 4. The acquisition: log expected improvement over the best posterior mean.
     settings = Settings(n_initial=8)
     seed = derived_seed(settings.seed, len(rows), 0)
     nothing = X[:0]
-    acquisition = make_acquisition(settings, surrogate, X, X_pending=nothing, feasibility=None, seed=seed)
+    acquisition = make_acquisition(settings, surrogate, X, X_pending=nothing, further=[], seed=seed)
 
     # 5. The candidate: where that is largest. Starts are screened, then climbed with gradients.
     incumbents = X[posterior_mean(surrogate, X).topk(4).indices]

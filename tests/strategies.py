@@ -178,6 +178,11 @@ def make_study(
     return Study(space, direction, initial_points=points, trials=tuple(trials))
 
 
+def plain_space(dim: int, categorical: Sequence[int] = ()) -> SearchSpace:
+    """A space of ``dim`` plain columns: reals, and unordered choices of three where ``categorical`` says so."""
+    return SearchSpace({f"x{j}": ["a", "b", "c"] if j in categorical else (0.0, 1.0) for j in range(dim)})
+
+
 def halton(n: int, dim: int) -> Tensor:
     """Well-spread points that do not come from the code under test; ``n x dim``, float64."""
     columns = []

@@ -1,13 +1,13 @@
-"""The point of a mixed space that maximises an acquisition.
+"""The candidate search: the point of a mixed space that maximises an acquisition.
 
     screen    many quasi-random points, and some around the best observations, in one batch without gradients
     ascend    L-BFGS-B on the real columns, all restarts in one batch
     move      integer steps, changes of choice and jumps to special values and back, by the acquisition's own
               values; back to `ascend`
 
-Integer and categorical columns always hold coordinates that stand for values, special values their cell's centre and
-inactive columns the middle, so nothing is rounded behind the acquisition's back. A small finite space is enumerated
-instead. Nothing done or running is proposed again.
+The acquisition sees only points of the space, and nothing is rounded afterwards: integer and categorical columns hold
+coordinates that stand for values, special values stand at their cell's centre, inactive columns in the middle. A small
+finite space is enumerated instead. Points done or running are not proposed again.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ MAX_ASCENT = 100  # iterations of L-BFGS-B
 ASCENT_TOLERANCE = 2e-5  # of the acquisition, relative to the larger of its size and 1
 MAX_STEPS = 20  # of move in one round
 CHUNK = 2048  # points evaluated at once, to bound the memory
-# Where parameters start that were special or inactive before, as shares of their range or of the unit interval.
+# Starting places of parameters that were special before, as shares of their range.
 LANDMARKS = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
-NUM_AWAKENINGS = 8
+NUM_ACTIVATIONS = 8  # starting places of parameters that were inactive before
 
 
 def maximize(
@@ -58,7 +58,7 @@ def maximize(
         avoid: points done or running, ``m x d``; gives device and dtype.
         num_restarts: starting points of the ascent.
         num_screened: quasi-random points to choose them from.
-        seed: of everything random in here.
+        seed: seeds all randomness of this function.
 
     Raises:
         SpaceExhaustedError: no point of a finite space is left.
@@ -108,7 +108,7 @@ def around(space: Cube, centres: Tensor, n: int, generator: torch.Generator) -> 
 
 
 def is_new(space: Cube, X: Tensor, avoid: Tensor) -> Tensor:
-    """Which rows of ``X`` differ from all of ``avoid`` by what the space resolves; boolean, shape ``n``."""
+    """Marks the rows of ``X`` that differ from all of ``avoid`` by what the space resolves; boolean, shape ``n``."""
     if len(avoid) == 0:
         return torch.ones(len(X), dtype=torch.bool, device=X.device)
     distance = torch.cdist(space.resolved(X), space.resolved(avoid), p=torch.inf)
@@ -155,10 +155,10 @@ def ascend(acquisition: Score, space: Cube, X: Tensor) -> Tensor:
     """L-BFGS-B from each row of ``X`` in its real columns, where they are active and ordinary; ``b x d``.
 
     ``b`` independent problems with one batched evaluation a step (BoTorch's port of scipy's solver). A line
-    search that ends early at machine precision is no failure: what it reached is kept.
+    search that ends early at machine precision is no failure: the point it reached is kept.
     """
     free = space.real_columns
-    # A column is searched in all rows or in none, so what a row must hold is put back, and its gradient is zero.
+    # A column is searched in all rows or in none. So a coordinate that a row must hold is put back, its gradient zero.
     held = (space.is_special(X) | ~space.active(X))[:, free]
 
     def points_at(x: NDArray[np.float64], rows: list[int]) -> Tensor:
@@ -166,7 +166,7 @@ def ascend(acquisition: Score, space: Cube, X: Tensor) -> Tensor:
         points[:, free] = torch.where(held[rows], points[:, free], torch.from_numpy(x).to(X))
         return points
 
-    def negated(x: NDArray[np.float64], batch_indices: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def negate(x: NDArray[np.float64], batch_indices: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         points = points_at(x, batch_indices).requires_grad_(True)
         values = -acquisition(points.unsqueeze(-2))
         (gradient,) = torch.autograd.grad(values.sum(), points)
@@ -174,7 +174,7 @@ def ascend(acquisition: Score, space: Cube, X: Tensor) -> Tensor:
         return values.numpy(force=True), gradient.numpy(force=True)
 
     reached, _, _ = fmin_l_bfgs_b_batched(
-        negated,
+        negate,
         X[:, free].numpy(force=True),
         bounds=[_ordinary_range(parameter) for parameter in space if parameter.size is None],
         maxiter=MAX_ASCENT,
@@ -193,7 +193,7 @@ def _ordinary_range(real: Parameter) -> tuple[float, float]:
 
 
 def move(acquisition: Score, space: Cube, X: Tensor) -> tuple[Tensor, bool]:
-    """Steepest ascent over the :func:`neighbours`; the points, and whether any moved."""
+    """Steepest ascent over the :func:`neighbours`; returns the points, and whether any of them moved."""
     values = evaluate(acquisition, X)
     moved = False
     for _ in range(MAX_STEPS):
@@ -220,16 +220,16 @@ def neighbours(space: Cube, X: Tensor) -> Tensor:
     variants: list[Tensor] = []
     U = to_numpy(X)
     for j, parameter in enumerate(space):
-        values = torch.from_numpy(_jumps(parameter, U[:, j])).to(X)
+        values = torch.from_numpy(_jump_targets(parameter, U[:, j])).to(X)
         changed = X.unsqueeze(-2).repeat(1, values.shape[-1], 1)
         changed[..., j] = values
-        variants.append(_awakened(space, X, changed) if j in space.parent_columns else changed)
+        variants.append(_activate(space, X, changed) if j in space.parent_columns else changed)
     options = torch.cat(variants, dim=-2)
     return space.snap(options) if space.parent_columns else options
 
 
-def _jumps(parameter: Parameter, U: Floats) -> Floats:
-    """The targets of jumps from the coordinates ``U`` (``b``) of one column; ``b x m``, ``m`` is 0 for a continuum."""
+def _jump_targets(parameter: Parameter, U: Floats) -> Floats:
+    """The coordinates to which those of one column, ``U`` (``b``), may jump; ``b x m``, ``m`` is 0 for a continuum."""
     places: Floats = np.empty(0)
     if isinstance(parameter, Number) and parameter.special:
         ordinary = SPECIAL_SHARE + (1 - SPECIAL_SHARE) * np.array(LANDMARKS)
@@ -246,9 +246,9 @@ def _jumps(parameter: Parameter, U: Floats) -> Floats:
     return np.concatenate([parameter.coordinate(index), places], axis=-1)
 
 
-def _awakened(space: Cube, X: Tensor, changed: Tensor) -> Tensor:
-    """``changed`` (``b x m x d``) with what is inactive in ``X`` at several combinations; ``b x (m a) x d``."""
+def _activate(space: Cube, X: Tensor, changed: Tensor) -> Tensor:
+    """``changed`` (``b x m x d``) with inactive columns of ``X`` at ``a`` combinations; ``b x (m a) x d``."""
     # The first point of the unscrambled sequence is the origin.
-    combinations = torch.quasirandom.SobolEngine(space.dim).draw(NUM_AWAKENINGS + 1, dtype=X.dtype)[1:].to(X)
+    combinations = torch.quasirandom.SobolEngine(space.dim).draw(NUM_ACTIVATIONS + 1, dtype=X.dtype)[1:].to(X)
     active = space.active(X)[:, None, None, :]
     return torch.where(active, changed.unsqueeze(-2), combinations).flatten(1, 2)

@@ -1,52 +1,59 @@
-"""Will these parameters work at all? A failure teaches where not to go.
+"""The crash model: the probability that parameters work at all. A failure teaches where not to go.
 
-Failed trials (out of memory, nan, an exception) have no value, so the surrogate cannot learn from them. A
-second GP does: it is fitted to labels, +1 for a trial that completed and -1 for one that failed, and the
-probability of success at ``x`` is that of a positive latent value,
+Failed trials (out of memory, nan, an exception) have no value, so the surrogate cannot learn from them. A second GP
+does. It is fitted to labels: +1 for a trial that completed, -1 for one that failed. The probability of success at
+``x`` is that of a positive latent value,
 
     P(works | x) = Phi(mu(x) / sqrt(var(x) + noise)).
 
-Least-squares classification is cruder than a Bernoulli likelihood, but exact, quick, and smooth where the
-acquisition needs a gradient (Rasmussen & Williams, 2006, section 6.5). Left alone it is far too sure of itself: labels
-that are all +1 or -1 look free of noise, and a free mean rises past +1, which says that whatever is unknown works. So
-the noise has a prior of its own, which keeps P at about ``Phi(1 / sqrt(0.2))`` = 0.99 where much has worked, and the
-mean follows from the share of trials that have worked so far.
+Least-squares classification is cruder than a Bernoulli likelihood, but exact, quick, and smooth where the acquisition
+needs a gradient (Rasmussen & Williams, 2006, section 6.5). Left alone it is far too sure of itself, for two reasons.
+Labels that are all +1 or -1 look free of noise: so the noise has a prior of its own, which keeps P at about
+``Phi(1 / sqrt(0.2))`` = 0.99 where much has worked. A learned mean rises past +1, which says that unknown places work:
+so the mean follows from the share of trials that have worked so far.
+
+Whether parameters keep limits on what they lead to (memory, latency) is another matter: the model here knows only that
+a trial ended without a result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from llamatune_torch.engine.features import Features
-from llamatune_torch.engine.surrogate import Surrogate, fit_gp
+from llamatune_torch.engine.acquisition import Factor
+from llamatune_torch.engine.kernel import LogNormal, ProductKernel
+from llamatune_torch.engine.surrogate import MIN_NOISE, Surrogate, fit_gp
 
-# Of the labels' noise variance: log-normal, its median 0.2.
-LABEL_NOISE_PRIOR = (-1.6, 0.5)
+LABEL_NOISE_PRIOR = LogNormal(-1.6, 0.5, MIN_NOISE)  # of the labels' noise variance; its median is 0.2
+
+# The power of P(works | x) in the acquisition. Expected improvement alone would weigh P once. But improvement runs out
+# as the search converges, while a wall of failures keeps its one chance in twenty. With a weight of one, many runs next
+# to a memory limit failed (a few seeds: benchmarks/README.md), and a failed run costs time and teaches little.
+RISK_AVERSION = 10.0
 
 
 class CrashModel:
     """The probability that parameters work, from labelled points.
 
     Args:
+        kernel: the covariance of the latent value.
         X: shape ``n x d``, in the unit cube.
         works: shape ``n``, boolean; both kinds must occur.
-        categorical: columns whose coordinates are mere labels.
-        features: what the kernels see instead of the columns; ``None`` for the columns themselves.
     """
 
-    def __init__(
-        self, X: Tensor, works: Tensor, categorical: Sequence[int] = (), features: Features | None = None
-    ) -> None:
+    def __init__(self, kernel: ProductKernel, X: Tensor, works: Tensor) -> None:
         labels = torch.where(works, 1.0, -1.0).to(X)
-        prior_mean = 2 * (int(works.sum()) + 1) / (len(works) + 2) - 1  # of the labels; Laplace's rule of succession
-        self.gp: Surrogate = fit_gp(X, labels, categorical, features, LABEL_NOISE_PRIOR, prior_mean)
+        mean = 2 * (int(works.sum()) + 1) / (len(works) + 2) - 1  # of the labels; Laplace's rule of succession
+        self.gp: Surrogate = fit_gp(kernel, X, labels, LABEL_NOISE_PRIOR, constant=mean)
 
     def log_probability(self, X: Tensor) -> Tensor:
-        """``log P(works | x)`` of each row; ``X`` has shape ``b x d``, the result ``b``."""
-        posterior = self.gp.posterior(X.unsqueeze(-2), observation_noise=True)
+        """``log P(works | x)`` of each point; ``X`` has shape ``b x 1 x d``, the result ``b``."""
+        posterior = self.gp.posterior(X, observation_noise=True)
         mean, variance = posterior.mean.reshape(-1), posterior.variance.reshape(-1)
         log_probability: Tensor = torch.special.log_ndtr(mean / variance.sqrt())
         return log_probability
+
+    def factor(self) -> Factor:
+        """``P(works | x)`` as a factor of the acquisition."""
+        return Factor("works", self.log_probability, RISK_AVERSION)

@@ -1,4 +1,4 @@
-"""A study as tensors: what the surrogate, the crash model and the candidate search are given."""
+"""A study as tensors: the input of the surrogate, the crash model and the candidate search."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from llamatune_torch.engine.cube import Cube
+from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.outcome import robust
 from llamatune_torch.space import Params
 from llamatune_torch.study import Study
@@ -27,13 +28,14 @@ T = TypeVar("T")
 
 
 class TrainingData(NamedTuple):
-    """A study as tensors on one device; ``n`` completed, ``f`` failed and ``m`` running trials.
+    """A study as tensors on one device; ``n`` completed, ``m_f`` failed and ``m`` running trials.
 
-    X          n x d   completed trials in the unit cube
-    Y          n       their outcomes: larger is better, robust, standardised
-    X_failed   f x d   trials whose failure says something about their parameters
-    X_pending  m x d
-    X_killed   k x d   trials that somebody killed: tried, and known no better for it
+    X          n x d     completed trials in the unit cube
+    Y          n         their outcomes: larger is better, robust, standardised
+    X_failed   m_f x d   trials whose failure says something about their parameters
+    X_pending  m x d     running trials, and points already chosen in this batch
+    X_killed   k x d     trials that somebody killed: tried, but their parameters are not to blame
+    features             what the kernels see of such points
     """
 
     X: Tensor
@@ -41,15 +43,26 @@ class TrainingData(NamedTuple):
     X_failed: Tensor
     X_pending: Tensor
     X_killed: Tensor
+    features: Features
 
     @property
     def tried(self) -> Tensor:
         """All points that are done or running, which are not suggested again."""
         return torch.cat([self.X, self.X_failed, self.X_pending, self.X_killed])
 
+    def with_pending(self, x: Tensor) -> TrainingData:
+        """The same with one more running trial at ``x``, shape ``d``."""
+        return self._replace(X_pending=torch.cat([self.X_pending, x.unsqueeze(0)]))
+
 
 def training_data(study: Study, device: torch.device, also_pending: list[Params]) -> TrainingData:
-    """The study as tensors. The sign of the outcomes is turned to "larger is better" here and nowhere else."""
+    """The study as tensors. The sign of the outcomes is turned to "larger is better" here and nowhere else.
+
+    Args:
+        study: with one completed trial or more.
+        device: of the tensors, which are float64.
+        also_pending: parameters that count as running, besides those of running trials.
+    """
     cube = Cube(study.space)
     sign = 1.0 if study.direction == "maximize" else -1.0
     Y = torch.tensor([sign * float(t.value or 0.0) for t in study.completed], dtype=torch.float64)
@@ -63,6 +76,7 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
         X_failed=cube.encode_all(points([t for t in study.failed if t.cause is not Cause.KILLED])).to(device),
         X_pending=cube.encode_all(points(study.pending) + also_pending).to(device),
         X_killed=cube.encode_all(points([t for t in study.failed if t.cause is Cause.KILLED])).to(device),
+        features=Features(study.space),
     )
 
 
@@ -79,9 +93,9 @@ def choose_device(device: str, n: int) -> torch.device:
 
 
 def ignoring_default_device(function: Callable[P, T]) -> Callable[P, T]:
-    """Tensors that are made without a device are on the CPU, whatever ``torch.set_default_device`` was told.
+    """Decorates ``function``: tensors made without a device are on the CPU, whatever torch's default device is.
 
-    Some of torch's and BoTorch's code makes such tensors; those of the engine follow the data.
+    Some of torch's and BoTorch's code makes such tensors. Those of the engine follow the data.
     """
 
     @wraps(function)

@@ -1,16 +1,17 @@
-"""What the kernels see of a point of the unit cube, where a coordinate says too little or too much.
+"""Features: what the kernels see of a point of the unit cube, where a coordinate says too little or too much.
 
-A number with special values becomes two features: where its value stands in the ordinary range, and of which kind it
-is (ordinary, or which special value). The kernel's categorical factor between kinds has a length scale of its own: a
-long one means that "off" is much like what is on, a short one that the outcome jumps there. A special value stands in
-the middle, wherever it might lie as a number: what is known about the good part of the range then counts for it too.
-At its own end of the range it would be judged by small values, and be left untried for good where these are bad.
+A number with special values becomes two features: the place of its value in the ordinary range, and its kind (ordinary,
+or which special value). The kernel's categorical factor between kinds has a length scale of its own. A long one means
+that "off" is much like "on"; a short one means that the outcome jumps there. A special value stands in the middle,
+wherever it might lie as a number, so that knowledge about the good part of the range counts for it too. At its own end
+of the range it would be judged by small values, and be left untried for good where these are bad.
 
-Inactive parameters stand in the middle too, so they add no distance between points, and the column of an unordered
-parent tells active from inactive. An ordered parent says that neighbours are alike, which they are not where
-one of them switches parameters on; then "is it active?" is a feature too.
+Inactive parameters stand in the middle too, so they add no distance between points. The column of an unordered parent
+tells active from inactive. An ordered parent says that neighbours are alike. They are not where one of them switches
+parameters on; then "is it active?" is a feature too.
 
-All other columns are features as they are.
+All other columns are features as they are. A space with neither special values nor conditions on ordered parents has no
+other features: the map is then the identity, and costs nothing.
 """
 
 from __future__ import annotations
@@ -26,8 +27,14 @@ from llamatune_torch.space import SearchSpace
 class Features:
     """The map from the unit cube to features: ``... x d`` to ``... x f``, the new features behind the ``d`` columns.
 
-    Differentiable in real columns, wherever they are ordinary. For a space with neither special values nor conditions
-    it is the identity; then :func:`features_of` gives ``None``, and nobody pays for it.
+    Differentiable in real columns, wherever they are ordinary.
+
+    Args:
+        space: says which columns have special values, conditions, or mere labels.
+
+    Attributes:
+        numeric: the features whose order means something.
+        categorical: the features that are mere labels.
 
     Example:
         >>> features = Features(SearchSpace({"dropout": Real(0, 0.4, special=[0.0])}))
@@ -40,14 +47,15 @@ class Features:
     def __init__(self, space: SearchSpace) -> None:
         self.cube = Cube(space)
         self.numbers = {j: p for j, p in enumerate(space) if isinstance(p, Number) and p.special}
-        self.switched = _switched_by_order(space)
-        #: The features that are mere labels.
-        self.categorical = [
-            *space.categorical_columns,
-            *range(space.dim, space.dim + len(self.numbers) + len(self.switched)),
-        ]
+        self.switched = _columns_switched_by_order(space)
+        added = range(space.dim, space.dim + len(self.numbers) + len(self.switched))
+        self.numeric = space.numeric_columns
+        self.categorical = [*space.categorical_columns, *added]
+        self.is_identity = not added
 
     def __call__(self, X: Tensor) -> Tensor:
+        if self.is_identity:
+            return X
         columns = list(X.unbind(dim=-1))
         labels = []
         for j, number in self.numbers.items():
@@ -59,13 +67,7 @@ class Features:
         return torch.stack(columns + labels, dim=-1)
 
 
-def features_of(space: SearchSpace) -> Features | None:
-    """The map that a space calls for; ``None`` if its columns serve as they are."""
-    features = Features(space)
-    return features if features.numbers or features.switched else None
-
-
-def _switched_by_order(space: SearchSpace) -> list[int]:
+def _columns_switched_by_order(space: SearchSpace) -> list[int]:
     """For each condition on an ordered parent, a column that is active while it holds."""
     columns: dict[str, int] = {}
     for j, condition in enumerate(space.conditions.values()):

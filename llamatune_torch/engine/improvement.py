@@ -1,4 +1,4 @@
-"""Log expected improvement, of what is and of what will be known, with the gradient in closed form.
+"""Log expected improvement, plain and of the future posterior mean, with the gradient in closed form.
 
 With ``u = (mean - best_f) / sigma``, ``h(u) = phi(u) + u Phi(u)`` and ``EI = sigma h(u)`` (Jones et al., 1998, eq. 15),
 
@@ -7,7 +7,7 @@ With ``u = (mean - best_f) / sigma``, ``h(u) = phi(u) + u Phi(u)`` and ``EI = si
 Far below the bar both ``phi`` and ``Phi`` are zero in floating point while their ratio is not, so ``h`` is taken in the
 logarithm, by the scaled complementary error function (Ament et al., 2023, arXiv:2310.20708, section 4.1). BoTorch's
 ``LogExpectedImprovement`` computes the same, a test compares both. The search for candidates calls it dozens of times
-on a handful of points, where the time goes into the number of operations: one node for autograd instead of forty.
+on a handful of points. There the number of operations takes the time: so autograd has one node instead of forty.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class LogEI(LogExpectedImprovement):
 
     Args:
         model: its posterior has one outcome.
-        best_f: what is to be improved on; a scalar, or one a member of the ensemble.
-        noise: the variance of an evaluation's noise, for the expected quantile improvement (Picheny et al., 2013)
-            of the median: what counts is not where ``f`` may lie, but where its posterior mean may come to
-            lie after one more evaluation, which has the variance ``v^2 / (v + noise)``. ``None`` for plain EI.
+        best_f: the outcome to improve on; a scalar, or one a member of the ensemble.
+        noise: the variance of an evaluation's noise, for the expected quantile improvement of the median (Picheny et
+            al., 2013). It improves the posterior mean after one more evaluation, which has the variance
+            ``v^2 / (v + noise)``, instead of ``f`` with its variance ``v``. ``None`` for plain EI.
     """
 
     def __init__(self, model: Prediction | Fantasies, best_f: Tensor, noise: Tensor | None = None) -> None:

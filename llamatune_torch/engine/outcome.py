@@ -1,14 +1,14 @@
-"""Robust outcomes: what a diverged run does to a GP, and the cure.
+"""Robust outcomes: how a diverged run spoils a GP, and the cure.
 
-A GP sees outcomes through their spread. One run that diverged (a loss of 1e4, an accuracy at chance) makes
-the differences among the good runs vanish in it, and those are what the search is about. The cure, after
-the Vizier Gaussian process bandit (Song et al., 2024, arXiv:2408.11527, appendix B):
+A GP sees outcomes through their spread. One run that diverged (a loss of 1e4, an accuracy at chance) makes the
+differences among the good runs vanish in it, and the search is about those. The cure follows the Vizier Gaussian
+process bandit (Song et al., 2024, arXiv:2408.11527, appendix B):
 
 1. *half-rank*: an outcome below the median keeps its rank and loses its size: it becomes the normal quantile
    of that rank, on the scale of the better half;
 2. *log warp*: differences near the best are stretched, those far below it are squeezed.
 
-Both are increasing, so they never change which of two runs is better. Everything here is maximised.
+Both are increasing, so they never change which of two runs is better. Larger is better throughout.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""Which of the finished trials to use? The best value on record may only have been lucky.
+"""The trial to use in the end: best on average, since the best value on record may only have been lucky.
 
-Among many runs at the flat top of a noisy landscape, the one that came out best is the one with the kindest noise. The
-surrogate has seen all of them: its mean says what each should give on average.
+Among many runs at the flat top of a noisy landscape, the one that came out best has the kindest noise. The surrogate
+has seen all of them: its mean estimates the average outcome of each.
 """
 
 from __future__ import annotations
 
 from llamatune_torch.engine.acquisition import posterior_mean
 from llamatune_torch.engine.data import choose_device, ignoring_default_device, training_data
-from llamatune_torch.engine.suggest import fit
+from llamatune_torch.engine.suggest import fit_surrogate
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Trial
@@ -18,7 +18,7 @@ from llamatune_torch.trial import Trial
 def recommend(study: Study, settings: Settings | None = None) -> Trial:
     """The completed trial for whose parameters the surrogate's mean is best; the earliest among equals.
 
-    Where outcomes hold little noise this is ``study.best_trial``. Like ``suggest`` a pure function of the record.
+    If outcomes hold little noise this is ``study.best_trial``. Like ``suggest`` a pure function of the record.
 
     Raises:
         NoCompletedTrialError: nothing has completed yet.
@@ -30,9 +30,9 @@ def recommend(study: Study, settings: Settings | None = None) -> Trial:
     """
     best = study.best_trial
     completed = study.completed
-    if len(completed) < 3:  # nothing to tell luck from merit by
+    if len(completed) < 3:  # too few to tell luck from merit
         return best
     settings = settings or Settings()
     data = training_data(study, choose_device(settings.device, len(completed)), [])
-    mean = posterior_mean(fit(data, study.space), data.X)
+    mean = posterior_mean(fit_surrogate(data), data.X)
     return completed[int(mean.argmax())]

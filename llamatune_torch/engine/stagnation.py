@@ -1,31 +1,31 @@
-"""When the search goes round in circles, it looks where nobody has been.
+"""Escape from a plateau: a search that is stuck takes one exploring step.
 
-On a plateau the outcomes differ by next to nothing. Made robust and standardised, the little they differ is all that
-the surrogate sees; now and then it explains it by a length scale so short that nothing far away can matter, and then
-expected improvement polishes the best point of the plateau for ever. The fit cannot find out, since it only ever sees
-what was asked for on its own advice: with estimated hyperparameters expected improvement need not converge at all
-(Bull, 2011, JMLR 12:2879; Benassi et al., 2011, on deceptive first points).
+On a plateau the outcomes differ by next to nothing. After the robust transform, these tiny differences are all the
+surrogate sees. Now and then it explains them by a length scale so short that nothing far away can matter. Expected
+improvement then polishes the best point of the plateau for ever. The fit cannot find out, since it only sees points
+that were chosen on its own advice. With estimated hyperparameters expected improvement need not converge at all (Bull,
+2011, JMLR 12:2879; Benassi et al., 2011, on deceptive first points).
 
-Bull's cure is to explore every now and then, whatever the surrogate says; so do Gutmann (2001, in cycles) and De Ath
-et al. (2021, at random). That costs a search that does well a good part of its evaluations (benchmarks/README.md), so
-here only one does that shows all the signs: a length scale at the end of its range, and the last few trials all
-near the best one, and none better beyond the noise. Then the next point is the one about which the trials so far say
-least, by the length scales that were believed in before any outcome. The points after it are chosen as always.
+Bull's cure is to explore every now and then, regardless of the surrogate. So do Gutmann (2001, in cycles) and De Ath et
+al. (2021, at random). That costs a search that does well a good part of its evaluations (benchmarks/README.md). Here
+only a stuck search explores, one that shows all three signs: a length scale at the end of its range, the last few
+trials all near the best one, and none of them better beyond the noise. Its next point is the one about which the trials
+say least, by the length scales that are most probable before any outcome. The points after it are chosen as always.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from botorch.acquisition import AcquisitionFunction
 from torch import Tensor
 
-from llamatune_torch.engine.acquisition import Acquisition
-from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch.engine.acquisition import Acquisition, Factor
 from llamatune_torch.engine.data import TrainingData
-from llamatune_torch.engine.features import features_of
+from llamatune_torch.engine.kernel import MIN_LENGTH_SCALE, ProductKernel
 from llamatune_torch.engine.prediction import Prediction
-from llamatune_torch.engine.surrogate import MIN_LENGTH_SCALE, Surrogate, make_gp
-from llamatune_torch.space import SearchSpace
+from llamatune_torch.engine.surrogate import Surrogate
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, TrialState
 
@@ -45,18 +45,18 @@ class LogStandardDeviation(AcquisitionFunction):
 
 
 def is_stuck(study: Study, data: TrainingData, surrogate: Surrogate) -> bool:
-    """Whether the last ``PATIENCE`` finished trials, all chosen by a surrogate, have led nowhere, and one knows why.
+    """Tells whether the search is stuck: the last ``PATIENCE`` finished trials show all three signs.
 
-    That is, none of them is better than all earlier ones by more than the noise, all of them are near the best of all,
-    and the surrogate believes in a ``SHORT`` length scale. A point that is running, or chosen before this one in a
-    batch, and not near the best, is exploration enough.
+    The surrogate chose all of them and believes in a ``SHORT`` length scale. All of them are near the best of all. None
+    is better than all earlier ones by more than the noise. A point elsewhere that is running, or already chosen in this
+    batch, is exploration enough.
 
     Args:
         study: the record; its order says which trials were the last.
-        data: the same as tensors, with what was chosen so far among ``X_pending``.
+        data: ``study`` as tensors; points already chosen in this batch are in ``X_pending``.
         surrogate: fitted to ``data``.
     """
-    if not (surrogate.kernel().numeric_scales <= SHORT).any():
+    if not (surrogate.covariance().numeric_scales <= SHORT).any():
         return False
     ended = study.in_state(TrialState.COMPLETE, TrialState.FAILED)
     finished = [trial for trial in ended if trial.cause is not Cause.KILLED]
@@ -69,26 +69,21 @@ def is_stuck(study: Study, data: TrainingData, surrogate: Surrogate) -> bool:
         return False
     failed = len(data.X_failed) - (PATIENCE - completed)
     X = torch.cat([data.X[before:], data.X_failed[failed:], data.X_pending])
-    return bool((prior_correlation(study.space, data.X[data.Y.argmax()].unsqueeze(0), X) >= NEAR).all())
+    best = data.X[data.Y.argmax()].unsqueeze(0)
+    return bool((prior_correlation(surrogate.kernel, best, X) >= NEAR).all())
 
 
-def exploration(space: SearchSpace, data: TrainingData, feasibility: CrashModel | None) -> Acquisition:
-    """What going to a point teaches, times the chance that it works: done, failed and running trials teach the same."""
+def exploration(data: TrainingData, further: Sequence[Factor]) -> Acquisition:
+    """The acquisition of an exploring step: the least known point, times ``further`` factors.
+
+    Done, failed and running trials teach the same; killed ones teach nothing.
+    """
     X = torch.cat([data.X, data.X_failed, data.X_pending])
-    return Acquisition(LogStandardDeviation(prior(space, X).prediction()), feasibility)
+    # Before a fit, hyperparameters are at the modes of their priors; and a variance does not depend on outcomes.
+    unfitted = Surrogate(ProductKernel(data.features), X, torch.zeros_like(X[:, 0]))
+    return Acquisition([Factor("exploration", LogStandardDeviation(unfitted.prediction())), *further])
 
 
-def prior_correlation(space: SearchSpace, A: Tensor, B: Tensor) -> Tensor:
-    """The correlation of outcomes at the rows of ``A`` (``m x d``) and ``B`` (``n x d``), before any is seen."""
-    gp = prior(space, torch.cat([A, B]))
-    return gp.kernel()(gp.inputs[: len(A)], gp.inputs[len(A) :])
-
-
-def prior(space: SearchSpace, X: Tensor) -> Surrogate:
-    """The surrogate that has seen where trials were, but no outcome: its hyperparameters are their priors' modes."""
-    features = features_of(space)
-    Z, categorical = (X, space.categorical_columns) if features is None else (features(X), features.categorical)
-    gp = make_gp(Z, torch.zeros_like(X[:, 0]), categorical)
-    gp.features = features
-    gp.eval()
-    return gp
+def prior_correlation(kernel: ProductKernel, A: Tensor, B: Tensor) -> Tensor:
+    """The correlation of outcomes at the rows of ``A`` (``m x d``) and ``B`` (``n x d``), before any is observed."""
+    return kernel.at(A.new_tensor(kernel.modes))(kernel.features(A), kernel.features(B))

@@ -1,39 +1,40 @@
 """THE page: a study goes in, the next parameters come out.
 
-    study -> data -> surrogate -> acquisition -> candidates -> parameters
+    study -> data -> surrogate, crash model -> acquisition -> candidates -> parameters
 
-A pure function: what it advises depends on the settings and the recorded trials alone, so a resumed study goes
-on exactly as it would have. ``examples/minimal_bo.py`` does the same by hand.
+A pure function: advice depends on the settings and the recorded trials alone, so a resumed study goes on exactly as it
+would have. ``examples/minimal_bo.py`` does the same by hand.
 """
 
 from __future__ import annotations
 
 import torch
 
-from llamatune_torch.engine.acquisition import make_acquisition, posterior_mean
+from llamatune_torch.engine.acquisition import Factor, make_acquisition, posterior_mean
 from llamatune_torch.engine.candidates import maximize
 from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import TrainingData, choose_device, ignoring_default_device, training_data
-from llamatune_torch.engine.features import features_of
 from llamatune_torch.engine.initial import initial_suggestions
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.stagnation import exploration, is_stuck
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 from llamatune_torch.seeds import derived_seed
 from llamatune_torch.settings import Settings
-from llamatune_torch.space import SearchSpace
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Suggestion
+
+NUM_INCUMBENTS = 4  # the best observed points, around which the search for candidates also starts
 
 
 @ignoring_default_device
 def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[Suggestion]:
     """The next ``n`` sets of parameters to evaluate, all different, none done or running.
 
-    The user's initial points come first, then a scrambled Sobol sequence until ``n_initial`` trials are on
-    record and one of them has completed; from then on the maximiser of the acquisition under the surrogate, or
-    what is least known where that has led nowhere of late (``stagnation.py``).
-    A batch is chosen one by one, each point knowing those before it.
+    The user's initial points come first. A scrambled Sobol sequence follows until ``n_initial`` trials are on record
+    and one of them has completed. From then on it is the maximiser of the acquisition under the surrogate, or the point
+    that is least known if the search is stuck (``stagnation.py``). A batch is chosen one by one, each point knowing
+    those before it.
 
     Raises:
         SpaceExhaustedError: a finite space has fewer than ``n`` points left.
@@ -48,33 +49,38 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     if len(suggestions) == n:
         return suggestions
 
-    space, cube = study.space, Cube(study.space)
-    device = choose_device(settings.device, len(study.completed))
+    space, device = Cube(study.space), choose_device(settings.device, len(study.completed))
     data = training_data(study, device, [s.params for s in suggestions])
-    surrogate = fit(data, space)
-    feasibility = feasibility_of(data, space)
-    incumbents = data.X[posterior_mean(surrogate, data.X).topk(min(4, len(data.X))).indices]
+    surrogate = fit_surrogate(data)
+    further = further_factors(data)
+    incumbents = data.X[posterior_mean(surrogate, data.X).topk(min(NUM_INCUMBENTS, len(data.X))).indices]
     while len(suggestions) < n:
         seed = derived_seed(settings.seed, len(study.trials), len(suggestions))
         if is_stuck(study, data, surrogate):
-            acquisition = exploration(space, data, feasibility)
+            acquisition = exploration(data, further)
         else:
-            acquisition = make_acquisition(settings, surrogate, data.X, data.X_pending, feasibility, seed)
-        x = maximize(acquisition, cube, incumbents, data.tried, settings.num_restarts, settings.num_screened, seed)
-        suggestions.append(Suggestion(cube.decode(x), "surrogate"))
-        data = data._replace(X_pending=torch.cat([data.X_pending, x.unsqueeze(0)]))
+            acquisition = make_acquisition(settings, surrogate, data.X, data.X_pending, further, seed)
+        x = maximize(acquisition, space, incumbents, data.tried, settings.num_restarts, settings.num_screened, seed)
+        suggestions.append(Suggestion(space.decode(x), "surrogate"))
+        data = data.with_pending(x)
     return suggestions
 
 
-def fit(data: TrainingData, space: SearchSpace) -> Surrogate:
+def fit_surrogate(data: TrainingData) -> Surrogate:
     """The surrogate of the completed trials."""
-    return fit_gp(data.X, data.Y, space.categorical_columns, features_of(space))
+    return fit_gp(ProductKernel(data.features), data.X, data.Y)
 
 
-def feasibility_of(data: TrainingData, space: SearchSpace) -> CrashModel | None:
-    """The crash model, once something has crashed."""
+def fit_crash_model(data: TrainingData) -> CrashModel | None:
+    """The crash model of the completed and failed trials; ``None`` while nothing has failed."""
     if len(data.X_failed) == 0:
         return None
     X = torch.cat([data.X, data.X_failed])
     works = torch.arange(len(X), device=X.device) < len(data.X)
-    return CrashModel(X, works, space.categorical_columns, features_of(space))
+    return CrashModel(ProductKernel(data.features), X, works)
+
+
+def further_factors(data: TrainingData) -> list[Factor]:
+    """The factors of the acquisition besides the first: the probability that parameters work."""
+    crash_model = fit_crash_model(data)
+    return [] if crash_model is None else [crash_model.factor()]

@@ -1,80 +1,70 @@
 """The surrogate: an exact GP from points of the unit cube to standardised outcomes.
 
-Notation, as everywhere in the engine: ``n`` observations, ``d`` parameters, ``b`` points predicted at once.
+Notation, as everywhere in the engine: ``n`` observations, ``d`` parameters, ``f`` features, ``b`` points predicted at
+once.
 
     X   n x d   points of the unit cube
     Y   n       outcomes: robust, zero mean, unit variance, larger is better
 
-The model is ``y = m + f(x) + e`` with a constant mean ``m``, Gaussian noise ``e`` of a learned variance, and a
-zero-mean GP ``f`` whose kernel is one product over all columns,
-
-    k(x, x') = Matern_5/2(r) * exp(-mean_j [x_j != x'_j] / l_j),     r^2 = sum_i (x_i - x'_i)^2 / l_i^2,
-
-``i`` over numeric and ``j`` over categorical columns, each with its own length scale (ARD). Length scales have
-the log-normal prior that grows with the number of dimensions (Hvarfner et al., 2024, arXiv:2402.02229), so
-that the same model serves 2 and 20 parameters.
+The model is ``y = m(x) + c + f(x) + e``: a prior mean ``m``, zero unless one is given; a constant ``c``; a zero-mean GP
+``f`` with the kernel of ``kernel.py``, which sees points through their features; Gaussian noise ``e`` of a learned
+variance. Several outcomes of the same trials are several such models with the same kernel.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Self
 
 import numpy as np
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.models import SingleTaskGP
-from botorch.models.kernels import CategoricalKernel
-from gpytorch.constraints import GreaterThan
-from gpytorch.kernels import Kernel, MaternKernel
 from gpytorch.likelihoods import GaussianLikelihood
-from gpytorch.priors import LogNormalPrior
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from linear_operator.utils.errors import NanError, NotPSDError
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-from llamatune_torch.engine.features import Features
-from llamatune_torch.engine.kernel import ProductKernel
-from llamatune_torch.engine.prediction import GaussianPosterior, Prediction, Predictor, condition
+from llamatune_torch.engine.kernel import Bounds, Covariance, LogNormal, ProductKernel
+from llamatune_torch.engine.prediction import GaussianPosterior, Prediction, Predictor, Prior, PriorMean, condition
 from llamatune_torch.errors import SurrogateWarning
 
 MAX_FIT_ITERATIONS = 200
-MIN_LENGTH_SCALE = 2.5e-2  # of a column of the unit cube
 MIN_NOISE = 1e-4  # of the outcomes' variance
-NOISE_PRIOR = (-4.0, 1.0)  # log-normal: prefers little noise (of a variance of outcomes of one), and allows much
+NOISE_PRIOR = LogNormal(-4.0, 1.0, MIN_NOISE)  # prefers little noise (outcomes have unit variance), and allows much
 TWO_STARTS_BELOW = 50  # with more observations both starts lead to the same maximum
 FIT_AT_MOST = 500  # observations; d + 2 hyperparameters do not get better with more, and the time grows as n^3
 FIT_TOLERANCE = 1e-6  # of the log posterior per observation
 
 
 def fit_gp(
+    kernel: ProductKernel,
     X: Tensor,
     Y: Tensor,
-    categorical: Sequence[int] = (),
-    features: Features | None = None,
-    noise_prior: tuple[float, float] = NOISE_PRIOR,
-    mean: float | None = None,
+    noise_prior: LogNormal = NOISE_PRIOR,
+    constant: float | None = None,
+    prior_mean: PriorMean | None = None,
 ) -> Surrogate:
     """The GP whose hyperparameters maximise the marginal likelihood times their priors (MAP).
 
-    One ascent (L-BFGS-B) from the priors' modes; with few observations, or if that failed, another one from their
-    medians, and the better one wins. The same data always give the same fit. Should both fail, the GP keeps the
-    modes and says so.
+    One ascent (L-BFGS-B) starts from the priors' modes. With few observations, or if that failed, another one starts
+    from their medians, and the better one wins. The same data always give the same fit. Should both fail, the GP keeps
+    the modes and says so.
 
-    Of more than ``FIT_AT_MOST`` observations so many, evenly spread over the record, choose the hyperparameters; the
+    Of more than ``FIT_AT_MOST`` observations so many, evenly spread over the record, choose the hyperparameters. The
     GP is conditioned on all of them.
 
     Args:
+        kernel: the covariance of ``f``, with its hyperparameters' priors.
         X: shape ``n x d``, in the unit cube, float64.
         Y: shape ``n``, zero mean and unit variance, same dtype and device.
-        categorical: columns whose coordinates are mere labels.
-        features: what the kernels see instead of the columns; ``None`` for the columns themselves.
-        noise_prior: mean and standard deviation of the logarithm of the noise's variance.
-        mean: the constant mean; ``None`` to fit it.
+        noise_prior: the prior of the noise's variance.
+        constant: the constant ``c``; ``None`` to learn it.
+        prior_mean: ``m``, from points (``n x d``) to outcomes (``n``), differentiable; ``None`` for zero. The GP is
+            fitted to ``Y - m(X)``, and predictions add ``m`` again.
 
     Returns:
         A fitted model in evaluation mode, on the device of ``X``.
@@ -83,148 +73,123 @@ def fit_gp(
         SurrogateWarning: the fit failed, and the priors' modes are used instead.
 
     Example:
+        >>> kernel = ProductKernel(Features(SearchSpace({"x": (0.0, 1.0), "y": (0.0, 1.0)})))
         >>> X = torch.rand(10, 2, dtype=torch.float64)
-        >>> gp = fit_gp(X, standardize(X.sum(dim=-1)))
+        >>> gp = fit_gp(kernel, X, standardize(X.sum(dim=-1)))
         >>> gp.posterior(X[:1]).mean.shape
         torch.Size([1, 1])
     """
-    if features is not None:
-        X, categorical = features(X), features.categorical
     rows = torch.linspace(0, len(Y) - 1, min(len(Y), FIT_AT_MOST), dtype=torch.float64, device=X.device)
     chosen = rows.round().long()
-    gp = make_gp(X, Y, categorical, noise_prior, mean)
-    part = gp if len(chosen) == len(Y) else make_gp(X[chosen], Y[chosen], categorical, noise_prior, mean)
-    gp.set_hyperparameters(_most_probable(part))
-    gp.features = features
+    gp = Surrogate(kernel, X, Y, noise_prior, constant, prior_mean)
+    everything = len(chosen) == len(Y)
+    part = gp if everything else Surrogate(kernel, X[chosen], Y[chosen], noise_prior, constant, prior_mean)
+    gp.set_theta(_find_most_probable(part))
     gp.eval()
     return gp
 
 
-def _most_probable(gp: Surrogate) -> Tensor:
-    """The hyperparameters of the best fit to the observations of ``gp``, whose own are moved about."""
-    fits: list[tuple[float, Tensor]] = []
-    n = len(gp.inputs)
-    for start in (gp.prior_modes(), gp.prior_medians()):
-        if fits and n >= TWO_STARTS_BELOW:
-            break
-        gp.set_hyperparameters(start)
-        reached = _maximize_posterior(gp)
-        if math.isfinite(reached):
-            fits.append((reached, gp.hyperparameters()))
-    if fits:
-        return max(fits, key=lambda fit: fit[0])[1]
-    warnings.warn(
-        f"fitting the surrogate to {n} observations failed; its priors' modes are used instead",
-        SurrogateWarning,
-        stacklevel=3,
-    )
-    return gp.prior_modes()
-
-
-def make_gp(
-    X: Tensor,
-    Y: Tensor,
-    categorical: Sequence[int] = (),
-    noise_prior: tuple[float, float] = NOISE_PRIOR,
-    mean: float | None = None,
-) -> Surrogate:
-    """The GP before fitting, its hyperparameters at their priors' modes; arguments as :func:`fit_gp`."""
-    return Surrogate(X, Y, categorical, noise_prior, mean)
-
-
-def make_kernel(dim: int, categorical: Sequence[int] = ()) -> Kernel:
-    """The product kernel over ``dim`` columns, of which ``categorical`` are mere labels."""
-    numeric = [j for j in range(dim) if j not in categorical]
-    factors: list[Kernel] = []
-    if numeric:
-        prior = _log_normal(math.sqrt(2) + math.log(len(numeric)) / 2, math.sqrt(3))
-        constraint = GreaterThan(MIN_LENGTH_SCALE, transform=None, initial_value=prior.mode)
-        factors.append(
-            MaternKernel(
-                ard_num_dims=len(numeric),
-                active_dims=numeric,
-                lengthscale_prior=prior,
-                lengthscale_constraint=constraint,
-            )
-        )
-    if categorical:
-        # The kernel takes the mean over its columns, which already scales with their number. Choices are taken for
-        # alike until the data say otherwise: what is learnt with one optimizer then carries over to the others.
-        prior = _log_normal(1.5, 1.0)
-        constraint = GreaterThan(MIN_LENGTH_SCALE, transform=None, initial_value=prior.mode)
-        factors.append(
-            CategoricalKernel(
-                ard_num_dims=len(categorical),
-                active_dims=list(categorical),
-                lengthscale_prior=prior,
-                lengthscale_constraint=constraint,
-            )
-        )
-    return math.prod(factors[1:], start=factors[0])
-
-
-def make_likelihood(noise_prior: tuple[float, float] = NOISE_PRIOR) -> GaussianLikelihood:
-    """Gaussian noise whose variance has a log-normal prior."""
-    prior = _log_normal(*noise_prior)
-    return GaussianLikelihood(prior, noise_constraint=GreaterThan(MIN_NOISE, transform=None, initial_value=prior.mode))
-
-
-def _log_normal(loc: float, scale: float) -> LogNormalPrior:
-    # Of floats gpytorch would make tensors of the default dtype.
-    return LogNormalPrior(torch.tensor(loc, dtype=torch.float64), torch.tensor(scale, dtype=torch.float64))
-
-
-class Scales(NamedTuple):
-    """Hyperparameters that are positive: length scales or the noise variance."""
-
-    values: torch.nn.Parameter
-    prior: LogNormalPrior
-    at_least: float
-
-
 class Surrogate(SingleTaskGP):
-    """BoTorch's exact GP, held in gpytorch's modules, computed by the textbook's formulas.
+    """A ``SingleTaskGP`` whose GPyTorch modules carry numbers and priors only: no ``forward`` of theirs is called.
 
-    With ``L L' = K = k(X, X) + noise I`` known once and for all, the posterior at ``Z`` is
+    Fit and prediction are computed in closed form, by ``kernel.py`` and ``prediction.py``, because that takes a
+    fraction of the time: the general machinery costs more than the arithmetic of fifty points. The modules are there
+    because users of BoTorch know them, with their priors and their ``state_dict``, and because GPyTorch can compute the
+    same: ``tests/engine/test_surrogate.py`` compares likelihoods and predictions.
 
-        mean = m + k(Z, X) K^-1 (Y - m),     cov = k(Z, Z) - V' V,   V = L^-1 k(X, Z)
+    The hyperparameters are one vector ``theta`` of shape ``size + 2``: those of the kernel, the logarithm of the
+    noise's variance, the constant. In logarithms an ascent takes a quarter of the steps, since length scales differ by
+    orders of magnitude. Before a fit, ``theta`` is at the modes of the priors.
 
-    (Rasmussen & Williams, 2006, algorithm 2.1). All points of a batch share the two products with ``k(Z, X)``, which
-    is what the search for candidates spends its time on.
+    ``train_inputs`` holds features of ``X``, and ``train_targets`` holds ``Y`` less the prior mean.
+    Arguments as :func:`fit_gp`.
     """
 
     # Solved once it is needed; forgotten as soon as the hyperparameters may change.
     _solved: Predictor | None = None
 
-    # From points of the unit cube to what the kernels see; ``train_inputs`` holds the latter.
-    features: Features | None = None
-
     def __init__(
         self,
+        kernel: ProductKernel,
         X: Tensor,
         Y: Tensor,
-        categorical: Sequence[int] = (),
-        noise_prior: tuple[float, float] = NOISE_PRIOR,
-        mean: float | None = None,
+        noise_prior: LogNormal = NOISE_PRIOR,
+        constant: float | None = None,
+        prior_mean: PriorMean | None = None,
     ) -> None:
-        with torch.device(X.device):  # where gpytorch makes its parameters: else on the default device
+        if prior_mean is not None:
+            with torch.no_grad():
+                Y = Y - prior_mean(X)
+        with torch.device(X.device):  # where GPyTorch makes its parameters: else on the default device
+            prior, constraint = noise_prior.to_gpytorch()
             super().__init__(
-                X,
+                kernel.features(X),
                 Y.unsqueeze(-1),
-                likelihood=make_likelihood(noise_prior),
-                covar_module=make_kernel(X.shape[-1], categorical),
+                likelihood=GaussianLikelihood(prior, noise_constraint=constraint),
+                covar_module=kernel.to_gpytorch(),
                 outcome_transform=None,
             )
-        self.fixed_mean = mean
-        self.categorical = list(categorical)
-        self.numeric = [j for j in range(X.shape[-1]) if j not in self.categorical]
-        self.set_hyperparameters(self.prior_modes())  # gpytorch's own initial values have the default dtype
+        self.kernel, self.noise_prior, self.fixed_constant = kernel, noise_prior, constant
+        self.prior_mean = prior_mean
+        self.set_theta(self.prior_modes())  # GPyTorch's own initial values have the default dtype
 
-    def train(self, mode: bool = True) -> Self:
-        if mode:
-            self._solved = None
-        model: Self = super().train(mode)
-        return model
+    # --- Hyperparameters ---------------------------------------------------------------------------------------------
+
+    @property
+    def theta(self) -> Tensor:
+        """The hyperparameters that the modules hold; shape ``size + 2``."""
+        return torch.cat([*(scale.detach().flatten().log() for scale in self._scales()), self.constant.reshape(1)])
+
+    @torch.no_grad()
+    def set_theta(self, theta: Tensor) -> None:
+        """Stores hyperparameters in the modules, within their bounds; the inverse of :attr:`theta`."""
+        self._solved = None
+        lowest = theta.new_tensor([-math.inf if low is None else low for low, _ in self.bounds()])
+        scales = self._scales()
+        *logs, constant = theta.maximum(lowest).split([scale.numel() for scale in scales] + [1])
+        for scale, log in zip(scales, logs, strict=True):
+            scale.copy_(log.exp().view_as(scale))
+        self.mean_module.constant.copy_(constant.squeeze())
+
+    def prior_modes(self) -> Tensor:
+        """``theta`` at the modes of the priors, the constant at zero or where it is fixed."""
+        return self._theta_of([*self.kernel.modes, self.noise_prior.log_mode])
+
+    def prior_medians(self) -> Tensor:
+        """``theta`` at the medians of the priors, the constant at zero or where it is fixed."""
+        return self._theta_of([*self.kernel.medians, self.noise_prior.log_median])
+
+    def bounds(self) -> Bounds:
+        """The range of each of ``theta``."""
+        return [*self.kernel.bounds, self.noise_prior.log_bounds, (self.fixed_constant, self.fixed_constant)]
+
+    @torch.no_grad()
+    def log_posterior(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Log marginal likelihood plus log priors of ``theta``, divided by ``n``, and its gradient.
+
+        ``-1/2 r' K^-1 r - 1/2 log|K| - n/2 log(2 pi)`` with ``r = Y - m(X) - c`` (Rasmussen & Williams, 2006,
+        eq. 2.30), as GPyTorch's ``ExactMarginalLogLikelihood``. The gradient follows from the one with respect to
+        ``K``, which is ``1/2 (a a' - K^-1)`` with ``a = K^-1 r`` (eq. 5.9).
+
+        Returns:
+            A scalar, and its gradient, shape ``size + 2``.
+        """
+        of_kernel, log_noise, constant = theta.split([self.kernel.size, 1, 1])
+        X, r = self.inputs, self.train_targets - constant
+        n, noise = len(r), log_noise.exp()
+        k = self.kernel.at(of_kernel)
+        K, dK = k.matrix_and_slope(X)
+        K.diagonal().add_(noise)
+        root = psd_safe_cholesky(K)
+        a = torch.cholesky_solve(r.unsqueeze(-1), root)
+        value = -0.5 * r @ a.squeeze(-1) - root.diagonal().log().sum() - 0.5 * n * math.log(2 * math.pi)
+        slope = torch.addr(torch.cholesky_inverse(root), a.squeeze(-1), a.squeeze(-1), beta=-0.5, alpha=0.5)
+        gradient = torch.cat([k.slopes(X, K, dK, slope), slope.trace() * noise, a.sum().reshape(1)])
+        value = value + self.kernel.log_prior(of_kernel, gradient[:-2])
+        value = value + self.noise_prior.log_density(noise, gradient[-2:-1])
+        return value / n, gradient / n
+
+    # --- Predictions -------------------------------------------------------------------------------------------------
 
     def posterior(  # type: ignore[override]  # narrower: one outcome, nothing transformed
         self,
@@ -236,78 +201,36 @@ class Surrogate(SingleTaskGP):
         """:meth:`Prediction.posterior`."""
         return self.prediction().posterior(X, output_indices, observation_noise, posterior_transform)
 
-    @torch.no_grad()
-    def log_posterior(self) -> tuple[Tensor, Tensor]:
-        """Log marginal likelihood plus log priors, divided by ``n``, and its gradient.
-
-        ``-1/2 r' K^-1 r - 1/2 log|K| - n/2 log(2 pi)`` with ``r = Y - m`` (Rasmussen & Williams, 2006, eq. 2.30), as
-        gpytorch's ``ExactMarginalLogLikelihood``. The gradient follows from the one with respect to ``K``, which is
-        ``1/2 (a a' - K^-1)`` with ``a = K^-1 r`` (eq. 5.9).
-
-        Returns:
-            A scalar, and its gradient with respect to :meth:`hyperparameters`, shape ``d + 2``.
-        """
-        X, r = self.inputs, self.train_targets - self.mean
-        n = len(r)
-        kernel = self.kernel()
-        K, dK = kernel.matrix_and_slope(X)
-        root = psd_safe_cholesky(self.with_noise(K))
-        a = torch.cholesky_solve(r.unsqueeze(-1), root)
-        value = -0.5 * r @ a.squeeze(-1) - root.diagonal().log().sum() - 0.5 * n * math.log(2 * math.pi)
-        slope = torch.addr(torch.cholesky_inverse(root), a.squeeze(-1), a.squeeze(-1), beta=-0.5, alpha=0.5)
-        gradient = [*kernel.slopes(X, K, dK, slope), slope.trace() * self.noise]
-        for i, (scales, prior, _) in enumerate(self._scales()):
-            value = value + prior.log_prob(scales).sum()
-            gradient[i] = gradient[i] - 1 - (scales.flatten().log() - prior.loc) / prior.scale**2
-        return value / n, torch.cat([*gradient, a.sum().reshape(1)]) / n
-
-    def hyperparameters(self) -> Tensor:
-        """What a fit moves: logarithms of the length scales (numeric first) and of the noise, then the mean.
-
-        Shape ``d + 2``. In logarithms, an ascent takes a quarter of the steps: they differ by orders of magnitude.
-        """
-        return torch.cat([*(scales.values.detach().flatten().log() for scales in self._scales()), self.mean.reshape(1)])
+    def prediction(self) -> Prediction:
+        """The GP given all observations, as a model of its own that acquisitions call quickly."""
+        return Prediction(self.predictor(), self.noise)
 
     @torch.no_grad()
-    def set_hyperparameters(self, hyperparameters: Tensor) -> None:
-        """The inverse of :meth:`hyperparameters`."""
-        self._solved = None
-        *logs, mean = hyperparameters.split([scales.values.numel() for scales in self._scales()] + [1])
-        for scales, log in zip(self._scales(), logs, strict=True):
-            scales.values.copy_(log.exp().view_as(scales.values).clamp_min(scales.at_least))
-        self.mean_module.constant.copy_(mean.squeeze())
+    def predictor(self) -> Predictor:
+        """The GP given all observations."""
+        if self.training:
+            self.eval()
+        if self._solved is None:
+            prior = Prior(self.kernel.features, self.covariance(), self.constant, self.prior_mean)
+            self._solved = condition(prior, self.inputs, self.outcome_covariance(), self.train_targets.unsqueeze(-1))
+        return self._solved
 
-    def prior_medians(self) -> Tensor:
-        """The hyperparameters at the medians of their priors, the mean at zero or where it is fixed."""
-        medians = [scales.prior.loc.expand(scales.values.numel()) for scales in self._scales()]
-        return torch.cat([*medians, torch.full_like(self.mean, self.fixed_mean or 0.0).reshape(1)])
-
-    def prior_modes(self) -> Tensor:
-        """The hyperparameters at the modes of their priors, the mean at zero or where it is fixed."""
-        modes = [scales.prior.mode.log().expand(scales.values.numel()) for scales in self._scales()]
-        return torch.cat([*modes, torch.full_like(self.mean, self.fixed_mean or 0.0).reshape(1)])
-
-    def hyperparameter_bounds(self) -> list[tuple[float | None, float | None]]:
-        """The range of each of :meth:`hyperparameters`."""
-        limits = [(math.log(s.at_least), None) for s in self._scales() for _ in range(s.values.numel())]
-        return [*limits, (self.fixed_mean, self.fixed_mean)]
-
-    def kernel(self) -> ProductKernel:
+    def covariance(self) -> Covariance:
         """The covariance of ``f``, with the length scales of now."""
-        *scales, _ = (scales.values.detach().flatten() for scales in self._scales())
-        none = self.inputs.new_empty(0)
-        return ProductKernel(
-            self.numeric,
-            self.categorical,
-            scales[0] if self.numeric else none,
-            scales[-1] if self.categorical else none,
-        )
+        return self.kernel.at(self.theta[: self.kernel.size])
+
+    @torch.no_grad()
+    def outcome_covariance(self) -> Tensor:
+        """The covariance of the observed outcomes, noise included; ``n x n``."""
+        K = self.covariance().matrix_and_slope(self.inputs)[0]
+        K.diagonal().add_(self.noise)
+        return K
 
     @property
     def inputs(self) -> Tensor:
-        """``X``, on which the GP is conditioned."""
-        (X,) = self.train_inputs
-        return X
+        """Features of the observed points, ``n x f``."""
+        (inputs,) = self.train_inputs
+        return inputs
 
     @property
     def noise(self) -> Tensor:
@@ -316,61 +239,61 @@ class Surrogate(SingleTaskGP):
         return noise.detach()
 
     @property
-    def mean(self) -> Tensor:
-        """The constant mean ``m``, a scalar."""
-        mean: Tensor = self.mean_module.constant
-        return mean.detach()
+    def constant(self) -> Tensor:
+        """The constant ``c``, a scalar."""
+        constant: Tensor = self.mean_module.constant
+        return constant.detach()
 
-    def _scales(self) -> list[Scales]:
-        """Length scales of the numeric and of the categorical columns, if any; the noise."""
-        kernel: Any = self.covar_module
-        factors = kernel.kernels if self.numeric and self.categorical else [kernel]
-        noise = self.likelihood.noise_covar
-        # gpytorch's constraints hold the same bounds, rounded to the default dtype.
-        return [
-            *(Scales(factor.raw_lengthscale, factor.lengthscale_prior, MIN_LENGTH_SCALE) for factor in factors),
-            Scales(noise.raw_noise, noise.noise_prior, MIN_NOISE),
-        ]
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self._solved = None
+        model: Self = super().train(mode)
+        return model
 
-    def with_noise(self, K: Tensor) -> Tensor:
-        """``K`` itself, the noise added to its diagonal."""
-        K.diagonal().add_(self.noise)
-        return K
+    def _scales(self) -> list[torch.nn.Parameter]:
+        """The modules' positive hyperparameters, in the order of ``theta``."""
+        return [*self.kernel.scales_in(self.covar_module), self.likelihood.noise_covar.raw_noise]
 
-    @torch.no_grad()
-    def predictor(self) -> Predictor:
-        """The GP given all observations."""
-        if self.training:
-            self.eval()
-        if self._solved is None:
-            kernel = self.kernel()
-            K = self.with_noise(kernel.matrix_and_slope(self.inputs)[0])
-            self._solved = condition(kernel, self.inputs, self.mean, K, self.train_targets.unsqueeze(-1))
-        return self._solved
-
-    def prediction(self) -> Prediction:
-        """The GP given all observations, as a model of its own that acquisitions call quickly."""
-        return Prediction(self.predictor(), self.noise, self.features)
+    def _theta_of(self, logs: list[float]) -> Tensor:
+        return torch.tensor([*logs, self.fixed_constant or 0.0], dtype=self.inputs.dtype, device=self.inputs.device)
 
 
-def _maximize_posterior(gp: Surrogate) -> float:
-    """Moves the hyperparameters of ``gp`` to a maximum of ``log_posterior``; its value, nan if that failed."""
+def _find_most_probable(gp: Surrogate) -> Tensor:
+    """The ``theta`` of the best fit to the observations of ``gp``."""
+    fits: list[tuple[float, Tensor]] = []
+    n = len(gp.inputs)
+    for start in (gp.prior_modes(), gp.prior_medians()):
+        if fits and n >= TWO_STARTS_BELOW:
+            break
+        value, reached = _maximize_posterior(gp, start)
+        if math.isfinite(value):
+            fits.append((value, reached))
+    if fits:
+        return max(fits, key=lambda fit: fit[0])[1]
+    warnings.warn(
+        f"fitting the surrogate to {n} observations failed; its priors' modes are used instead",
+        SurrogateWarning,
+        stacklevel=3,
+    )
+    return gp.prior_modes()
 
-    def negated(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        gp.set_hyperparameters(torch.from_numpy(x).to(gp.inputs))
-        value, gradient = gp.log_posterior()
+
+def _maximize_posterior(gp: Surrogate, start: Tensor) -> tuple[float, Tensor]:
+    """The maximum of the log posterior reached from ``start``, and its ``theta``; nan and ``start`` if that failed."""
+
+    def negate(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        value, gradient = gp.log_posterior(torch.from_numpy(x).to(start))
         return -value.item(), -gradient.numpy(force=True)
 
     try:
         result = minimize(
-            negated,
-            gp.hyperparameters().numpy(force=True),
+            negate,
+            start.numpy(force=True),
             jac=True,
             method="L-BFGS-B",
-            bounds=gp.hyperparameter_bounds(),
+            bounds=gp.bounds(),
             options={"maxiter": MAX_FIT_ITERATIONS, "ftol": FIT_TOLERANCE},
         )
     except (NanError, NotPSDError):
-        return math.nan
-    gp.set_hyperparameters(torch.from_numpy(result.x).to(gp.inputs))
-    return -float(result.fun)
+        return math.nan, start
+    return -float(result.fun), torch.from_numpy(result.x).to(start)

@@ -9,16 +9,26 @@ import pytest
 import torch
 from botorch.models import SingleTaskGP
 from scipy.stats import norm
-from strategies import halton
+from strategies import halton, plain_space
 from torch import Tensor
 
 from llamatune_torch import Settings
-from llamatune_torch.engine.acquisition import RISK_AVERSION, Acquisition, make_acquisition, posterior_mean
-from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch.engine.acquisition import (
+    ANALYTIC,
+    MONTE_CARLO,
+    Acquisition,
+    Factor,
+    make_acquisition,
+    posterior_mean,
+)
+from llamatune_torch.engine.crash import RISK_AVERSION, CrashModel
+from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.outcome import standardize
-from llamatune_torch.engine.surrogate import make_gp
+from llamatune_torch.engine.surrogate import Surrogate
 from llamatune_torch.settings import AcquisitionName
 
+SQUARE = ProductKernel(Features(plain_space(2)))
 NAMES = get_args(AcquisitionName)
 NONE = torch.empty(0, 2, dtype=torch.float64)
 X = halton(8, 2)
@@ -27,14 +37,14 @@ Z = halton(68, 2)[8:]
 
 @pytest.fixture(scope="module")
 def works() -> CrashModel:
-    return CrashModel(X, X[:, 0] < 0.6)
+    return CrashModel(SQUARE, X, X[:, 0] < 0.6)
 
 
 def acquisition(
-    name: str, gp: SingleTaskGP, pending: Tensor = NONE, feasibility: CrashModel | None = None, **knobs: Any
+    name: str, gp: SingleTaskGP, pending: Tensor = NONE, crash: CrashModel | None = None, **knobs: Any
 ) -> Acquisition:
     settings = Settings(**{"acquisition": name, "xi": 0.0, **knobs})
-    return make_acquisition(settings, gp, X, pending, feasibility, seed=7)
+    return make_acquisition(settings, gp, X, pending, [] if crash is None else [crash.factor()], seed=7)
 
 
 def values(acquisition: Acquisition, points: Tensor = Z) -> Tensor:
@@ -59,9 +69,9 @@ def analytic(name: str, gp: SingleTaskGP, xi: float, kappa: float) -> Any:
     z_known = (mean - best_f - xi) / sd_known
     return {
         "logeqi": np.log(sd_known * (z_known * norm.cdf(z_known) + norm.pdf(z_known))),
-        "ei": ei,
+        "ei": np.log(ei),
         "logei": np.log(ei),
-        "pi": norm.cdf(z),
+        "pi": norm.logcdf(z),
         "logpi": norm.logcdf(z),
         "ucb": mean + kappa * sd,
     }[name]
@@ -119,10 +129,32 @@ def test_with_a_hopeless_point_pending_the_batch_sibling_is_close_to_the_analyti
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_log_probability_of_success_is_added(name: str, gp: SingleTaskGP, works: CrashModel) -> None:
-    alone, together = values(acquisition(name, gp)), values(acquisition(name, gp, feasibility=works))
-    probability = RISK_AVERSION * works.log_probability(Z).detach()
-    expected = alone * probability.exp() if name in ("ei", "pi") else alone + probability
+    alone, together = values(acquisition(name, gp)), values(acquisition(name, gp, crash=works))
+    expected = alone + RISK_AVERSION * works.log_probability(Z.unsqueeze(-2)).detach()
     assert torch.allclose(together, expected, rtol=1e-6)
+
+
+def test_parts_are_the_factors_by_name_before_their_weights(gp: SingleTaskGP, works: CrashModel) -> None:
+    made = acquisition("logeqi", gp, crash=works)
+    parts = made.parts(Z.unsqueeze(-2))
+    assert list(parts) == ["improvement", "works"]
+    assert torch.equal(parts["improvement"], values(acquisition("logeqi", gp)))
+    assert torch.equal(parts["works"], works.log_probability(Z.unsqueeze(-2)))
+    assert not any(part.requires_grad for part in parts.values())
+    assert torch.allclose(parts["improvement"] + RISK_AVERSION * parts["works"], values(made))
+
+
+def test_an_acquisition_is_the_weighted_sum_of_any_factors() -> None:
+    first = Factor("first", lambda X: X[:, 0, 0])
+    second = Factor("second", lambda X: X[:, 0, 1], weight=-3.0)
+    third = Factor("third", lambda X: X.sum(dim=(-1, -2)), weight=0.5)
+    points = torch.tensor([[0.2, 0.4], [1.0, 0.0]], dtype=torch.float64)
+    assert values(Acquisition([first]), points).tolist() == [0.2, 1.0]
+    assert values(Acquisition([first, second, third]), points).tolist() == pytest.approx([-0.7, 1.5])
+
+
+def test_every_name_of_the_settings_has_a_first_factor() -> None:
+    assert sorted([*ANALYTIC, *MONTE_CARLO]) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -139,10 +171,10 @@ def test_a_point_next_to_a_pending_one_is_worth_less_than_without_it(name: str, 
 @pytest.mark.parametrize("name", NAMES)
 def test_values_are_a_vector_of_finite_numbers_on_the_device(name: str, device: torch.device) -> None:
     points = Z.to(device)
-    model = make_gp(X.to(device), standardize(X[:, 0] - X[:, 1]).to(device))
+    model = Surrogate(SQUARE, X.to(device), standardize(X[:, 0] - X[:, 1]).to(device))
     model.eval()
     for pending in (NONE.to(device), points[:2]):
-        made = make_acquisition(Settings(acquisition=name), model, X.to(device), pending, None, seed=0)
+        made = make_acquisition(Settings(acquisition=name), model, X.to(device), pending, [], seed=0)
         found = values(made, points[2:])
         assert found.shape == (len(points) - 2,)
         assert found.device.type == device.type
@@ -152,7 +184,7 @@ def test_values_are_a_vector_of_finite_numbers_on_the_device(name: str, device: 
 @pytest.mark.parametrize("name", ["qlogei", "qlognei"])
 def test_monte_carlo_acquisitions_follow_from_the_seed(name: str, gp: SingleTaskGP) -> None:
     settings = Settings(acquisition=name)
-    one, same, other = (values(make_acquisition(settings, gp, X, NONE, None, seed)) for seed in (1, 1, 2))
+    one, same, other = (values(make_acquisition(settings, gp, X, NONE, [], seed)) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
@@ -179,9 +211,28 @@ def test_gradients_are_those_of_finite_differences(
     assert torch.allclose(gradient, differences, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("pending", [NONE, Z[:1]], ids=["nothing pending", "one pending"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_prior_mean_moves_the_acquisition_and_its_gradient(name: str, pending: Tensor) -> None:
+    """Where the kernel knows nothing, the prior mean says where to go."""
+
+    def uphill(points: Tensor) -> Tensor:
+        return 2 * points[:, 0]
+
+    model = Surrogate(SQUARE, X, 2 * X[:, 0], prior_mean=uphill)  # nothing is left for the kernel to explain
+    model.eval()
+    points = Z[1:9].clone().requires_grad_(True)
+    made = acquisition(name, model, pending)
+    (gradient,) = torch.autograd.grad(made(points.unsqueeze(-2)).sum(), points)
+    h = torch.tensor([1e-5, 0.0], dtype=torch.float64)
+    differences = (values(made, Z[1:9] + h) - values(made, Z[1:9] - h)) / 2e-5
+    assert torch.allclose(gradient[:, 0], differences, rtol=1e-2, atol=1e-5)
+    assert values(made, torch.tensor([[0.95, 0.95]])) > values(made, torch.tensor([[0.05, 0.05]]))
+
+
 def test_the_gradient_survives_where_an_improvement_is_all_but_impossible() -> None:
     """Where the classic EI is zero in double precision; the reason for the logarithm."""
-    model = make_gp(X, standardize(X[:, 0]))
+    model = Surrogate(SQUARE, X, standardize(X[:, 0]))
     kernel: Any = model.covar_module
     kernel.lengthscale = torch.tensor([2.0, 2.0])
     model.likelihood.noise = 1e-4

@@ -326,20 +326,6 @@ def test_the_seed_decides_everything() -> None:
 # --- The parts ---------------------------------------------------------------------------------------------------
 
 
-def test_the_sobol_sequence_goes_on_where_it_stopped() -> None:
-    space, _, _ = problem("mixed")
-    whole = sobol(space, 12, seed=5)
-    assert torch.equal(torch.cat([sobol(space, 5, seed=5), sobol(space, 7, seed=5, start=5)]), whole)
-    assert not torch.equal(sobol(space, 12, seed=6), whole)
-    assert torch.equal(space.snap(whole), whole)
-
-
-def test_sobol_points_cover_the_cube_more_evenly_than_chance() -> None:
-    space = cube({"x": Real(0, 1), "y": Real(0, 1)})
-    cells = (sobol(space, 64, seed=0) * 8).floor()
-    assert len(cells.unique(dim=0)) > 50  # 64 random points fill about 41 of the 64 cells
-
-
 def test_points_around_centres_are_in_the_space_near_and_far() -> None:
     space, top, _ = problem("mixed")
     centre = space.encode(top).unsqueeze(0)

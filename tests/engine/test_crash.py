@@ -2,30 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from scipy.stats import norm
-from strategies import halton
+from strategies import halton, plain_space
 
 from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
+
+
+def kernel_of(dim: int, categorical: Sequence[int] = ()) -> ProductKernel:
+    return ProductKernel(Features(plain_space(dim, categorical)))
+
+
+SQUARE = kernel_of(2)
 
 
 def test_the_probability_is_that_of_a_positive_latent_value() -> None:
     X = halton(12, 2)
-    feasibility = CrashModel(X, X[:, 0] < 0.6)
+    crash = CrashModel(SQUARE, X, X[:, 0] < 0.6)
     Z = halton(30, 2)[12:]
-    latent = feasibility.gp.posterior(Z)
-    noise = feasibility.gp.likelihood.noise.item()
+    latent = crash.gp.posterior(Z)
+    noise = crash.gp.likelihood.noise.item()
     z = latent.mean.squeeze(-1) / (latent.variance.squeeze(-1) + noise).sqrt()
     expected = norm.logcdf(z.detach().numpy())
-    assert feasibility.log_probability(Z).tolist() == pytest.approx(expected.tolist(), abs=1e-8)
+    assert crash.log_probability(Z.unsqueeze(-2)).tolist() == pytest.approx(expected.tolist(), abs=1e-8)
 
 
 def test_it_is_likelier_to_work_where_it_has_worked(device: torch.device) -> None:
     X = halton(20, 2).to(device)
-    feasibility = CrashModel(X, X[:, 0] < 0.5)
+    crash = CrashModel(SQUARE, X, X[:, 0] < 0.5)
     good, bad = torch.tensor([[0.2, 0.5], [0.8, 0.5]], dtype=torch.float64, device=device)
-    probability = feasibility.log_probability(torch.stack([good, bad])).exp()
+    probability = crash.log_probability(torch.stack([good, bad]).unsqueeze(-2)).exp()
     assert probability.device.type == device.type
     assert probability[0] > 0.8
     assert probability[1] < 0.2
@@ -34,44 +45,42 @@ def test_it_is_likelier_to_work_where_it_has_worked(device: torch.device) -> Non
 def test_a_choice_that_always_fails_is_told_from_the_others() -> None:
     choice = torch.tensor([1, 3, 5] * 5, dtype=torch.float64) / 6
     X = torch.stack([choice, halton(15, 1).squeeze(-1)], dim=-1)
-    feasibility = CrashModel(X, choice != 0.5, categorical=[0])
+    crash = CrashModel(kernel_of(2, [0]), X, choice != 0.5)
     points = torch.tensor([[1 / 6, 0.5], [0.5, 0.5], [5 / 6, 0.5]], dtype=torch.float64)
-    first, failing, last = feasibility.log_probability(points).exp().tolist()
+    first, failing, last = crash.log_probability(points.unsqueeze(-2)).exp().tolist()
     assert failing < 0.25 < 0.75 < min(first, last)
 
 
 def test_it_is_never_quite_sure_and_far_away_only_what_the_record_says() -> None:
     X = 0.3 * halton(20, 4)
-    feasibility = CrashModel(X, X[:, 0] < 0.2)
-    assert feasibility.log_probability(X).exp().max() < 0.9995
+    crash = CrashModel(kernel_of(4), X, X[:, 0] < 0.2)
+    assert crash.log_probability(X.unsqueeze(-2)).exp().max() < 0.9995
     # Length scales grow with dimensions, so "far" is a kernel without memory of the points.
-    feasibility.gp.set_hyperparameters(
-        torch.cat([feasibility.gp.hyperparameters()[:4] * 0 - 4.0, feasibility.gp.hyperparameters()[4:]])
-    )
-    far = feasibility.log_probability(torch.ones(1, 4, dtype=torch.float64)).exp().item()
-    noise = feasibility.gp.noise.item()
+    crash.gp.set_theta(torch.cat([crash.gp.theta[:4] * 0 - 4.0, crash.gp.theta[4:]]))
+    far = crash.log_probability(torch.ones(1, 1, 4, dtype=torch.float64)).exp().item()
+    noise = crash.gp.noise.item()
     worked = int((X[:, 0] < 0.2).sum())
     assert far == pytest.approx(norm.cdf((2 * (worked + 1) / 22 - 1) / (1 + noise) ** 0.5), rel=1e-6)
 
 
 def test_each_point_is_judged_by_itself_whatever_else_is_in_the_batch() -> None:
     X = halton(10, 2)
-    feasibility = CrashModel(X, X[:, 1] > 0.4)
-    together = feasibility.log_probability(X)
-    alone = torch.cat([feasibility.log_probability(x.unsqueeze(0)) for x in X])
+    crash = CrashModel(SQUARE, X, X[:, 1] > 0.4)
+    together = crash.log_probability(X.unsqueeze(-2))
+    alone = torch.cat([crash.log_probability(x.reshape(1, 1, -1)) for x in X])
     assert torch.allclose(together, alone, atol=1e-10)
 
 
 def test_its_gradient_points_away_from_failures() -> None:
     X = halton(16, 1)
-    feasibility = CrashModel(X, X[:, 0] < 0.5)
+    crash = CrashModel(kernel_of(1), X, X[:, 0] < 0.5)
     x = torch.tensor([[0.55]], dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(feasibility.log_probability(x).sum(), x)
+    (gradient,) = torch.autograd.grad(crash.log_probability(x.unsqueeze(-2)).sum(), x)
     assert gradient.item() < 0
 
 
 def test_one_of_each_kind_is_enough() -> None:
     X = torch.tensor([[0.1], [0.9]], dtype=torch.float64)
-    log_probability = CrashModel(X, torch.tensor([True, False])).log_probability(X)
+    log_probability = CrashModel(kernel_of(1), X, torch.tensor([True, False])).log_probability(X.unsqueeze(-2))
     assert log_probability.isfinite().all()
     assert log_probability[0] > log_probability[1]

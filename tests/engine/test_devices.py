@@ -14,7 +14,7 @@ from typing import get_args
 
 import pytest
 import torch
-from strategies import halton
+from strategies import halton, plain_space
 from test_suggest import MIXED, explored, quick
 from torch import Tensor
 
@@ -23,6 +23,8 @@ from llamatune_torch import Settings, Study
 from llamatune_torch.engine.acquisition import make_acquisition
 from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.cube import Cube
+from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.outcome import robust, standardize
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import suggest
@@ -40,6 +42,7 @@ X[:, 2] = ((3 * X[:, 2]).floor() + 0.5) / 3
 Y = standardize((4 * X[:, 0]).sin() - X[:, 1])
 Z = halton(20, 3)[14:]
 Z[:, 2] = 0.5
+KERNEL = ProductKernel(Features(plain_space(3, [2])))
 
 
 @contextmanager
@@ -102,12 +105,12 @@ def test_a_first_suggestion_is_the_same_whatever_the_default_device() -> None:
 
 
 def predicted() -> Tensor:
-    mean, variance = fit_gp(X, Y, [2]).predictor().moments(Z)
+    mean, variance = fit_gp(KERNEL, X, Y).predictor().moments(Z)
     return torch.cat([mean.squeeze(-1), variance])
 
 
 def joint_posterior() -> Tensor:
-    posterior = fit_gp(X, Y, [2]).posterior(Z.view(2, 3, 3), observation_noise=True)
+    posterior = fit_gp(KERNEL, X, Y).posterior(Z.view(2, 3, 3), observation_noise=True)
     return torch.cat([posterior.mean, posterior.variance], dim=-1)
 
 
@@ -116,13 +119,15 @@ def robust_outcomes() -> Tensor:
 
 
 def probability_of_success() -> Tensor:
-    return CrashModel(X, X[:, 0] < 0.6, [2]).log_probability(Z)
+    return CrashModel(KERNEL, X, X[:, 0] < 0.6).log_probability(Z.unsqueeze(-2))
 
 
 def acquired(name: str, num_pending: int) -> Tensor:
     points = Z.clone().requires_grad_(True)
-    feasibility = CrashModel(X, X[:, 0] < 0.6, [2])
-    acquisition = make_acquisition(Settings(acquisition=name), fit_gp(X, Y, [2]), X, Z[:num_pending], feasibility, 3)
+    crash = CrashModel(KERNEL, X, X[:, 0] < 0.6)
+    acquisition = make_acquisition(
+        Settings(acquisition=name), fit_gp(KERNEL, X, Y), X, Z[:num_pending], [crash.factor()], 3
+    )
     values = acquisition(points.unsqueeze(-2))
     (gradient,) = torch.autograd.grad(values.sum(), points)
     return torch.cat([values.unsqueeze(-1), gradient], dim=-1).detach()
@@ -132,7 +137,7 @@ PARTS: dict[str, Callable[[], Tensor]] = {
     "moments": predicted,
     "joint posterior": joint_posterior,
     "robust outcomes": robust_outcomes,
-    "feasibility": probability_of_success,
+    "works": probability_of_success,
     **{
         f"{name}, {num_pending} pending": lambda name=name, num_pending=num_pending: acquired(name, num_pending)
         for name in NAMES

@@ -10,16 +10,28 @@ from strategies import halton, spaces, unit_points
 
 from llamatune_torch import Categorical, Integer, Real, SearchSpace
 from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.features import Features, features_of
+from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.outcome import standardize
 from llamatune_torch.engine.surrogate import fit_gp
 
 OFF = SearchSpace({"x": Real(0, 1), "dropout": Real(0, 0.4, special=[0.0]), "opt": ["adamw", "sgd"]})
 
 
-def test_a_space_with_neither_special_values_nor_ordered_parents_needs_no_features() -> None:
-    assert features_of(SearchSpace({"x": Real(0, 1), "n": Integer(1, 4), "c": ["a", "b"]})) is None
-    assert features_of(SearchSpace({"c": ["a", "b"], "n": Integer(1, 4, when={"c": "a"})})) is None
+@pytest.mark.parametrize(
+    ("space", "numeric", "categorical"),
+    [
+        (SearchSpace({"x": Real(0, 1), "n": Integer(1, 4), "c": ["a", "b"]}), [0, 1], [2]),
+        (SearchSpace({"c": ["a", "b"], "n": Integer(1, 4, when={"c": "a"})}), [1], [0]),
+    ],
+)
+def test_points_themselves_are_the_features_of_a_space_without_special_values_and_ordered_parents(
+    space: SearchSpace, numeric: list[int], categorical: list[int]
+) -> None:
+    X = Cube(space).snap(halton(5, space.dim))
+    features = Features(space)
+    assert features(X) is X  # no copy: the identity costs nothing
+    assert (features.numeric, features.categorical) == (numeric, categorical)
 
 
 def test_a_number_with_special_values_is_a_place_and_a_kind() -> None:
@@ -36,7 +48,7 @@ def test_a_number_with_special_values_is_a_place_and_a_kind() -> None:
         for wd, warmup in [(0.0, 0), (1e-2, 1), (5.0, 2), (1e-4, 3), (1e-2 + 1e-4, 4), (1.0, 0)]
     ]
     F = features(Cube(space).encode_all(rows))
-    assert features.categorical == [1, 3, 4]
+    assert (features.numeric, features.categorical) == ([0, 2], [1, 3, 4])
     expected = [0.5, 0.5, 0.5, 0, 0.5 + torch.tensor(1.01).log10().item() / 4, 1]
     assert torch.allclose(F[:, 0], torch.tensor(expected, dtype=torch.float64), atol=1e-6)
     assert F[:, 2].tolist() == [1 / 2, 1 / 8, 3 / 8, 5 / 8, 7 / 8, 1 / 2]
@@ -101,10 +113,9 @@ LINE = SearchSpace({"wd": Real(0, 1, special=[0.0])})
 
 
 def predicted(values: list[float], Y: torch.Tensor, at: list[float]) -> list[float]:
-    cube = Cube(LINE)
-    X = cube.encode_all([{"wd": value} for value in values])
-    gp = fit_gp(X, Y, (), features_of(LINE))
-    mean: list[float] = gp.posterior(cube.encode_all([{"wd": value} for value in at])).mean.squeeze(-1).tolist()
+    X = Cube(LINE).encode_all([{"wd": value} for value in values])
+    gp = fit_gp(ProductKernel(Features(LINE)), X, Y)
+    mean: list[float] = gp.posterior(Cube(LINE).encode_all([{"wd": value} for value in at])).mean.squeeze(-1).tolist()
     return mean
 
 
@@ -124,7 +135,7 @@ def test_how_alike_off_and_on_are_is_learned(jump: float, low: float, high: floa
     off = X[:, 1] < 0.25
     wd = torch.where(off, 0.0, (X[:, 1] - 0.25) / 0.75)
     Y = standardize((3 * X[:, 0]).sin() + torch.where(off, jump, (wd - 0.5).square()))
-    gp = fit_gp(X, Y, (), features_of(space))
+    gp = fit_gp(ProductKernel(Features(space)), X, Y)
     pair = Features(space)(Cube(space).encode_all([{"x": 0.5, "wd": 0.0}, {"x": 0.5, "wd": 0.5}]))
     assert low < gp.covar_module(pair).to_dense()[0, 1].item() < high
 
@@ -133,12 +144,11 @@ def test_what_an_inactive_parameter_might_have_been_changes_no_prediction() -> N
     space = SearchSpace(
         {"method": ["full", "lora"], "x": Real(0, 1), "rank": Real(0, 1, when={"method": "lora"})}
     )  # fmt: skip
-    cube = Cube(space)
-    X = cube.snap(halton(16, 3))
-    on = cube.active(X)[:, 2]
-    gp = fit_gp(X, standardize(X[:, 1] + on * (X[:, 2] - 0.9).square()), space.categorical_columns, features_of(space))
+    X = Cube(space).snap(halton(16, 3))
+    on = Cube(space).active(X)[:, 2]
+    gp = fit_gp(ProductKernel(Features(space)), X, standardize(X[:, 1] + on * (X[:, 2] - 0.9).square()))
     U = torch.tensor([[0.25, 0.4, u] for u in (0.0, 0.3, 1.0)], dtype=torch.float64)
-    mean = gp.posterior(cube.snap(U)).mean.squeeze(-1)
+    mean = gp.posterior(Cube(space).snap(U)).mean.squeeze(-1)
     assert mean[0] == mean[1] == mean[2]
 
 
@@ -148,7 +158,7 @@ def test_an_integer_that_switches_a_parameter_on_makes_a_jump_in_the_surrogate()
     cube = Cube(space)
     X = cube.encode_all(rows)
     Y = standardize(torch.tensor([1.0 if row["n"] == 5 else 0.0 for row in rows], dtype=torch.float64))
-    gp = fit_gp(X, Y, space.categorical_columns, features_of(space))
-    mean = gp.posterior(cube.encode_all([{"n": 5, "extra": 1}, {"n": 4}, {"n": 6}])).mean.squeeze(-1)
+    gp = fit_gp(ProductKernel(Features(space)), X, Y)
+    mean = gp.posterior(Cube(space).encode_all([{"n": 5, "extra": 1}, {"n": 4}, {"n": 6}])).mean.squeeze(-1)
     assert mean[0] > Y.max() - 0.5
     assert (mean[1:] < Y.min() + 0.5).all()

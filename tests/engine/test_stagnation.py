@@ -15,9 +15,11 @@ from llamatune_torch import Categorical, Integer, Real, SearchSpace, Settings, S
 from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import TrainingData, training_data
+from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.stagnation import NEAR, exploration, is_stuck, prior_correlation
 from llamatune_torch.engine.suggest import suggest
-from llamatune_torch.engine.surrogate import Surrogate, make_gp
+from llamatune_torch.engine.surrogate import Surrogate
 
 SQUARE = SearchSpace({"x": Real(0, 1), "y": Real(0, 1)})
 Row = tuple[float, float, float | None]
@@ -47,8 +49,8 @@ def study_of(chosen: list[Row], running: list[dict[str, Any]] | None = None) -> 
 
 def believing(data: TrainingData, length_scale: float, noise: float) -> Surrogate:
     """A surrogate with that length scale in ``x`` and standard deviation of the noise."""
-    gp = make_gp(data.X, data.Y)
-    gp.set_hyperparameters(torch.tensor([math.log(length_scale), 0.0, 2 * math.log(noise), 0.0], dtype=torch.float64))
+    gp = Surrogate(ProductKernel(data.features), data.X, data.Y)
+    gp.set_theta(torch.tensor([math.log(length_scale), 0.0, 2 * math.log(noise), 0.0], dtype=torch.float64))
     return gp
 
 
@@ -98,7 +100,7 @@ def recorded() -> Study:
 
 def near_best(study: Study, params: dict[str, Any]) -> bool:
     A, B = (Cube(study.space).encode(point).unsqueeze(0) for point in (study.best_params, params))
-    return prior_correlation(study.space, A, B).item() >= NEAR
+    return prior_correlation(ProductKernel(Features(study.space)), A, B).item() >= NEAR
 
 
 def test_trials_around_the_best_without_progress_are_a_dead_end() -> None:
@@ -190,7 +192,9 @@ def test_near_is_a_share_of_the_cube_however_many_columns() -> None:
     for d in (1, 2, 10, 50):
         space = SearchSpace({f"x{i}": Real(0, 1) for i in range(d)})
         centre = torch.full((1, d), 0.5, dtype=torch.float64)
-        correlations = prior_correlation(space, centre, torch.cat([centre, centre + 0.15, centre + 0.35]))
+        correlations = prior_correlation(
+            ProductKernel(Features(space)), centre, torch.cat([centre, centre + 0.15, centre + 0.35])
+        )
         assert correlations.tolist()[0][0] == pytest.approx(1.0)
         assert correlations[0, 1] > NEAR > correlations[0, 2]
 
@@ -199,7 +203,7 @@ def test_another_choice_is_near_if_all_else_is() -> None:
     space = SearchSpace({"x": Real(0, 1), "c": Categorical(["a", "b"])})
     A = Cube(space).encode_all([{"x": 0.5, "c": "a"}])
     B = Cube(space).encode_all([{"x": 0.5, "c": "b"}, {"x": 0.9, "c": "b"}])
-    near, far = prior_correlation(space, A, B)[0].tolist()
+    near, far = prior_correlation(ProductKernel(Features(space)), A, B)[0].tolist()
     assert near > NEAR > far
 
 
@@ -211,5 +215,6 @@ def test_it_does_not_explore_where_runs_fail() -> None:
     works = torch.tensor([True] * 3 + [False] * 3)
     fails, unknown = torch.tensor([[[1.0, 0.4]], [[0.4, 0.0]]], dtype=torch.float64)
     candidates = torch.stack([fails, unknown])
-    a, b = exploration(SQUARE, data, CrashModel(torch.cat([X, X_failed]), works))(candidates)
+    crash = CrashModel(ProductKernel(data.features), torch.cat([X, X_failed]), works)
+    a, b = exploration(data, [crash.factor()])(candidates)
     assert a < b

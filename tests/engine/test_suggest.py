@@ -33,6 +33,8 @@ from llamatune_torch import (
 from llamatune_torch.engine.candidates import is_new
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import training_data
+from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.engine.surrogate import fit_gp
 from llamatune_torch.seeds import derived_seed
@@ -191,18 +193,6 @@ def test_sobol_points_of_a_batch_are_those_asked_for_one_by_one() -> None:
     assert [trial.params for trial in alone.trials] == batch
 
 
-def test_an_initial_point_that_is_on_record_is_not_tried_again() -> None:
-    study = make_study(LINE, [({"x": 0.5}, 1.0)], initial_points=[{"x": 0.5}, {"x": 0.25}, {"x": 0.25}])
-    batch = suggest(study, quick(n_initial=4), 2)
-    assert batch[0] == Suggestion({"x": 0.25}, "initial")
-    assert batch[1].origin == "sobol"
-
-
-def test_initial_points_that_differ_in_type_only_are_all_tried() -> None:
-    study = make_study({"c": [1, True, 1.0, 2]}, initial_points=[{"c": 1}, {"c": True}, {"c": 1.0}])
-    assert [repr(s.params["c"]) for s in suggest(study, quick(), 3)] == ["1", "True", "1.0"]
-
-
 def test_the_surrogate_waits_until_something_has_completed() -> None:
     study = make_study(LINE, [({"x": 0.1 * i}, None) for i in range(1, 8)])
     assert [s.origin for s in suggest(study, quick(n_initial=2), 2)] == ["sobol", "sobol"]
@@ -211,38 +201,6 @@ def test_the_surrogate_waits_until_something_has_completed() -> None:
 def test_with_n_initial_zero_the_surrogate_starts_from_added_trials() -> None:
     study = make_study(LINE, [({"x": 0.1}, 1.0), ({"x": 0.9}, 2.0)])
     assert suggest(study, quick(n_initial=0))[0].origin == "surrogate"
-
-
-def test_a_lost_trial_counts_for_nothing_but_its_sobol_point_is_not_drawn_twice() -> None:
-    study = play(Study(LINE), lambda params: params["x"], 2, quick())
-    lost = study.with_trial(make_trial(2, suggest(study, quick())[0].params, state=TrialState.LOST))
-    nxt = suggest(lost, quick())[0]
-    assert nxt.origin == "sobol"
-    assert nxt.params not in [trial.params for trial in lost.trials]
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_the_initial_design_visits_every_parameters_special_values(seed: int) -> None:
-    space = SearchSpace(
-        {
-            "wd": Real(1e-4, 1, prior="log-uniform", special=[0.0]),
-            "dropout": Real(0, 0.5, special=[0.0]),
-            "lr": Real(1e-5, 1e-3),
-            "warmup": Integer(10, 1000, special=[0]),
-        }
-    )
-    batch = params_of(suggest(Study(space), quick(seed=seed, n_initial=4), 4))
-    for name in ("wd", "dropout", "warmup"):
-        assert sorted(params[name] == 0 for params in batch) == [False, False, False, True]
-
-
-def test_the_first_points_of_a_conditional_space_try_its_choices() -> None:
-    methods = ["full", "lora", "qlora"]
-    space = SearchSpace({"method": methods, "rank": Integer(1, 64, when={"method": ["lora", "qlora"]})})
-    batch = params_of(suggest(Study(space), quick(n_initial=6), 6))
-    assert {params["method"] for params in batch} == set(methods)
-    assert all(("rank" in params) == (params["method"] != "full") for params in batch)
-    assert sum(params["method"] == "full" for params in batch) == 1  # there is but one such point
 
 
 # --- New points only ---------------------------------------------------------------------------------------------
@@ -295,7 +253,7 @@ def repeated(spread: float) -> Study:
 def test_repeated_evaluations_teach_the_noise() -> None:
     def learned(spread: float) -> tuple[float, torch.Tensor]:
         data = training_data(repeated(spread), torch.device("cpu"), [])
-        surrogate = fit_gp(data.X, data.Y)
+        surrogate = fit_gp(ProductKernel(data.features), data.X, data.Y)
         means = surrogate.posterior(data.X[:1]).mean
         return surrogate.likelihood.noise.item(), torch.cat([means.flatten(), data.Y[:3]]).detach()
 
@@ -379,25 +337,17 @@ def test_outcomes_of_any_kind_lead_to_advice(values: list[float]) -> None:
     assert 0 <= advice.params["x"] <= 1
 
 
-# --- The study as tensors ----------------------------------------------------------------------------------------
+def test_what_the_kernels_see_is_described_once_a_suggestion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the surrogate, the crash model and the search for dead ends alike."""
+    made, real = [], Features.__init__
 
+    def counting(features: Features, space: SearchSpace) -> None:
+        made.append(features)
+        real(features, space)
 
-def test_training_data_holds_each_trial_where_it_belongs(device: torch.device) -> None:
-    study = explored()
-    data = training_data(study, device, [study.trials[0].params])
-    assert (data.X.shape, data.X_failed.shape, data.X_pending.shape) == ((5, 4), (1, 4), (2, 4))
-    assert torch.equal(data.X.cpu(), Cube(MIXED).encode_all([trial.params for trial in study.completed]))
-    assert torch.equal(data.X_failed[0].cpu(), Cube(MIXED).encode(study.trials[5].params))
-    values = torch.tensor([trial.value for trial in study.completed])
-    assert torch.equal(data.Y.cpu().argsort(), values.argsort())
-    assert {tensor.dtype for tensor in data} == {torch.float64}
-    assert {tensor.device.type for tensor in data} == {device.type}
-
-
-def test_training_data_of_a_study_to_minimise_is_turned_around() -> None:
-    one = training_data(explored(), torch.device("cpu"), [])
-    other = training_data(explored("minimize", sign=-1.0), torch.device("cpu"), [])
-    assert torch.equal(one.Y, other.Y)
+    monkeypatch.setattr(Features, "__init__", counting)
+    suggest(explored(), quick(), 2)
+    assert len(made) == 1
 
 
 def test_advice_comes_from_any_device(device: torch.device) -> None:

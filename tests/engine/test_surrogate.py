@@ -15,13 +15,15 @@ from botorch.models import SingleTaskGP
 from gpytorch.mlls import ExactMarginalLogLikelihood
 from linear_operator.utils.errors import NotPSDError
 from numpy.typing import NDArray
-from strategies import halton
+from strategies import halton, plain_space
 from torch import Tensor
 
 from llamatune_torch import SurrogateWarning
 from llamatune_torch.engine import surrogate
+from llamatune_torch.engine.features import Features
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.outcome import standardize
-from llamatune_torch.engine.surrogate import Surrogate, fit_gp, make_gp, make_kernel
+from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 
 Array = NDArray[np.float64]
 
@@ -83,6 +85,18 @@ def mixed_data(n: int, dim: int, categorical: Sequence[int]) -> tuple[Tensor, Te
     return X, standardize((3 * X[:, 0]).sin() + X.sum(dim=-1) ** 2)
 
 
+def kernel_of(dim: int, categorical: Sequence[int] = ()) -> ProductKernel:
+    return ProductKernel(Features(plain_space(dim, categorical)))
+
+
+def unfitted(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
+    return Surrogate(kernel_of(X.shape[-1], categorical), X, Y)
+
+
+def fitted(X: Tensor, Y: Tensor, categorical: Sequence[int] = ()) -> Surrogate:
+    return fit_gp(kernel_of(X.shape[-1], categorical), X, Y)
+
+
 COLUMNS = pytest.mark.parametrize(
     ("dim", "categorical"), [(1, []), (3, []), (1, [0]), (2, [0, 1]), (2, [1]), (4, [0, 2])]
 )
@@ -95,7 +109,7 @@ def test_the_posterior_is_the_textbooks_for_hyperparameters_set_by_hand(
     X, Y = mixed_data(9, dim, categorical)
     Z, _ = mixed_data(15, dim, categorical)
     X, Y, Z = X.to(device), Y.to(device), Z.to(device)
-    gp = make_gp(X, Y, categorical)
+    gp = unfitted(X, Y, categorical)
     kernel: Any = gp.covar_module
     for i, factor in enumerate(kernel.kernels if 0 < len(categorical) < dim else [kernel]):
         size = factor.lengthscale.shape[-1]
@@ -114,52 +128,11 @@ def test_the_posterior_is_the_textbooks_for_hyperparameters_set_by_hand(
 def test_the_posterior_is_the_textbooks_after_a_fit(dim: int, categorical: list[int]) -> None:
     X, Y = mixed_data(10, dim, categorical)
     Z, _ = mixed_data(16, dim, categorical)
-    gp = fit_gp(X, Y, categorical)
+    gp = fitted(X, Y, categorical)
     posterior = gp.posterior(Z[10:])
     mean, variance = textbook_prediction(gp, X, Y, Z[10:], categorical)
     assert posterior.mean.squeeze(-1).tolist() == pytest.approx(mean.tolist(), abs=1e-6)
     assert posterior.variance.squeeze(-1).tolist() == pytest.approx(variance.tolist(), abs=1e-6)
-
-
-def test_with_noise_the_posterior_is_wider_by_its_variance() -> None:
-    X, Y = mixed_data(8, 2, [])
-    gp = fit_gp(X, Y)
-    plain, noisy = gp.posterior(X[:3]), gp.posterior(X[:3], observation_noise=True)
-    wider = noisy.variance - plain.variance
-    assert torch.allclose(wider, gp.likelihood.noise.expand_as(wider), atol=1e-10)
-
-
-# --- The kernel --------------------------------------------------------------------------------------------------
-
-
-def test_the_kernel_of_two_points_worked_out_by_hand() -> None:
-    kernel: Any = make_kernel(3, categorical=[2])
-    matern, overlap = kernel.kernels
-    matern.lengthscale = torch.tensor([0.5, 2.0])
-    overlap.lengthscale = torch.tensor([4.0])
-    x = torch.tensor([[0.25, 1.0, 0.25]], dtype=torch.float64)
-    z = torch.tensor([[0.75, 0.0, 0.75]], dtype=torch.float64)
-    r = math.sqrt((0.5 / 0.5) ** 2 + (1.0 / 2.0) ** 2)
-    expected = (1 + math.sqrt(5) * r + 5 * r**2 / 3) * math.exp(-math.sqrt(5) * r) * math.exp(-1 / 4)
-    assert kernel(x, z).to_dense().item() == pytest.approx(expected, rel=1e-6)
-    assert kernel(x, x).to_dense().item() == pytest.approx(1)
-
-
-def test_unordered_choices_are_all_equally_far_apart() -> None:
-    kernel = make_kernel(1, categorical=[0])
-    choices = torch.tensor([[1 / 6], [3 / 6], [5 / 6]], dtype=torch.float64)
-    K = kernel(choices).to_dense()
-    assert K[0, 1].item() == pytest.approx(K[0, 2].item())
-    assert K[0, 1] < 1
-
-
-@pytest.mark.parametrize("dim", [1, 4, 20])
-def test_length_scales_start_at_the_mode_of_the_prior_that_grows_with_the_dimension(dim: int) -> None:
-    kernel: Any = make_kernel(dim)
-    loc = math.sqrt(2) + math.log(dim) / 2
-    assert float(kernel.lengthscale_prior.loc) == pytest.approx(loc)
-    assert float(kernel.lengthscale_prior.scale) == pytest.approx(math.sqrt(3))
-    assert kernel.lengthscale.detach().flatten().tolist() == pytest.approx([math.exp(loc - 3)] * dim, rel=1e-5)
 
 
 # --- The fit -----------------------------------------------------------------------------------------------------
@@ -178,30 +151,30 @@ def gpytorch_log_posterior(gp: SingleTaskGP) -> float:
 @COLUMNS
 def test_the_log_posterior_is_gpytorchs(dim: int, categorical: list[int], device: torch.device) -> None:
     X, Y = mixed_data(9, dim, categorical)
-    gp = make_gp(X.to(device), Y.to(device), categorical)
+    gp = unfitted(X.to(device), Y.to(device), categorical)
     gp.likelihood.noise = 0.05
     gp.mean_module.constant.data.fill_(-0.5)
-    value, gradient = gp.log_posterior()
+    value, gradient = gp.log_posterior(gp.theta)
     assert value.item() == pytest.approx(gpytorch_log_posterior(gp), abs=1e-8)
-    at, step = gp.hyperparameters(), 1e-5
+    at, step = gp.theta, 1e-5
     for i in range(len(at)):
         shifted = []
         for sign in (1, -1):
-            gp.set_hyperparameters(at + sign * step * torch.eye(len(at), dtype=at.dtype, device=device)[i])
+            gp.set_theta(at + sign * step * torch.eye(len(at), dtype=at.dtype, device=device)[i])
             shifted.append(gpytorch_log_posterior(gp))
         assert gradient[i].item() == pytest.approx((shifted[0] - shifted[1]) / (2 * step), abs=1e-6)
 
 
 def test_no_nearby_hyperparameters_are_more_probable_than_the_fit() -> None:
     X, Y = mixed_data(12, 3, [2])
-    gp = fit_gp(X, Y, [2])
+    gp = fitted(X, Y, [2])
     best = gpytorch_log_posterior(gp)
-    assert best > gpytorch_log_posterior(make_gp(X, Y, [2])) + 0.01
-    fitted = deepcopy(gp.state_dict())
+    assert best > gpytorch_log_posterior(unfitted(X, Y, [2])) + 0.01
+    state = deepcopy(gp.state_dict())
     kernel: Any = gp.covar_module
     for factor in (0.8, 0.95, 1.05, 1.25):
         for which in range(4):
-            gp.load_state_dict(fitted)
+            gp.load_state_dict(state)
             if which == 0:
                 gp.likelihood.noise = gp.likelihood.noise.detach() * factor
             elif which == 1:
@@ -214,7 +187,7 @@ def test_no_nearby_hyperparameters_are_more_probable_than_the_fit() -> None:
 
 def test_a_column_that_does_not_matter_gets_the_longer_length_scale() -> None:
     X = halton(25, 2)
-    gp = fit_gp(X, standardize((5 * X[:, 0]).sin()))
+    gp = fitted(X, standardize((5 * X[:, 0]).sin()))
     scales = hyperparameters(gp, [])["numeric"][1]
     assert scales[1] > 3 * scales[0]
 
@@ -222,8 +195,8 @@ def test_a_column_that_does_not_matter_gets_the_longer_length_scale() -> None:
 def test_the_noise_level_is_learned() -> None:
     X = halton(40, 1)
     noise = torch.randn(40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    clean = hyperparameters(fit_gp(X, standardize(X[:, 0])), [])
-    noisy = hyperparameters(fit_gp(X, standardize(X[:, 0] + 0.5 * noise)), [])
+    clean = hyperparameters(fitted(X, standardize(X[:, 0])), [])
+    noisy = hyperparameters(fitted(X, standardize(X[:, 0] + 0.5 * noise)), [])
     assert clean["noise"] < 1e-2
     assert 0.3 < noisy["noise"] < 1.2  # of a variance of 1, of which the noise has 0.75
 
@@ -232,13 +205,13 @@ def test_a_part_of_many_observations_chooses_the_hyperparameters_and_all_of_them
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     X, Y = mixed_data(60, 2, [])
-    whole = fit_gp(X, Y)
+    whole = fitted(X, Y)
     monkeypatch.setattr(surrogate, "FIT_AT_MOST", 30)
-    part = fit_gp(X, Y)
+    part = fitted(X, Y)
     rows = torch.linspace(0, 59, 30).round().long()
-    expected = fit_gp(X[rows], Y[rows])
-    assert torch.equal(part.hyperparameters(), expected.hyperparameters())
-    assert not torch.equal(part.hyperparameters(), whole.hyperparameters())
+    expected = fitted(X[rows], Y[rows])
+    assert torch.equal(part.theta, expected.theta)
+    assert not torch.equal(part.theta, whole.theta)
     mean, variance = textbook_prediction(part, X, Y, halton(70, 2)[60:], [])
     posterior = part.posterior(halton(70, 2)[60:])
     assert posterior.mean.squeeze(-1).tolist() == pytest.approx(mean.tolist(), abs=1e-6)
@@ -248,9 +221,9 @@ def test_a_part_of_many_observations_chooses_the_hyperparameters_and_all_of_them
 def test_the_same_data_give_the_same_fit() -> None:
     X, Y = mixed_data(10, 3, [1])
     with torch.random.fork_rng(devices=[]):
-        one = fit_gp(X, Y, [1]).posterior(X[:2])
+        one = fitted(X, Y, [1]).posterior(X[:2])
         torch.manual_seed(12345)
-        other = fit_gp(X, Y, [1]).posterior(X[:2])
+        other = fitted(X, Y, [1]).posterior(X[:2])
     assert torch.equal(one.mean, other.mean)
     assert torch.equal(one.variance, other.variance)
 
@@ -259,7 +232,7 @@ def test_the_same_data_give_the_same_fit() -> None:
 def test_one_or_two_observations_are_enough_for_a_finite_posterior(n: int, device: torch.device) -> None:
     X = halton(n, 2).to(device)
     Y = standardize(X[:, 0])
-    posterior = fit_gp(X, Y).posterior(halton(5, 2).to(device))
+    posterior = fitted(X, Y).posterior(halton(5, 2).to(device))
     assert posterior.mean.isfinite().all()
     assert (posterior.variance > 0).all()
 
@@ -267,12 +240,12 @@ def test_one_or_two_observations_are_enough_for_a_finite_posterior(n: int, devic
 def test_repeated_points_and_constant_outcomes_are_no_reason_to_fail() -> None:
     X = halton(3, 2).repeat(3, 1)
     for Y in (torch.zeros(9, dtype=torch.float64), standardize(torch.arange(9, dtype=torch.float64))):
-        assert fit_gp(X, Y).posterior(X).mean.isfinite().all()
+        assert fitted(X, Y).posterior(X).mean.isfinite().all()
 
 
 def test_the_fit_is_in_double_precision_on_the_device_of_the_data(device: torch.device) -> None:
     X, Y = mixed_data(6, 2, [1])
-    gp = fit_gp(X.to(device), Y.to(device), [1])
+    gp = fitted(X.to(device), Y.to(device), [1])
     posterior = gp.posterior(X.to(device))
     assert posterior.mean.dtype == torch.float64
     assert posterior.mean.device.type == device.type
@@ -287,23 +260,23 @@ def break_down(monkeypatch: pytest.MonkeyPatch, num_times: int) -> None:
     """Lets the first ``num_times`` evaluations of the fit's objective fail."""
     real, calls = Surrogate.log_posterior, []
 
-    def failing(gp: Surrogate) -> tuple[Tensor, Tensor]:
+    def failing(gp: Surrogate, theta: Tensor) -> tuple[Tensor, Tensor]:
         calls.append(1)
         if len(calls) <= num_times:
             raise NotPSDError("made to fail")
-        return real(gp)
+        return real(gp, theta)
 
     monkeypatch.setattr(Surrogate, "log_posterior", failing)
 
 
 def test_a_fit_that_fails_from_one_start_is_made_from_the_other_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     X, Y = mixed_data(8, 2, [])
-    unfitted = gpytorch_log_posterior(make_gp(X, Y))
+    before = gpytorch_log_posterior(unfitted(X, Y))
     break_down(monkeypatch, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        gp = fit_gp(X, Y)
-    assert gpytorch_log_posterior(gp) > unfitted + 0.01
+        gp = fitted(X, Y)
+    assert gpytorch_log_posterior(gp) > before + 0.01
 
 
 def test_a_fit_that_fails_throughout_leaves_the_modes_of_the_priors_and_says_so(
@@ -312,7 +285,5 @@ def test_a_fit_that_fails_throughout_leaves_the_modes_of_the_priors_and_says_so(
     X, Y = mixed_data(8, 2, [])
     break_down(monkeypatch, 10_000)
     with pytest.warns(SurrogateWarning, match=r"fitting the surrogate to 8 observations failed"):
-        gp = fit_gp(X, Y)
-    unfitted = make_gp(X, Y)
-    unfitted.eval()
-    assert torch.equal(gp.posterior(X).mean, unfitted.posterior(X).mean)
+        gp = fitted(X, Y)
+    assert torch.equal(gp.posterior(X).mean, unfitted(X, Y).posterior(X).mean)
