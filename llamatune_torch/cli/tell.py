@@ -7,7 +7,7 @@ from argparse import Namespace
 from llamatune_torch.cli.search import reopened
 from llamatune_torch.errors import SettingsError
 from llamatune_torch.storage.reader import Reader
-from llamatune_torch.storage.unsaved import result_of
+from llamatune_torch.storage.unsaved import describe_result
 from llamatune_torch.trial import Outcome
 
 
@@ -21,5 +21,5 @@ def tell(options: Namespace) -> int:
         outcome = Outcome(options.value, cost=options.cost, notes={"told": "by hand"})
     stored = Reader(options.storage).look(options.name)
     told = reopened(options.storage, stored).tell(options.number, outcome)
-    print(f"trial {told.number} of study {stored.name!r}: {told.state}, {result_of(told)}")
+    print(f"trial {told.number} of study {stored.name!r}: {told.state}, {describe_result(told)}")
     return 0

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from durable import store_of
 
 from llamatune_torch import LlamaTune, Outcome, Real, SchemaError, SettingsError, StorageError, TrialState, load_study
 from llamatune_torch.storage import database
@@ -102,7 +103,7 @@ def test_a_file_of_an_older_version_is_brought_up_to_date(sqlite_url: str, monke
 def test_a_reader_cannot_write(url: str) -> None:
     tuner(url)
     opened = database.Database(url, reading=True)
-    if database.kind == "sqlite":
+    if opened.kind == "sqlite":
         with pytest.raises(Exception, match="readonly"):
             opened.write(lambda t: t.run("DELETE FROM llamatune_studies"))
 
@@ -128,5 +129,5 @@ def test_a_read_only_disk(small_disk: Path) -> None:
 def test_a_running_study_is_read_while_somebody_writes(sqlite_url: str) -> None:
     mine = tuner(sqlite_url)
     mine.ask()
-    with mine._store._database._engine.connect() as writer, writer.begin():  # type: ignore[attr-defined]
+    with store_of(mine).session.database._engine.connect() as writer, writer.begin():
         assert len(load_study(sqlite_url).in_state(TrialState.RUNNING)) == 1
