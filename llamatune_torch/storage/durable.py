@@ -22,7 +22,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from llamatune_torch.errors import SettingsError, StorageError, StorageWarning, StudyMismatchError
+from llamatune_torch.errors import StorageError, StorageWarning, StudyMismatchError
+from llamatune_torch.settings import Place
 from llamatune_torch.space import Params
 from llamatune_torch.storage.definition import Definition, compare_scores, describe_mismatch
 from llamatune_torch.storage.heartbeat import Heartbeat, give_sign_of_life
@@ -74,8 +75,9 @@ class DurableStore:
         grace: float = 120.0,
         retries: int = 2,
     ) -> None:
-        _check_knobs(name, grace, retries)
-        write_space(study.space)  # refused before a file is made
+        # Both refuse what they do not like, before a file is made.
+        Place(url, name, extend, grace, retries)
+        write_space(study.space)
         self.name = name
         self.grace = grace
         self.retries = retries
@@ -226,12 +228,3 @@ class DurableStore:
     def _with_unwritten(self, trial: Trial) -> Trial:
         curve = self._unwritten.get(trial.number)
         return trial if curve is None else replace(trial, curve=curve)
-
-
-def _check_knobs(name: Any, grace: Any, retries: Any) -> None:
-    if not isinstance(name, str) or not name or not name.isprintable():
-        raise SettingsError(f"the name of a stored study must be a line of text, but got {name!r}")
-    if not isinstance(grace, (int, float)) or isinstance(grace, bool) or not 0 < grace < float("inf"):
-        raise SettingsError(f"grace must be a number of seconds > 0, but got {grace!r}")
-    if not isinstance(retries, int) or isinstance(retries, bool) or retries < 0:
-        raise SettingsError(f"retries must be an integer >= 0, but got {retries!r}")
