@@ -1,4 +1,4 @@
-"""What every kind of store promises; ``tests/storage/test_store.py`` holds each kind to it."""
+"""The promises of every kind of store; ``tests/storage/test_store.py`` holds each kind to them."""
 
 from __future__ import annotations
 

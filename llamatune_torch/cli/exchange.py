@@ -18,7 +18,7 @@ from llamatune_torch.errors import ParamsError, SettingsError, SpecError
 from llamatune_torch.runtime.optimizer import ARGUMENTS, LlamaTune
 from llamatune_torch.storage.document import from_document, restore, to_document
 from llamatune_torch.storage.reader import Reader, find_study
-from llamatune_torch.storage.serialization import write
+from llamatune_torch.storage.serialization import to_json
 from llamatune_torch.study import Study
 from llamatune_torch.tables import read_table
 from llamatune_torch.trial import Outcome, Trial, TrialState
@@ -129,7 +129,7 @@ def _add(tuner: LlamaTune, trials: Sequence[Trial], source: str) -> int:
 
 def _identity(trial: Trial, origin: str | None) -> tuple[str | None, str, float | None]:
     """What tells an imported trial from others: a file of the same name may hold other trials by now."""
-    return origin, write(trial.params), trial.value
+    return origin, to_json(trial.params), trial.value
 
 
 def _outcome(trial: Trial, origin: str) -> Outcome:

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from llamatune_torch.errors import TrialStateError
-from llamatune_torch.storage.document import strict
 from llamatune_torch.storage.reader import Reader, Snapshot
+from llamatune_torch.storage.serialization import to_strict
 from llamatune_torch.study import Study
 from llamatune_torch.tables import cells, show_value, trials_table
 from llamatune_torch.trial import Trial
@@ -28,7 +28,7 @@ def best(options: Namespace) -> int:
     trial = _recommended(stored) if options.recommended else study.best_trial
     if options.json:
         record = {"study": stored.name, "metric": study.metric, "direction": study.direction}
-        print(json.dumps(strict(record | {"trial": trial.number, "value": trial.value, "params": trial.params})))
+        print(json.dumps(to_strict(record | {"trial": trial.number, "value": trial.value, "params": trial.params})))
     elif options.args:
         print(arguments(trial.params))
     else:

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from llamatune_torch.cli.results import console
-from llamatune_torch.storage.document import strict
 from llamatune_torch.storage.reader import Reader, Snapshot
+from llamatune_torch.storage.serialization import to_strict
 from llamatune_torch.tables import show_params
 from llamatune_torch.trial import Trial, TrialState
 
@@ -30,7 +30,7 @@ def status(options: Namespace) -> int:
     reader = Reader(options.storage)
     stored = reader.look(options.name)
     if options.json:
-        print(json.dumps(strict(record(stored))))
+        print(json.dumps(to_strict(record(stored))))
         return 0
     screen = console()
     if options.once or not screen.is_terminal:

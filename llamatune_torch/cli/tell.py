@@ -8,7 +8,7 @@ from dataclasses import replace
 from llamatune_torch.errors import SettingsError
 from llamatune_torch.storage.durable import DurableStore
 from llamatune_torch.storage.reader import Reader
-from llamatune_torch.storage.unsaved import result_of
+from llamatune_torch.storage.unsaved import describe_result
 from llamatune_torch.trial import Outcome, as_outcome
 
 
@@ -28,5 +28,5 @@ def tell(options: Namespace) -> int:
     store = DurableStore(options.storage, stored.name, replace(stored.study, trials=()), settled=stored.settled)
     checked = as_outcome(outcome, store.study.direction)
     told = store.change(options.number, lambda running, now: running.finished_with(checked, now))
-    print(f"trial {told.number} of study {stored.name!r}: {told.state}, {result_of(told)}")
+    print(f"trial {told.number} of study {stored.name!r}: {told.state}, {describe_result(told)}")
     return 0

@@ -1,1 +1,1 @@
-"""Where studies are kept: in memory, in SQLite or PostgreSQL. Knows no engine."""
+"""Keeps studies: in memory, in SQLite or PostgreSQL. Knows no engine."""

@@ -1,7 +1,7 @@
 """The door to SQL: connections, transactions and what can go wrong with them, in SQLite and PostgreSQL.
 
-What is written where, and when, is the business of ``stored.py``. SQLite runs in WAL mode; what counts is synced to the
-disk; a write transaction takes its lock at the start, so that it never fails half-way because of another writer.
+Other modules say what is written. SQLite runs in WAL mode, and durable transactions are synced to the disk. A write
+transaction takes its lock at the start, so that it never fails half-way because of another writer.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-OPENING_PATIENCE = 10.0  # seconds for which an opening that fails is tried again
+OPENING_PATIENCE = 10.0  # seconds for which opening a database is tried again after a failure
 BUSY_SECONDS = 5  # how long SQLite itself waits for another writer, before this module tries again
 
 # Unix time in seconds by the database's clock, also within a long transaction.
@@ -37,19 +37,19 @@ CLOCKS = {
     "postgresql": "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)",
 }
 
-# A machine that is switched off says no goodbye: after half a minute its connection and its locks are given up, so
-# that nobody else waits for them. A worker that is suspended within a transaction is disconnected.
+# A machine that is switched off does not say so: after half a minute its connection and its locks are given up, so that
+# nobody else waits for them. A worker that is suspended within a transaction is disconnected.
 POSTGRES_OPTIONS: Mapping[str, Any] = {
     "connect_timeout": 10,
     "tcp_user_timeout": 30_000,
     "options": "-c lock_timeout=30s -c idle_in_transaction_session_timeout=30s",
 }
 
-# One at a time creates tables and studies; the number only has to be nobody else's.
+# Only one process at a time creates tables and studies. No other program should use the same number.
 OPENING_LOCK = 0x11A3A7E
 
 DAMAGED = ("not a database", "malformed", "file is encrypted")
-# What no second attempt would change.
+# Failures that no second attempt would change.
 PERMANENT = (
     "readonly",
     "read-only",
@@ -62,23 +62,23 @@ PERMANENT = (
 
 
 class Transaction:
-    """SQL within one transaction; values are named, as in ``rows("... WHERE id = :id", id=3)``."""
+    """Runs SQL within one transaction; values are named, as in ``rows("... WHERE id = :id", id=3)``."""
 
     def __init__(self, connection: Connection, clock: str) -> None:
         self._connection = connection
         self._clock = clock
 
     def rows(self, sql: str, **values: Any) -> list[Mapping[str, Any]]:
-        """What a query returns, each row by the names of its columns."""
+        """Runs a query, and returns its rows as dicts by the names of the columns."""
         return [dict(row._mapping) for row in self._connection.execute(sa.text(sql), values)]
 
     def run(self, sql: str, **values: Any) -> int:
-        """Runs a statement that returns nothing; the number of rows that it touched."""
+        """Runs a statement without a result, and returns the number of rows that it touched."""
         return self._connection.execute(sa.text(sql), values).rowcount
 
     @cached_property
     def now(self) -> float:
-        """The database's time, when first asked for; Unix seconds."""
+        """The database's time at the first access, in Unix seconds; the same from then on."""
         return float(self.rows(f"SELECT {self._clock} AS now")[0]["now"])
 
 
@@ -87,8 +87,8 @@ class Database:
 
     Args:
         url: ``sqlite:///file.db`` or ``postgresql://user:password@host/name``.
-        reading: promises to write nothing: a file that is not there is not made, and one on a read-only disk can be
-            opened too.
+        reading: promises to write nothing. A file that is not there is then not made, and one on a read-only disk can
+            be opened too.
 
     Raises:
         SettingsError: the URL names neither, or PostgreSQL's driver is not installed.
@@ -97,35 +97,34 @@ class Database:
     """
 
     def __init__(self, url: str, *, reading: bool = False) -> None:
-        parsed = _checked_url(url)
-        #: The URL as it may be shown: without the password.
+        parsed = _parse_url(url)
+        #: The URL without the password.
         self.display_url = parsed.render_as_string(hide_password=True)
         self.kind = parsed.get_backend_name()
-        #: The file of an SQLite database.
-        self.file = sqlite_file(url)
+        #: The file of an SQLite database, ``None`` for PostgreSQL.
+        self.file = find_sqlite_file(url)
         if self.file is not None:  # the program may change its working directory
             parsed = parsed.set(database=str(self.file))
             if reading and not self.file.exists():
                 raise StorageError(f"there is no {self.file}")
             if not self.file.parent.is_dir():
                 raise StorageError(f"{self.display_url} cannot be made: there is no folder {self.file.parent}")
-        self._engine = _engine(parsed, reading)
+        self._engine = _make_engine(parsed, reading)
         self._pid = os.getpid()
         weakref.finalize(self, _close, self._engine, self._pid)  # at the interpreter's exit at the latest
         opening = partial(self.read, self._check) if reading else partial(self.write, self._migrate, exclusive=True)
-        #: Of the tables that were found; 0 if there were none.
-        self.version = self.patiently(opening, "to be opened", OPENING_PATIENCE)
+        #: The version of the tables that were found; 0 if there were none.
+        self.version = self.keep_trying(opening, "to be opened", OPENING_PATIENCE)
         if reading and 0 < self.version < len(MIGRATIONS):
             Database(url)  # brings it up to date
 
     def write(self, work: Callable[[Transaction], T], *, exclusive: bool = False, durable: bool = True) -> T:
-        """Runs ``work`` in a transaction that writes.
+        """Runs ``work`` in a transaction that writes, and returns its result.
 
         Args:
-            work: what to do.
-            exclusive: lets in one process at a time.
-            durable: whether the commit waits for the disk; without, it may be undone by a power failure, but by nothing
-                else.
+            work: reads and writes within the transaction.
+            exclusive: whether only one process at a time may run such a transaction.
+            durable: whether the commit waits for the disk. Otherwise a power failure may undo it, but nothing else.
         """
         with self._live_engine().connect().execution_options(durable=durable) as connection, connection.begin():
             if self.kind == "postgresql":
@@ -140,20 +139,20 @@ class Database:
         with self._live_engine().connect().execution_options(reading=True) as connection, connection.begin():
             return work(Transaction(connection, CLOCKS[self.kind]))
 
-    def patiently(
+    def keep_trying(
         self, attempt: Callable[[], T], what: str, patience: float, at_failure: Callable[[], object] | None = None
     ) -> T:
-        """The result of ``attempt``, which is made again after a failure that may pass, for ``patience`` seconds.
+        """Runs ``attempt``, again after a failure that may pass, for ``patience`` seconds; returns its result.
 
         Args:
             attempt: one transaction; a failed one may have come through all the same, if the connection broke late.
-            what: what could not be done, for messages: "the result 0.93 of trial 7 to be written".
-            patience: seconds.
+            what: names the work in messages, as in "the end of a trial to be written".
+            patience: seconds; 0 for one attempt.
             at_failure: called once, after the first failure that may pass.
 
         Raises:
             SchemaError: the database is damaged.
-            StorageError: anything else that did not pass.
+            StorageError: any other failure, if it did not pass.
         """
         deadline, pause = time.monotonic() + patience, 0.05
         while True:
@@ -181,12 +180,12 @@ class Database:
         return self._engine
 
     def _check(self, transaction: Transaction) -> int:
-        """The version of the tables that are there, 0 for none."""
+        """Checks the file, and returns the version of its tables, 0 for none."""
         if self.kind == "sqlite":
             verdict = transaction.rows("PRAGMA quick_check(1)")[0]["quick_check"]
             if verdict != "ok":
                 raise SchemaError(f"{self.display_url} is damaged: {verdict}")
-        tables = self._tables(transaction)
+        tables = self._list_tables(transaction)
         if "llamatune_schema" not in tables:
             if tables and self.kind == "sqlite":  # a server may well be shared with other things, a file is not
                 raise SchemaError(
@@ -202,7 +201,7 @@ class Database:
         return version
 
     def _migrate(self, transaction: Transaction) -> int:
-        """Makes the tables, or brings them up to date; the version that was there."""
+        """Makes the tables, or brings them up to date; returns the version that was there."""
         version, newest = self._check(transaction), len(MIGRATIONS)
         if version == 0:
             transaction.run("CREATE TABLE llamatune_schema (version BIGINT NOT NULL)")
@@ -214,7 +213,7 @@ class Database:
             transaction.run("UPDATE llamatune_schema SET version = :version", version=newest)
         return version
 
-    def _tables(self, transaction: Transaction) -> set[str]:
+    def _list_tables(self, transaction: Transaction) -> set[str]:
         if self.kind == "sqlite":
             query = "SELECT name FROM sqlite_master WHERE type = 'table'"
         else:
@@ -222,17 +221,17 @@ class Database:
         return {str(row["name"]) for row in transaction.rows(query)}
 
 
-def sqlite_file(url: str) -> Path | None:
-    """The file that a URL names; ``None`` for PostgreSQL.
+def find_sqlite_file(url: str) -> Path | None:
+    """Returns the file that a URL names; ``None`` for PostgreSQL.
 
     Raises:
         SettingsError: the URL names neither.
     """
-    parsed = _checked_url(url)
+    parsed = _parse_url(url)
     return Path(str(parsed.database)).absolute() if parsed.get_backend_name() == "sqlite" else None
 
 
-def _checked_url(url: Any) -> URL:
+def _parse_url(url: Any) -> URL:
     expected = "storage must be a URL such as 'sqlite:///study.db' or 'postgresql://user@host/name'"
     if not isinstance(url, str):
         raise SettingsError(f"{expected}, but got {url!r}")
@@ -253,10 +252,10 @@ def _close(engine: Engine, pid: int) -> None:
         engine.dispose()
 
 
-def _engine(url: URL, reading: bool) -> Engine:
+def _make_engine(url: URL, reading: bool) -> Engine:
     if url.get_backend_name() == "sqlite":
         if reading:
-            url = _read_only(url)
+            url = _open_read_only(url)
         engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
         sa.event.listen(engine, "connect", _prepare_reading if reading else _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin)
@@ -270,11 +269,11 @@ def _engine(url: URL, reading: bool) -> Engine:
         raise SettingsError(f"PostgreSQL needs {error.name}: pip install 'llamatune-torch[postgres]'") from error
 
 
-def _read_only(url: URL) -> URL:
-    """The same file, opened so that nothing is written, not even SQLite's own files beside it where that is forbidden.
+def _open_read_only(url: URL) -> URL:
+    """Changes a URL so that nothing is written, not even SQLite's own files beside it where that is forbidden.
 
-    A reader must leave its mark in such a file, lest a writer moves what it reads. Where it cannot, and nobody is
-    writing, the file is taken for one that never changes.
+    A reader leaves a mark in such a file, so that no writer moves what it reads. Where it cannot, and no process is
+    writing, SQLite takes the file for one that never changes.
     """
     file = Path(str(url.database))
     idle = not file.with_name(f"{file.name}-wal").exists()

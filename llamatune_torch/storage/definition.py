@@ -1,4 +1,4 @@
-"""Opening a stored study: a new one is written down, an old one has to be the same search."""
+"""The definition of a stored study, with which it is opened: create a new one, compare and extend an old one."""
 
 from __future__ import annotations
 
@@ -6,75 +6,84 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from llamatune_torch.errors import ParamsError, StudyMismatchError
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
-from llamatune_torch.storage.serialization import differences, read_space, write, write_space
+from llamatune_torch.storage.serialization import compare_spaces, read_space, to_json, write_space
 from llamatune_torch.study import Study
 
 logger = logging.getLogger(__name__)
 
 
+class Definition(NamedTuple):
+    """The part of a stored study that is there before any trial.
+
+    ``study`` is its record without trials. ``settled`` is True if the metric and the direction are known; otherwise the
+    first trial teaches them. ``settings`` are what a later start or another worker may want to know.
+    """
+
+    study: Study
+    settled: bool
+    settings: Mapping[str, Any]
+
+
 def open_study(
-    transaction: Transaction,
-    shown: str,
-    name: str,
-    given: Study,
-    settled: bool,
-    settings: Mapping[str, Any],
-    extend: bool,
-) -> tuple[int, Study, dict[str, Any]]:
-    """The study's id, its record without trials, and its settings; made if it is new."""
+    transaction: Transaction, display_url: str, name: str, given: Definition, extend: bool
+) -> tuple[int, Definition]:
+    """Opens a stored study, or creates it; returns its id and its definition as it is from now on.
+
+    Args:
+        transaction: an exclusive one, so that two processes do not create the same study.
+        display_url: the database's name in messages.
+        name: the study's name.
+        given: the definition of the present start.
+        extend: whether ranges and choices may differ from those stored.
+
+    Raises:
+        StudyMismatchError: the stored study is another search.
+    """
     rows = transaction.rows("SELECT * FROM llamatune_studies WHERE name = :name", name=name)
     if not rows:
-        number = transaction.rows("SELECT coalesce(max(id), 0) + 1 AS id FROM llamatune_studies")[0]["id"]
-        settings = {**settings, "seed": settings.get("seed") or 0}
-        transaction.run(
-            "INSERT INTO llamatune_studies (id, name, space, direction, metric, initial_points, settings, revision, "
-            "asking_until, ask_seconds) VALUES (:id, :name, :space, :direction, :metric, :points, :settings, 0, 0, 0)",
-            id=number,
-            name=name,
-            space=write_space(given.space),
-            direction=given.direction,
-            metric=given.metric if settled else None,
-            points=write(given.initial_points),
-            settings=write(settings),
-        )
-        return number, given, dict(settings)
-
-    row = rows[0]
-    known = row["metric"] is not None
-    stored = replace(given, space=read_space(row["space"]), direction=row["direction"], metric=row["metric"] or "value")
-    lines, extensible = differences(stored.space, given.space)
-    if settled and known:
-        score = score_differences(stored, given, True)
-        lines, extensible = lines + score, extensible and not score
+        return create(transaction, name, given)
+    id, stored = rows[0]["id"], read_definition(rows[0])
+    lines, extensible = compare(stored, given)
     if lines and not (extend and extensible):
-        raise StudyMismatchError(mismatch(name, shown, lines, extensible))
+        raise StudyMismatchError(describe_mismatch(name, display_url, lines, extensible))
     if lines:
         logger.info("study %r: its space is now another: %s", name, "; ".join(lines))
-    study = given if settled or not known else replace(given, direction=stored.direction, metric=stored.metric)
-    points = json.loads(row["initial_points"])
-    points += [point for point in given.initial_points if write(point) not in map(write, points)]
-    before = json.loads(row["settings"])
-    settings = {**before, **{key: value for key, value in settings.items() if key != "seed" or value is not None}}
+    opened = merge(stored, given)
+    update(transaction, id, opened)
+    fitting = tuple(_keep_fitting(opened.study.space, opened.study.initial_points))
+    return id, opened._replace(study=replace(opened.study, initial_points=fitting))
+
+
+def create(transaction: Transaction, name: str, given: Definition) -> tuple[int, Definition]:
+    """Writes a new study; without a seed among its settings, that is 0."""
+    id = transaction.rows("SELECT coalesce(max(id), 0) + 1 AS id FROM llamatune_studies")[0]["id"]
+    created = given._replace(settings={**given.settings, "seed": given.settings.get("seed") or 0})
     transaction.run(
-        "UPDATE llamatune_studies SET space = :space, direction = :direction, metric = :metric, "
-        "initial_points = :points, settings = :settings, revision = revision + 1 WHERE id = :id",
-        id=row["id"],
-        space=write_space(given.space),
-        direction=study.direction,
-        metric=study.metric if settled or known else None,
-        points=write(points),
-        settings=write(settings),
+        "INSERT INTO llamatune_studies (id, name, space, direction, metric, initial_points, settings, revision, "
+        "lease_until, suggest_seconds) VALUES (:id, :name, :space, :direction, :metric, :points, :settings, 0, 0, 0)",
+        id=id,
+        name=name,
+        **_to_columns(created),
     )
-    return row["id"], replace(study, initial_points=tuple(_fitting(given.space, points))), settings
+    return id, created
 
 
-def score_differences(stored: Study, given: Study, named: bool) -> list[str]:
-    """What differs in the score, a line each; ``named`` says whether the stored metric has a name already."""
+def compare(stored: Definition, given: Definition) -> tuple[list[str], bool]:
+    """Lists the differences between two definitions, a line each; True if ``extend=True`` would accept them."""
+    lines, extensible = compare_spaces(stored.study.space, given.study.space)
+    if stored.settled and given.settled:
+        score = compare_scores(stored.study, given.study, named=True)
+        lines, extensible = lines + score, extensible and not score
+    return lines, extensible
+
+
+def compare_scores(stored: Study, given: Study, named: bool) -> list[str]:
+    """Lists the differences in the score, a line each; ``named`` is False while the stored metric has no name."""
     lines = []
     if stored.direction != given.direction:
         lines.append(f"direction: stored {stored.direction!r}, given {given.direction!r}")
@@ -83,11 +92,51 @@ def score_differences(stored: Study, given: Study, named: bool) -> list[str]:
     return lines
 
 
-def mismatch(name: str, shown: str, lines: Sequence[str], extensible: bool) -> str:
-    """What differs, for people, and what they can do."""
+def describe_mismatch(name: str, display_url: str, lines: Sequence[str], extensible: bool) -> str:
+    """Says for people what differs, and what they can do."""
     remedy = "extend=True accepts that, and uses the old trials that still fit; " if extensible else ""
-    shown_lines = "".join(f"\n  {line}" for line in lines)
-    return f"study {name!r} in {shown} is another search:{shown_lines}\n{remedy}another name starts a new study"
+    differences = "".join(f"\n  {line}" for line in lines)
+    return f"study {name!r} in {display_url} is another search:{differences}\n{remedy}another name starts a new study"
+
+
+def merge(stored: Definition, given: Definition) -> Definition:
+    """Combines two definitions that do not contradict each other.
+
+    The given space and settings count; a seed of ``None`` is none. The stored score stays, if none is given. New
+    initial points come behind the stored ones, which stay on record even where they do not fit the space.
+    """
+    study = given.study
+    if stored.settled and not given.settled:
+        study = replace(study, direction=stored.study.direction, metric=stored.study.metric)
+    known = {to_json(point) for point in stored.study.initial_points}
+    new = [point for point in study.initial_points if to_json(point) not in known]
+    settings = {key: value for key, value in given.settings.items() if key != "seed" or value is not None}
+    return Definition(
+        replace(study, initial_points=(*stored.study.initial_points, *new)),
+        stored.settled or given.settled,
+        {**stored.settings, **settings},
+    )
+
+
+def update(transaction: Transaction, id: int, definition: Definition) -> None:
+    """Writes a study's definition in the place of its present one."""
+    transaction.run(
+        "UPDATE llamatune_studies SET space = :space, direction = :direction, metric = :metric, "
+        "initial_points = :points, settings = :settings, revision = revision + 1 WHERE id = :id",
+        id=id,
+        **_to_columns(definition),
+    )
+
+
+def read_definition(row: Mapping[str, Any]) -> Definition:
+    """Reads the definition in a row of ``llamatune_studies``; its initial points need not fit its space.
+
+    Raises:
+        SchemaError: the space cannot be read.
+    """
+    points = tuple(json.loads(row["initial_points"]))
+    study = Study(read_space(row["space"]), row["direction"], row["metric"] or "value", points)
+    return Definition(study, row["metric"] is not None, json.loads(row["settings"]))
 
 
 def remember(url: str, name: str, settings: Mapping[str, Any]) -> None:
@@ -100,14 +149,25 @@ def remember(url: str, name: str, settings: Mapping[str, Any]) -> None:
         (row,) = transaction.rows("SELECT settings FROM llamatune_studies WHERE name = :name", name=name)
         transaction.run(
             "UPDATE llamatune_studies SET settings = :settings WHERE name = :name",
-            settings=write({**json.loads(row["settings"]), **settings}),
+            settings=to_json({**json.loads(row["settings"]), **settings}),
             name=name,
         )
 
-    database.patiently(lambda: database.write(work), "settings to be written", OPENING_PATIENCE)
+    database.keep_trying(lambda: database.write(work), "settings to be written", OPENING_PATIENCE)
 
 
-def _fitting(space: SearchSpace, points: Sequence[Params]) -> Iterator[Params]:
+def _to_columns(definition: Definition) -> dict[str, Any]:
+    study = definition.study
+    return {
+        "space": write_space(study.space),
+        "direction": study.direction,
+        "metric": study.metric if definition.settled else None,
+        "points": to_json(study.initial_points),
+        "settings": to_json(definition.settings),
+    }
+
+
+def _keep_fitting(space: SearchSpace, points: Sequence[Params]) -> Iterator[Params]:
     for point in points:
         try:
             yield space.validate(point)

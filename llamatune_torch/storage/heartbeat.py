@@ -1,12 +1,14 @@
-"""Signs of life, and what becomes of the trials of stalled workers.
+"""Signs of life of workers, and the trials of stalled ones.
 
-A machine that was switched off says nothing about what it ran. Parameters that silence one worker after the other do:
-a kernel that runs out of memory may kill the whole worker, with nobody left to tell of it.
+A worker on a machine that was switched off says nothing about the trial it ran. Parameters that stall one worker after
+the other do: a trial that uses up all memory may take its whole worker with it, and nobody is left to report that.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -14,7 +16,9 @@ from typing import NamedTuple
 from weakref import WeakMethod
 
 from llamatune_torch.errors import StorageError
+from llamatune_torch.storage.database import Transaction
 from llamatune_torch.storage.session import LockedStudy
+from llamatune_torch.storage.store import is_inconclusive
 from llamatune_torch.trial import Cause, TrialState
 
 logger = logging.getLogger(__name__)
@@ -23,8 +27,8 @@ logger = logging.getLogger(__name__)
 class Heartbeat:
     """Calls ``beat`` every ``interval`` seconds from a thread of its own, while there are trials to keep alive.
 
-    The thread goes on through a long training step. It ends an interval after the last trial at most, and with the
-    object whose method ``beat`` is: a search that nobody holds any more runs nothing.
+    The thread goes on through a long training step. It ends an interval after the last trial at most. It also ends when
+    the object whose method ``beat`` is has been garbage-collected.
     """
 
     def __init__(self, beat: Callable[[], None], interval: float) -> None:
@@ -69,7 +73,7 @@ class Heartbeat:
 
 
 class Worker(NamedTuple):
-    """Who runs trials: its name, host, process, and the seconds since its last sign of life."""
+    """A process that runs trials: its name, host, process id, and the seconds since its last sign of life."""
 
     name: str
     host: str
@@ -83,32 +87,49 @@ RUNNING_WITH_WORKERS = (
 )
 
 
-def mark_stalled(claim: LockedStudy, grace: float, retries: int, own: str) -> None:
+def register_worker(locked: LockedStudy, worker: str) -> None:
+    """Writes that this process is a worker of that name; this is a sign of life too."""
+    locked.transaction.run(
+        "INSERT INTO llamatune_workers (id, host, pid, started, heartbeat) VALUES (:id, :host, :pid, :now, :now) "
+        "ON CONFLICT (id) DO UPDATE SET heartbeat = excluded.heartbeat",
+        id=worker,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        now=locked.now,
+    )
+
+
+def give_sign_of_life(transaction: Transaction, worker: str) -> None:
+    """Writes that a worker is alive."""
+    transaction.run("UPDATE llamatune_workers SET heartbeat = :now WHERE id = :id", id=worker, now=transaction.now)
+
+
+def mark_stalled(locked: LockedStudy, grace: float, retries: int, own: str) -> None:
     """Marks the trials of workers other than ``own`` that have given no sign of life for ``grace`` seconds.
 
-    They are LOST, but FAILED where their parameters have been run again ``retries`` times already.
+    They are LOST, and may run again. A trial whose parameters have run again ``retries`` times already is FAILED.
     """
-    for row in claim.transaction.rows(
+    for row in locked.transaction.rows(
         f"SELECT t.number, w.id, w.heartbeat {RUNNING_WITH_WORKERS} AND w.heartbeat < :latest",
-        study=claim.id,
-        latest=claim.now - grace,
+        study=locked.id,
+        latest=locked.now - grace,
         own=own,
     ):
-        trial = claim.recorded(row["number"])
-        error = f"no sign of life of worker {row['id']} for {claim.now - row['heartbeat']:.0f} s"
-        others = [t for t in claim.trials if t.first == trial.first and t.number != trial.number]
+        trial = locked.read(row["number"])
+        error = f"no sign of life of worker {row['id']} for {locked.now - row['heartbeat']:.0f} s"
+        others = [t for t in locked.trials if t.first == trial.first and t.number != trial.number]
         times = 1 + sum(t.cause is Cause.SILENT for t in others)
         state, verdict = TrialState.LOST, "is lost"
-        # Not if one of the others has come to an end after all: then its worker was only suspended.
-        if times > retries and all(t.state is TrialState.LOST for t in others):
+        # Not if one of the others has come to an end of its own: then its worker was only suspended.
+        if times > retries and all(map(is_inconclusive, others)):
             state, verdict = TrialState.FAILED, "has failed"
             error += f"; workers silenced by these parameters: {times}"
         logger.warning("trial %d %s: %s (grace: %g s)", trial.number, verdict, error, grace)
-        given_up = trial.given_up(Cause.SILENT, "worker silent", claim.now, error)
-        claim.put(replace(given_up, state=state))
+        given_up = trial.given_up(Cause.SILENT, "worker silent", locked.now, error)
+        locked.put(replace(given_up, state=state))
 
 
-def signs_of_life(claim: LockedStudy, own: str) -> dict[int, float]:
-    """The trials that others run, and when their workers were last heard of."""
-    rows = claim.transaction.rows(f"SELECT t.number, w.heartbeat {RUNNING_WITH_WORKERS}", study=claim.id, own=own)
+def signs_of_life(locked: LockedStudy, own: str) -> dict[int, float]:
+    """Reads when the workers other than ``own`` were last heard of (Unix seconds), by the number of their trials."""
+    rows = locked.transaction.rows(f"SELECT t.number, w.heartbeat {RUNNING_WITH_WORKERS}", study=locked.id, own=own)
     return {row["number"]: row["heartbeat"] for row in rows}

@@ -1,4 +1,4 @@
-"""Studies that live as long as their process."""
+"""Studies in memory, which live as long as their process."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from llamatune_torch.storage.store import (
     Change,
     Choose,
     check_direction,
+    check_number,
     check_open,
     is_settled,
     num_left,
-    number_of,
-    started_trial,
+    start_trial,
     to_retry,
 )
 from llamatune_torch.study import Study
@@ -25,7 +25,7 @@ from llamatune_torch.trial import Direction, Suggestion, Trial
 
 
 class MemoryStore:
-    """A study that lives as long as its process."""
+    """A study that lives as long as its process; a ``Store``."""
 
     def __init__(self, study: Study) -> None:
         self.study = study
@@ -44,7 +44,7 @@ class MemoryStore:
             for trial in due:
                 study = study.with_trial(replace(trial, started=now))
             for suggestion in choose(study, n - len(due)) if len(due) < n else []:
-                study = study.with_trial(started_trial(len(study.trials), suggestion, seed, now))
+                study = study.with_trial(start_trial(len(study.trials), suggestion, seed, now))
             started, self.study = study.trials[len(self.study.trials) :], study
         return list(started)
 
@@ -54,7 +54,7 @@ class MemoryStore:
     def change(self, trial: Trial | int, change: Change) -> Trial:
         with self._lock:
             trials = self.study.trials
-            changed = change(check_open(trials[number_of(trial, len(trials))], trial), time.time())
+            changed = change(check_open(trials[check_number(trial, len(trials))], trial), time.time())
             self.study = self.study.with_trial(changed)
         return changed
 
@@ -63,7 +63,7 @@ class MemoryStore:
     def add(self, params: Params, seed: int, finish: Change) -> Trial:
         with self._lock:
             number, now = len(self.study.trials), time.time()
-            added = finish(started_trial(number, Suggestion(params, "added"), seed, now), now)
+            added = finish(start_trial(number, Suggestion(params, "added"), seed, now), now)
             self.study = self.study.with_trial(added)
         return added
 
@@ -74,7 +74,7 @@ class MemoryStore:
 
 
 class FollowerStore(MemoryStore):
-    """A stored study on ranks other than 0, which alone has opened it: read there, and not written."""
+    """A copy of rank 0's stored study, on the other ranks under ``torchrun``; only rank 0 writes to the database."""
 
     def __init__(self, study: Study, worker: str | None = None) -> None:
         super().__init__(study)
@@ -84,7 +84,7 @@ class FollowerStore(MemoryStore):
         raise SettingsError("under torchrun only rank 0 asks for trials of a stored study; optimize() and tune() do")
 
     def settle(self, metric: str, direction: Direction) -> None:
-        # As rank 0 does at this moment: a rank that went on alone would wait for the others within its training.
+        # Rank 0 does the same at this moment: a rank that went on alone would wait for the others within its training.
         same = direction == self.study.direction and self.study.metric in ("value", metric)
         if not same and is_settled(self.study, self.worker):
             raise StudyMismatchError("the study of rank 0 has another metric or direction")

@@ -1,15 +1,16 @@
-"""Looking at stored studies without taking part in them."""
+"""Reads stored studies without taking part in them."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 from llamatune_torch.errors import StorageError
-from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction, sqlite_file
+from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction, find_sqlite_file
+from llamatune_torch.storage.definition import read_definition
 from llamatune_torch.storage.heartbeat import Worker
-from llamatune_torch.storage.serialization import read_space, read_trial
+from llamatune_torch.storage.serialization import read_trial
 from llamatune_torch.storage.session import COLUMNS
 from llamatune_torch.study import Study
 
@@ -19,8 +20,8 @@ T = TypeVar("T")
 class Snapshot(NamedTuple):
     """A stored study at one moment.
 
-    ``settled`` says whether its metric and direction are known yet, ``settings`` what it was last started with,
-    ``workers`` who runs trials now, by name; ``now`` is the time in Unix seconds, by the database's clock.
+    ``settled`` is True if its metric and direction are known. ``settings`` are those of its last start. ``workers`` are
+    the ones that run trials now, by name. ``now`` is the time in Unix seconds, by the database's clock.
     """
 
     name: str
@@ -32,46 +33,46 @@ class Snapshot(NamedTuple):
 
 
 class Reader:
-    """Reads what is in a database; nothing in it changes, and nobody waits.
+    """Reads the studies in a database. Nothing in it changes, and no writer has to wait.
 
     Raises:
-        SettingsError, StorageError: as ``Database``.
+        SettingsError, SchemaError, StorageError: as ``Database``.
     """
 
     def __init__(self, url: str) -> None:
         self._database = Database(url, reading=True)
-        #: The URL as it may be shown: without the password.
+        #: The URL without the password.
         self.display_url = self._database.display_url
 
     def names(self) -> list[str]:
-        """The names of its studies."""
-        return self._read(_names) if self._database.version else []
+        """Lists the names of all studies."""
+        return self._read(_list_names) if self._database.version else []
 
     def look(self, name: str | None = None) -> Snapshot:
-        """A study as it is now; by default the only one there is.
+        """Reads a study as it is now; by default the only one there is.
 
         Raises:
             StorageError: there is no such study, or more than one and no name; the message lists them.
         """
 
         def work(transaction: Transaction) -> Snapshot:
-            names = _names(transaction) if self._database.version else []
+            names = _list_names(transaction) if self._database.version else []
             if name is None and len(names) > 1:
                 raise StorageError(f"{self.display_url} has several studies, say the name of one: {names}")
             if not names or name not in (None, *names):
                 wanted = "no study" if name is None else f"no study {name!r}"
                 raise StorageError(f"{self.display_url} has {wanted}" + (f", only {names}" if names else ""))
-            return _snapshot(transaction, name or names[0])
+            return _take_snapshot(transaction, name or names[0])
 
         return self._read(work)
 
     def _read(self, work: Callable[[Transaction], T]) -> T:
-        return self._database.patiently(lambda: self._database.read(work), "to be read", OPENING_PATIENCE)
+        return self._database.keep_trying(lambda: self._database.read(work), "to be read", OPENING_PATIENCE)
 
 
 def find_study(url: str, name: str) -> Snapshot | None:
-    """A stored study as it is now; ``None`` if it, or its SQLite file, has not been made yet."""
-    file = sqlite_file(url)
+    """Reads a stored study as it is now; ``None`` if it, or its SQLite file, has not been made yet."""
+    file = find_sqlite_file(url)
     if file is not None and not file.exists():
         return None
     reader = Reader(url)
@@ -79,11 +80,11 @@ def find_study(url: str, name: str) -> Snapshot | None:
 
 
 def load_study(storage: str, name: str | None = None) -> Study:
-    """A stored study as it is now; for reading, while others go on with it.
+    """Reads a stored study as it is now, while others may go on with it.
 
     Args:
-        storage: its URL, as for :class:`LlamaTune`.
-        name: its name; not needed where there is only one.
+        storage: the URL of its database, as for :class:`LlamaTune`.
+        name: the study's name; not needed where there is only one.
 
     Raises:
         StorageError: there is no such study, or several and no name; the message lists them.
@@ -94,13 +95,13 @@ def load_study(storage: str, name: str | None = None) -> Study:
     return Reader(storage).look(name).study
 
 
-def _names(transaction: Transaction) -> list[str]:
+def _list_names(transaction: Transaction) -> list[str]:
     return [row["name"] for row in transaction.rows("SELECT name FROM llamatune_studies ORDER BY name")]
 
 
-def _snapshot(transaction: Transaction, name: str) -> Snapshot:
+def _take_snapshot(transaction: Transaction, name: str) -> Snapshot:
     (row,) = transaction.rows("SELECT * FROM llamatune_studies WHERE name = :name", name=name)
-    space = read_space(row["space"])
+    definition = read_definition(row)
     trials = transaction.rows(
         f"SELECT {COLUMNS} FROM llamatune_trials WHERE study = :study ORDER BY number", study=row["id"]
     )
@@ -110,12 +111,6 @@ def _snapshot(transaction: Transaction, name: str) -> Snapshot:
         study=row["id"],
     )
     now = transaction.now
-    study = Study(
-        space,
-        row["direction"],
-        row["metric"] or "value",
-        tuple(json.loads(row["initial_points"])),
-        tuple(read_trial(trial, space) for trial in trials),
-    )
+    study = replace(definition.study, trials=tuple(read_trial(trial, definition.study.space) for trial in trials))
     running = {w["id"]: Worker(w["id"], w["host"], w["pid"], now - w["heartbeat"]) for w in workers}
-    return Snapshot(name, study, row["metric"] is not None, json.loads(row["settings"]), running, now)
+    return Snapshot(name, study, definition.settled, definition.settings, running, now)

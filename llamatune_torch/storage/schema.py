@@ -1,16 +1,17 @@
-"""The tables of a stored study, and how older ones become newer ones: a numbered list of plain SQL.
+"""The tables of stored studies, and the way from older to newer ones: a numbered list of plain SQL.
 
-A database is of version ``v`` when the first ``v`` migrations have run; a new one is made by running all of them. What
-has been released never changes: a new need is a new migration at the end. The SQL is what SQLite and PostgreSQL share.
+A database has version ``v`` when the first ``v`` migrations have run; a new one is made by running all of them. A
+released migration never changes: a new need is a new migration at the end. SQLite and PostgreSQL share this SQL.
 """
 
 from __future__ import annotations
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
-        # ``revision`` rises with every change of the study or of one of its trials, which carry the one they were last
-        # changed in: whoever knows the study at one revision reads only what is newer. ``metric`` is null until it is
-        # known. ``asking`` is who computes a suggestion, until when others had better wait, and how long it took last.
+        # ``revision`` rises with every change of the study or of one of its trials. Each trial has that of its last
+        # change: a process that knows the study at one revision reads only newer trials. ``metric`` is null until it
+        # is known. ``lease_owner`` is the worker that computes a suggestion; the others wait until ``lease_until``.
+        # ``suggest_seconds`` is the time that the last suggestion took.
         """
         CREATE TABLE llamatune_studies (
             id BIGINT PRIMARY KEY,
@@ -21,12 +22,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             initial_points TEXT NOT NULL,
             settings TEXT NOT NULL,
             revision BIGINT NOT NULL,
-            asking TEXT,
-            asking_until DOUBLE PRECISION NOT NULL,
-            ask_seconds DOUBLE PRECISION NOT NULL
+            lease_owner TEXT,
+            lease_until DOUBLE PRECISION NOT NULL,
+            suggest_seconds DOUBLE PRECISION NOT NULL
         )
         """,
-        # Whoever runs trials; times are the database's, in Unix seconds.
+        # Processes that run trials; times are the database's, in Unix seconds.
         """
         CREATE TABLE llamatune_workers (
             id TEXT PRIMARY KEY,

@@ -1,4 +1,4 @@
-"""Spaces and trials as JSON, without loss: what ``storage.py`` writes and reads.
+"""Spaces and trials as JSON, without loss: the content of the database's columns.
 
 The law, kept by a property test: ``read_space(write_space(space)) == space``, and the same for trials. Text is ASCII,
 so that no database stumbles over an odd character in an error message.
@@ -7,6 +7,7 @@ so that no database stumbles over an odd character in an error message.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,52 +20,69 @@ from llamatune_torch.trial import Cause, Curve, Trial, TrialState
 
 KINDS: Mapping[str, type[Any]] = {"Real": Real, "Integer": Integer, "Categorical": Categorical}
 
-#: What ``extend=True`` may change about a parameter.
+#: The fields of a parameter that ``extend=True`` may change.
 EXTENSIBLE = {"low", "high", "special", "choices"}
 
 
-def write(value: Any) -> str:
-    """JSON on one line; numpy's and torch's scalars as the numbers they hold, anything else that is odd as its repr."""
+def to_json(value: Any) -> str:
+    """Writes a value as JSON on one line.
+
+    numpy's and torch's scalars become the numbers they hold; anything else that JSON does not know becomes its repr.
+    """
     return json.dumps(
         value, default=lambda odd: repr(odd) if to_python(odd) is odd else to_python(odd), separators=(",", ":")
     )
 
 
+def to_strict(value: Any) -> Any:
+    """Replaces infinity and nan by text, at any depth, for the JSON parsers of other programs.
+
+    Example:
+        >>> to_strict({"loss": float("inf")})
+        {'loss': 'inf'}
+    """
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {key: to_strict(inner) for key, inner in value.items()}
+    return [to_strict(inner) for inner in value] if isinstance(value, (list, tuple)) else value
+
+
 def write_space(space: SearchSpace) -> str:
-    """A space as JSON: its parameters in order, each with its kind and what it was made from.
+    """Writes a space as JSON: its parameters in order, each with its kind and its arguments.
 
     Raises:
-        SpaceError: a parameter is of a class of the user's own, so nobody else could read it.
+        SpaceError: a parameter is of the user's own class, so nobody else could read it.
     """
     for name, parameter in space.parameters.items():
         if type(parameter) not in KINDS.values():
             raise SpaceError(f"parameter {name!r} cannot be stored: it must be one of {list(KINDS)}, not {parameter!r}")
-    return write([{"name": name, **_fields(parameter)} for name, parameter in space.parameters.items()])
+    return to_json([{"name": name, **_list_fields(parameter)} for name, parameter in space.parameters.items()])
 
 
 def read_space(text: str) -> SearchSpace:
-    """The space that :func:`write_space` wrote.
+    """Reads the space that :func:`write_space` wrote.
 
     Raises:
-        SchemaError: it was not that function.
+        SchemaError: the text is anything else.
     """
     try:
-        return SearchSpace({entry.pop("name"): _parameter(entry) for entry in json.loads(text)})
+        return SearchSpace({entry.pop("name"): _make_parameter(entry) for entry in json.loads(text)})
     except (ValueError, TypeError, KeyError, AttributeError) as error:  # a SpaceError is a ValueError
         raise SchemaError(f"the stored search space cannot be read ({error}): {text[:200]}") from error
 
 
-def differences(stored: SearchSpace, given: SearchSpace) -> tuple[list[str], bool]:
-    """What differs between two spaces, a line each, and whether ``extend=True`` may make up for it."""
+def compare_spaces(stored: SearchSpace, given: SearchSpace) -> tuple[list[str], bool]:
+    """Lists the differences between two spaces, a line each; True if ``extend=True`` would accept them."""
     lines, extensible = [], stored.names == given.names
     if stored.names != given.names:
         lines.append(f"parameters: stored {stored.names}, given {given.names}")
     for name in stored.names:
         if name not in given.names:
             continue
-        old, new = _fields(stored[name]), _fields(given[name])
+        old, new = _list_fields(stored[name]), _list_fields(given[name])
         # As text, because 1, 1.0 and True are different choices; as bounds, 1 and 1.0 are the same.
-        changed = [key for key in old if old[key] != new.get(key) or _text(key, old[key]) != _text(key, new[key])]
+        changed = [key for key in old if old[key] != new.get(key) or _to_text(key, old[key]) != _to_text(key, new[key])]
         if changed:
             lines.append(f"{name}: stored {stored[name]!r}, given {given[name]!r}")
             extensible = extensible and set(changed) <= EXTENSIBLE
@@ -72,7 +90,7 @@ def differences(stored: SearchSpace, given: SearchSpace) -> tuple[list[str], boo
 
 
 def write_trial(trial: Trial) -> dict[str, Any]:
-    """A trial as a row: what is searched for in columns of its own, everything else as JSON in ``details``."""
+    """Writes a trial as a row: columns for what queries ask for, and JSON in ``details`` for everything else."""
     curve = trial.curve
     return {
         "number": trial.number,
@@ -81,8 +99,8 @@ def write_trial(trial: Trial) -> dict[str, Any]:
         "value": trial.value,
         "worker": trial.worker,
         "retry_of": trial.retry_of,
-        "params": write(trial.params),
-        "details": write(
+        "params": to_json(trial.params),
+        "details": to_json(
             {
                 "seed": trial.seed,
                 "curve": [curve.steps, curve.values, curve.progress] if len(curve) else [],
@@ -100,10 +118,7 @@ def write_trial(trial: Trial) -> dict[str, Any]:
 
 
 def read_trial(row: Mapping[str, Any], space: SearchSpace | None = None) -> Trial:
-    """The trial that :func:`write_trial` wrote.
-
-    With a ``space`` that has changed since and that the trial does not fit, it shows as LOST: on record, with all that
-    was measured, and used for nothing.
+    """Reads the trial that :func:`write_trial` wrote; with a ``space``, as :func:`as_seen_by` that space.
 
     Raises:
         SchemaError: the row cannot be read.
@@ -127,8 +142,16 @@ def read_trial(row: Mapping[str, Any], space: SearchSpace | None = None) -> Tria
     return trial if space is None else as_seen_by(trial, space)
 
 
+def is_same_record(trial: Trial, other: Trial) -> bool:
+    """Tells whether two trials are written alike; unlike ``==``, nan is the same as nan."""
+    return write_trial(trial) == write_trial(other)
+
+
 def as_seen_by(trial: Trial, space: SearchSpace) -> Trial:
-    """The trial as it shows in a study with this space: LOST, if it does not fit."""
+    """Shows a trial as it counts in a study with this space.
+
+    A trial that does not fit is LOST: it stays on record, with all that was measured, and is used for nothing.
+    """
     if trial.state is TrialState.LOST:
         return trial
     try:
@@ -139,12 +162,12 @@ def as_seen_by(trial: Trial, space: SearchSpace) -> Trial:
     return trial
 
 
-def _text(key: str, value: Any) -> str:
-    return "" if key in ("low", "high") else write(value)
+def _to_text(key: str, value: Any) -> str:
+    return "" if key in ("low", "high") else to_json(value)
 
 
-def _fields(parameter: Parameter) -> dict[str, Any]:
-    """A parameter as a dict of JSON values; the bounds are plain numbers, whatever library they came from."""
+def _list_fields(parameter: Parameter) -> dict[str, Any]:
+    """Lists a parameter's fields as JSON values; its bounds become plain numbers, whatever library they came from."""
     kind = type(parameter).__name__
     when = {parent: list(values) for parent, values in parameter.when.items()}
     if isinstance(parameter, Categorical):
@@ -154,6 +177,6 @@ def _fields(parameter: Parameter) -> dict[str, Any]:
     return {"kind": kind, **bounds, "prior": parameter.prior, "special": list(parameter.special), "when": when}
 
 
-def _parameter(entry: dict[str, Any]) -> Parameter:
+def _make_parameter(entry: dict[str, Any]) -> Parameter:
     parameter: Parameter = KINDS[entry.pop("kind")](**entry)
     return parameter

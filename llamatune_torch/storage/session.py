@@ -1,60 +1,82 @@
-"""A study in a database, as one process knows it, and the one way to change it."""
+"""One process's view of a stored study, and the one way to change it.
+
+Every change is one short transaction. It takes the study for itself first, so that changes come one after the other and
+each sees those before it. Afterwards the record in this process is up to date: only newer rows have been read.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from llamatune_torch.errors import StorageError
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
-from llamatune_torch.storage.definition import open_study
+from llamatune_torch.storage.definition import Definition, open_study
 from llamatune_torch.storage.serialization import as_seen_by, read_trial, write_trial
-from llamatune_torch.storage.store import check_open, number_of
+from llamatune_torch.storage.store import check_number, check_open
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Trial
+from llamatune_torch.trial import Direction, Trial
 
-#: What ``read_trial`` needs.
+T = TypeVar("T")
+
+PATIENCE = 60.0  # seconds for which a write that fails is tried again
+
+#: The columns that ``read_trial`` needs.
 COLUMNS = "number, state, origin, value, params, worker, retry_of, details"
 
 
 class LockedStudy:
-    """A study within one transaction, which has it for itself: the record as it is now, and what is to change."""
+    """A study within one transaction, which nobody else can change meanwhile.
+
+    ``trials`` is the record as it is now, ``row`` the study's row as it was at the start of the transaction.
+
+    Args:
+        transaction: a writing one.
+        id: the study's id.
+        known: the study as this process last saw it.
+        revision: the revision at which it saw it; -1 if it has seen nothing yet.
+
+    Raises:
+        StorageError: the study is no longer there.
+    """
 
     def __init__(self, transaction: Transaction, id: int, known: Study, revision: int) -> None:
         rows = transaction.rows(
             "UPDATE llamatune_studies SET revision = revision + 1 WHERE id = :study "
-            "RETURNING revision, direction, metric, asking, asking_until, ask_seconds",
+            "RETURNING revision, direction, metric, lease_owner, lease_until, suggest_seconds",
             study=id,
         )
         if not rows:
             raise StorageError("the study has been deleted from its database")
         self.transaction = transaction
+        self.id = id
         self.row = rows[0]
         self.revision = int(self.row["revision"])
-        self.known = replace(known, direction=self.row["direction"], metric=self.row["metric"] or known.metric)
+        self.space = known.space
         self.trials = list(known.trials)
-        self.id = id
-        changed = transaction.rows(
+        self._known = replace(known, direction=self.row["direction"], metric=self.row["metric"] or known.metric)
+        newer = transaction.rows(
             f"SELECT {COLUMNS} FROM llamatune_trials WHERE study = :study AND revision > :known ORDER BY number",
             study=id,
             known=revision,
         )
-        for row in changed:
-            self._place(read_trial(row, known.space))
+        for row in newer:
+            self._place(read_trial(row, self.space))
 
     @property
     def now(self) -> float:
-        """Unix time in seconds, by the database's clock."""
+        """The time by the database's clock, in Unix seconds."""
         return self.transaction.now
 
     @property
     def study(self) -> Study:
-        return replace(self.known, trials=tuple(self.trials))
+        """The record as it is now."""
+        return replace(self._known, trials=tuple(self.trials))
 
-    def recorded(self, number: int) -> Trial:
-        """A trial as it was written, whether it fits the space or not."""
+    def read(self, number: int) -> Trial:
+        """Reads a trial as it was written, whether it fits the space or not."""
         rows = self.transaction.rows(
             f"SELECT {COLUMNS} FROM llamatune_trials WHERE study = :study AND number = :number",
             study=self.id,
@@ -74,51 +96,52 @@ class LockedStudy:
             self.transaction.run(
                 f"UPDATE llamatune_trials SET {new} WHERE study = :study AND number = :number", **values
             )
-        self._place(as_seen_by(trial, self.known.space))
+        self._place(as_seen_by(trial, self.space))
+
+    def settle(self, metric: str, direction: Direction) -> None:
+        """Writes the name of the score and its direction."""
+        self.transaction.run(
+            "UPDATE llamatune_studies SET metric = :metric, direction = :direction WHERE id = :study",
+            study=self.id,
+            metric=metric,
+            direction=direction,
+        )
+        self._known = replace(self._known, metric=metric, direction=direction)
 
     def _place(self, trial: Trial) -> None:
         self.trials[trial.number : trial.number + 1] = [trial]
 
 
-def recover(recorded: Trial, claim: LockedStudy) -> None:
-    """Writes a result that was kept elsewhere, unless it has come through already.
+class StudySession:
+    """One process's view of a stored study, and the one way to change it.
+
+    ``id`` is the study's key in its database, ``settings`` are those it was opened with. ``patience`` is the number of
+    seconds for which a transaction that fails is tried again.
+
+    Args:
+        url: the URL of the database.
+        name: the study's name in it.
+        given: the definition to open it with, or to create it from.
+        extend: whether ranges and choices may differ from those stored.
 
     Raises:
-        TrialStateError: its trial has another result, or there is no such trial.
+        SettingsError, StorageError, StudyMismatchError: as ``DurableStore``.
     """
-    if recorded.origin == "added":
-        if not any((t.params, t.started) == (recorded.params, recorded.started) for t in claim.trials):
-            claim.put(replace(recorded, number=len(claim.trials)))
-        return
-    current = claim.recorded(number_of(recorded, len(claim.trials)))
-    if write_trial(current) != write_trial(recorded):
-        check_open(current, recorded)
-        claim.put(recorded)
 
-
-T = TypeVar("T")
-
-PATIENCE = 60.0  # seconds for which a write that fails is tried again
-
-
-class StudySession:
-    """What ``DurableStore`` rests on; its arguments are those of the same name there."""
-
-    def __init__(
-        self, url: str, name: str, study: Study, settled: bool, settings: Mapping[str, Any], extend: bool
-    ) -> None:
+    def __init__(self, url: str, name: str, given: Definition, extend: bool = False) -> None:
         self.name = name
         self.patience = PATIENCE
-        self._database = Database(url)
+        self.database = Database(url)
         self._lock = threading.RLock()  # around a transaction and what is remembered of it
-        self._revision = -1
 
-        def work(transaction: Transaction) -> None:
-            self._id, self._study, self.settings = open_study(
-                transaction, self._database.display_url, name, study, settled, settings, extend
-            )
+        def work(transaction: Transaction) -> tuple[int, Definition]:
+            return open_study(transaction, self.database.display_url, name, given, extend)
 
-        self._database.patiently(lambda: self._database.write(work, exclusive=True), "to be opened", OPENING_PATIENCE)
+        self.id, opened = self.database.keep_trying(
+            lambda: self.database.write(work, exclusive=True), "to be opened", OPENING_PATIENCE
+        )
+        self.settings = opened.settings
+        self._study, self._revision = opened.study, -1
         self.refresh()
 
     @property
@@ -127,41 +150,60 @@ class StudySession:
         return self._study
 
     def refresh(self) -> Study:
-        """The record as it is now."""
-        return self._write(lambda claim: claim.study, "to be read")
+        """Reads the record as it is now."""
+        return self.write(lambda locked: locked.study, "to be read")
 
-    def _write(
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """Runs ``work`` in a transaction that waits for nobody and changes nothing."""
+        return self.database.keep_trying(lambda: self.database.read(work), "to be read", self.patience)
+
+    def write(
         self,
         work: Callable[[LockedStudy], T],
         what: str,
+        *,
         patience: float | None = None,
         at_failure: Callable[[], object] | None = None,
         durable: bool = True,
     ) -> T:
-        """Runs ``work`` in a transaction that has the study for itself; then the record here is up to date."""
+        """Runs ``work`` in a transaction that has the study for itself; afterwards the record here is up to date.
+
+        Args:
+            work: reads and changes the locked study. It runs once an attempt, and each attempt may have come through
+                although it seemed to fail: the next one must then do nothing twice.
+            what: names the work in messages, as in "the end of a trial to be written".
+            patience: seconds for which a transaction that fails is tried again; by default the session's.
+            at_failure: called once, after the first failure that may pass.
+            durable: whether the commit waits for the disk, as for ``Database.write``.
+
+        Raises:
+            StorageError: no attempt succeeded.
+        """
+
+        def run(transaction: Transaction) -> tuple[T, LockedStudy]:
+            locked = LockedStudy(transaction, self.id, self._study, self._revision)
+            return work(locked), locked
 
         def attempt() -> T:
-            claims: list[LockedStudy] = []
-
-            def within(transaction: Transaction) -> T:
-                claims.append(LockedStudy(transaction, self._id, self._study, self._revision))
-                return work(claims[0])
-
-            result = self._database.write(within, durable=durable)
-            self._study, self._revision = claims[0].study, claims[0].revision  # only what was committed
+            result, locked = self.database.write(run, durable=durable)
+            self._study, self._revision = locked.study, locked.revision  # only what was committed
             return result
 
         with self._lock:
-            patience = self.patience if patience is None else patience
-            return self._database.patiently(attempt, what, patience, at_failure)
+            return self.database.keep_trying(attempt, what, self.patience if patience is None else patience, at_failure)
 
-    def _known(self, trial: Trial | int) -> Trial:
-        """An open trial as this process last saw it."""
+    def find_open(self, trial: Trial | int) -> Trial:
+        """Returns an open trial as this process last saw it.
+
+        Raises:
+            TrialStateError: it is unknown, has finished, or belongs to another study.
+        """
         trials = self._study.trials
-        return check_open(trials[number_of(trial, len(trials))], trial)
+        return check_open(trials[check_number(trial, len(trials))], trial)
 
-    def _remember(self, trial: Trial) -> None:
-        """What could not be written is known here at least."""
-        trials = list(self._study.trials)
-        trials[trial.number] = trial
-        self._study = replace(self._study, trials=tuple(trials))
+    def remember(self, trial: Trial) -> None:
+        """Puts a trial that could not be written into the record of this process at least."""
+        with self._lock:
+            trials = list(self._study.trials)
+            trials[trial.number] = trial
+            self._study = replace(self._study, trials=tuple(trials))

@@ -1,6 +1,6 @@
-"""The contract of a place where a study lives, and what every kind of place does alike.
+"""The contract of a store, which keeps one study, and what all kinds of store have in common.
 
-``memory.py`` and ``durable.py`` have the kinds. Both are held to the contract by ``tests/contracts.py``.
+``memory.py`` and ``durable.py`` hold the kinds. ``tests/contracts.py`` holds each of them to the contract.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Direction, Suggestion, Trial, TrialState
 
-#: The next so many suggestions for a study.
+#: Computes so many suggestions for a study.
 Choose = Callable[[Study, int], list[Suggestion]]
 
-#: A trial's next record, from its present one and the time (Unix seconds, by the clock of whoever keeps the study).
+#: Computes a trial's next record from its present one and the time (Unix seconds, by the clock of the store).
 Change = Callable[[Trial, float], Trial]
 
 
 class Store(Protocol):
-    """One study that lives somewhere.
+    """Keeps one study, and is the only way to change it.
 
-    ``study`` is the record as this process last saw it, ``worker`` who runs trials here, as in ``Trial.worker``.
+    Four promises hold for every kind of store. A finished trial never changes; only the late result of a stalled
+    worker is still recorded. A new trial is chosen with the knowledge of all that started before it. A result counts
+    once. Any number of threads may call at the same time.
+
+    ``study`` is the record as this process last saw it. ``worker`` is the name of this process in ``Trial.worker``;
+    it is ``None`` where no other process can take part.
     """
 
     @property
@@ -34,54 +39,60 @@ class Store(Protocol):
     def worker(self) -> str | None: ...
 
     def may_start(self, max_evals: int) -> bool:
-        """Whether one more trial may start, as far as is known here; where others start some too, ``start`` decides."""
+        """Tells whether one more trial may start, as far as this process knows; :meth:`start` has the last word."""
 
     def start(self, n: int, choose: Choose, seed: int, max_evals: int) -> list[Trial]:
-        """Starts ``n`` trials, each knowing all that were started before, by whomever; those to run again come first.
+        """Starts ``n`` trials: those to run again first, then new ones from ``choose``.
+
+        Args:
+            n: the number of trials, at least 1.
+            choose: computes suggestions for the study as it is, with what is running in it.
+            seed: the study's seed, from which each new trial derives its own.
+            max_evals: the number of trials that may count, over all processes.
 
         Raises:
             SpaceExhaustedError: from ``choose``; then nothing has started.
-            BudgetSpentError: fewer than ``n`` of ``max_evals`` trials are left; only where others may start some too.
+            BudgetSpentError: fewer than ``n`` trials are left; only where other processes may start some too.
         """
 
     def wait_for_others(self, max_evals: int, goes_on: Callable[[], bool]) -> bool:
-        """Whether there is something to do again after all, when the budget is used up and nothing runs here.
+        """Waits for the trials of other processes when nothing is left to start; True if something is left after all.
 
-        Waits until the trials that others run have ended, have been lost, or have given a sign of life; but no longer
-        than ``goes_on`` allows, which is asked every tenth of a second or so.
+        The wait ends when each of these trials has ended, has been lost, or has given a sign of life. It ends early
+        when ``goes_on()``, which is called about ten times a second, returns False.
         """
 
     def change(self, trial: Trial | int, change: Change) -> Trial:
-        """Puts the record that ``change`` returns in the place of an open trial's.
+        """Replaces the record of an open trial by what ``change`` makes of it, and returns that.
 
         Raises:
             TrialStateError: the trial is unknown, has finished, or belongs to another study.
         """
 
     def report(self, trial: Trial | int, change: Change) -> Trial:
-        """As :meth:`change`, for what a training need not stop for if it cannot be written at once."""
+        """Does the same as :meth:`change` for a point of a curve: a failed write does not stop the training."""
 
     def add(self, params: Params, seed: int, finish: Change) -> Trial:
-        """Records a trial that was evaluated elsewhere, started and finished at once."""
+        """Records a trial that was evaluated elsewhere; it starts and finishes at once."""
 
     def settle(self, metric: str, direction: Direction) -> None:
-        """Names the score and its direction.
+        """Names the score and its direction, where both are learnt from the first trial.
 
         Raises:
             TrialStateError: a trial has completed already, with the other direction.
         """
 
 
-def started_trial(number: int, suggestion: Suggestion, seed: int, now: float) -> Trial:
-    """The record of a trial that starts now, with a seed of its own."""
+def start_trial(number: int, suggestion: Suggestion, seed: int, now: float) -> Trial:
+    """Makes the record of a trial that starts ``now`` (Unix seconds); its seed derives from the study's ``seed``."""
     return Trial(number, suggestion.params, derived_seed(seed, number), suggestion.origin, started=now)
 
 
-def number_of(trial: Trial | int, count: int) -> int:
-    """The number of a trial that is meant, of ``count``.
+def check_number(trial: Trial | int, count: int) -> int:
+    """Returns the number of a trial, which must be one of ``count``.
 
     Raises:
-        TrialStateError: there is none of that number.
+        TrialStateError: there is no trial of that number.
     """
     number = trial.number if isinstance(trial, Trial) else trial
     if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < count:
@@ -90,10 +101,10 @@ def number_of(trial: Trial | int, count: int) -> int:
 
 
 def check_open(own: Trial, given: Trial | int) -> Trial:
-    """A study's ``own`` trial, which is the one ``given`` and may change.
+    """Returns the study's ``own`` trial, which must be open and the same as the one ``given``.
 
     Raises:
-        TrialStateError: it has finished, or what was given belongs to another study.
+        TrialStateError: it has finished, or the given one belongs to another study.
     """
     if isinstance(given, Trial) and (own.params, own.seed, own.started) != (given.params, given.seed, given.started):
         raise TrialStateError(f"trial {own.number} belongs to another study: its parameters or start differ")
@@ -103,29 +114,36 @@ def check_open(own: Trial, given: Trial | int) -> Trial:
 
 
 def is_settled(study: Study, own: str | None) -> bool:
-    """Whether values have been read by their direction already, or workers other than ``own`` are about to."""
+    """Tells whether values depend on the direction: a trial has completed, or runs at a worker other than ``own``."""
     complete, running = TrialState.COMPLETE, TrialState.RUNNING
     return any(t.state is complete or (t.state is running and t.worker != own) for t in study.trials)
 
 
 def check_direction(study: Study, direction: Direction) -> None:
-    """Refuses to turn the direction around once values have been read."""
+    """Refuses another direction for values that have been read in this one.
+
+    Raises:
+        TrialStateError: a trial has completed, and ``direction`` is not the study's.
+    """
     if study.completed and direction != study.direction:
         raise TrialStateError(f"the direction cannot become {direction!r} after a trial has completed")
 
 
 def to_retry(trials: Sequence[Trial], space: SearchSpace, retries: int = 0) -> list[Trial]:
-    """The trials to run again before anything new, each with its parameters and its seed; numbered on from ``trials``.
+    """Finds the trials to run again before anything new, each with its parameters and its seed.
 
-    A trial that stalled with its worker runs again up to ``retries`` times, one that somebody killed once more. Neither
-    does if another trial with the same origin is running or has come to an end of its own. A retry that was given back
-    (Ctrl-C) does not count as one. A trial that is FAILED because it stalled too often has come to its end, also for a
-    process that allows more retries.
+    A trial that stalled with its worker runs again up to ``retries`` times; one that somebody killed runs once more.
+    Neither runs again while another trial of the same origin is running, or after one has come to an end of its own.
+    A retry that was given back (Ctrl-C) does not count as one. A trial that is FAILED because it stalled too often
+    has come to its end, also for a process that allows more retries.
 
     Args:
         trials: the record, in the order of their numbers.
-        space: the present one; parameters that do not fit it are not tried again.
-        retries: how often at most, after stalled workers.
+        space: the present space; parameters that do not fit it are not tried again.
+        retries: the largest number of retries after stalled workers.
+
+    Returns:
+        New records, not started yet, numbered on from ``trials``.
     """
     tries: dict[int, list[Trial]] = {}
     if any(trial.cause in (Cause.SILENT, Cause.KILLED) for trial in trials):
@@ -135,7 +153,7 @@ def to_retry(trials: Sequence[Trial], space: SearchSpace, retries: int = 0) -> l
     for first, same in tries.items():
         stalled = sum(trial.cause is Cause.SILENT for trial in same)
         killed = sum(trial.cause is Cause.KILLED for trial in same)
-        if stalled + killed == 0 or stalled > retries or killed > 1 or not all(map(_is_inconclusive, same)):
+        if stalled + killed == 0 or stalled > retries or killed > 1 or not all(map(is_inconclusive, same)):
             continue
         if same[0].origin != "added" and _fits(same[0].params, space):
             number = len(trials) + len(due)
@@ -144,13 +162,16 @@ def to_retry(trials: Sequence[Trial], space: SearchSpace, retries: int = 0) -> l
 
 
 def num_left(study: Study, max_evals: int, due: Sequence[Trial]) -> int:
-    """How many trials may still start, of which ``due`` are some; what has been counted once is free."""
+    """Counts the trials that may still start, ``due`` ones among them.
+
+    A due trial is free if its first run has been counted already.
+    """
     counted = {trial.first for trial in study.trials if trial.state is TrialState.FAILED}
     return max_evals - study.num_counted + sum(trial.first in counted for trial in due)
 
 
-def _is_inconclusive(trial: Trial) -> bool:
-    """Whether an end says nothing about the parameters."""
+def is_inconclusive(trial: Trial) -> bool:
+    """Tells whether an end says nothing about the parameters."""
     return trial.state is TrialState.LOST or trial.cause is Cause.KILLED
 
 

@@ -1,48 +1,116 @@
-"""Results that could not be stored, kept in small files until they can be.
+"""Results that could not be written, kept in small files until they can be.
 
-One file a result, so that processes do not get into each other's way.
+A result is worth hours of training, so its writing is tried again and again. From the first failure on it is also in a
+file, which is removed as soon as the result is in the database. If that never happens, the next start finds the file.
+There is one file for each result, so that processes do not get into each other's way.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
-from collections.abc import Mapping
+import uuid
+import warnings
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from llamatune_torch.errors import StorageError
-from llamatune_torch.storage.serialization import write
+from llamatune_torch.errors import StorageError, StorageWarning, TrialStateError
+from llamatune_torch.storage.serialization import is_same_record, read_trial, to_json, write_trial
+from llamatune_torch.storage.session import LockedStudy, StudySession
+from llamatune_torch.storage.store import Change, check_number, check_open
 from llamatune_torch.trial import Trial
 
+logger = logging.getLogger(__name__)
 
-class Journal:
-    """Files next to a study's database; where that disk is full, in the working directory, or for temporary files.
 
-    Args:
-        study: the name of the study.
-        database: what tells its database from others.
-        file: the database, if it is a file.
+class Once:
+    """A change of a trial that is computed once, so that each attempt to write it writes the same.
+
+    Only if the trial is another one than in the last attempt, since somebody else has changed it, a call computes the
+    change again. ``result`` is what the last call returned, ``None`` before the first.
     """
 
-    def __init__(self, study: str, database: str, file: Path | None) -> None:
-        elsewhere = f"llamatune-{_digest(f'{file or database} {study}')}.unsaved-"
-        #: Folders, and how the files in them begin. The first name does not change if the database is moved.
+    def __init__(self, change: Change) -> None:
+        self.result: Trial | None = None
+        self._change = change
+        self._before: Trial | None = None
+
+    def __call__(self, current: Trial, now: float) -> Trial:
+        if self.result is None or self._before is None or not is_same_record(current, self._before):
+            self._before, self.result = current, self._change(current, now)
+        return self.result
+
+
+class UnsavedResults:
+    """The files with results of a study that could not be written.
+
+    They lie next to the database; where that disk is full, in the working directory, or in that for temporary files.
+    ``waiting`` is True while this process has kept results that it has not picked up.
+    """
+
+    def __init__(self, session: StudySession) -> None:
+        self.waiting = False
+        self._session = session
+        self._token = uuid.uuid4().hex[:8]  # tells this process's files from others'
+        database, file = session.database.display_url, session.database.file
+        elsewhere = f"llamatune-{_digest(f'{file or database} {session.name}')}.unsaved-"
+        #: Folders, and the beginning of the names of files in them. The first does not change if the database is moved.
         self._places: list[tuple[Path, str]] = []
         if file is not None:
-            self._places.append((file.parent, f"{file.name}.unsaved-{_digest(study)}-"))
+            self._places.append((file.parent, f"{file.name}.unsaved-{_digest(session.name)}-"))
         self._places += [(Path.cwd(), elsewhere), (Path(tempfile.gettempdir()), elsewhere)]
 
-    def keep(self, key: str, entry: Mapping[str, Any]) -> Path | None:
-        """Writes an entry where that is possible, and returns where that was."""
+    def write_or_keep(self, write: Callable[[LockedStudy], Trial], result: Callable[[], Trial], what: str) -> Trial:
+        """Writes a result, in as many attempts as it takes; from the first failure on, the result is also in a file.
+
+        Args:
+            write: writes the result within a transaction, unless an earlier attempt has come through.
+            result: returns the result that the last attempt would have written; called only after a failure. It may
+                have to compute it from what is known here, if the database could not even be read.
+            what: names the result in messages.
+
+        Returns:
+            The result as it was written. The file is gone.
+
+        Raises:
+            StorageError: no attempt succeeded; the message has the result, and says where it is kept.
+        """
+        kept: Path | None = None
+
+        def keep() -> None:
+            nonlocal kept
+            kept = self.keep(result())
+
+        try:
+            written = self._session.write(write, what, at_failure=keep)
+        except StorageError as error:
+            if kept is None:
+                keep()
+            self.waiting = self.waiting or kept is not None
+            raise StorageError(describe_unwritten(error, result(), kept)) from error
+        if kept is not None:
+            kept.unlink(missing_ok=True)
+        return written
+
+    def keep(self, trial: Trial) -> Path | None:
+        """Writes a result to the first place that takes it, and returns the file; ``None`` if none does."""
+        entry = {
+            "study": self._session.name,
+            "database": self._session.database.display_url,
+            "trial": write_trial(trial),
+        }
+        key = f"added-{uuid.uuid4().hex[:8]}" if trial.origin == "added" else f"{trial.number}-{self._token}"
         for folder, stem in self._places:
             path = folder / f"{stem}{key}.json"
             try:
                 with path.open("w") as file:
-                    file.write(write(entry) + "\n")
+                    file.write(to_json(entry) + "\n")
                     file.flush()
                     os.fsync(file.fileno())
                 return path
@@ -51,25 +119,71 @@ class Journal:
                     path.unlink(missing_ok=True)
         return None
 
-    def entries(self) -> list[tuple[Path, dict[str, Any]]]:
-        """Everything that was kept and can be read, oldest first; only what is this user's own."""
+    def find(self) -> list[tuple[Path, Trial]]:
+        """Finds the study's results in all places, oldest first; only what can be read and is this user's own."""
         found = []
         for folder, stem in dict.fromkeys(self._places):
             for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-                if path.name.startswith(stem):
-                    found.append(path)
-        entries = []
-        for path in found:
+                if not path.name.startswith(stem):
+                    continue
+                try:
+                    if path.stat().st_uid == os.getuid():
+                        found.append((path.stat().st_mtime, path, json.loads(path.read_text())))
+                except (OSError, ValueError):  # another process has picked it up, or was killed while it wrote
+                    continue
+        return [
+            (path, read_trial(entry["trial"]))
+            for _, path, entry in sorted(found, key=lambda item: item[:2])
+            if entry.get("study") == self._session.name
+        ]
+
+    def pick_up(self) -> None:
+        """Writes the results that an earlier run could not write, and removes their files.
+
+        A result that contradicts the record stays in a file that ends with ``.refused``, with a ``StorageWarning``.
+
+        Raises:
+            StorageError: the database cannot be written; then the files stay.
+        """
+        for path, trial in self.find():
             try:
-                if path.stat().st_uid == os.getuid():
-                    entries.append((path.stat().st_mtime, path, json.loads(path.read_text())))
-            except (OSError, ValueError):  # another process has picked it up, or was killed while it wrote
+                self._session.write(partial(recover, trial), "a kept result to be written")
+            except TrialStateError as error:
+                refused = path.rename(path.with_suffix(".refused"))
+                warnings.warn(
+                    f"{refused} has a result of no use ({describe_result(trial)}): {error}",
+                    StorageWarning,
+                    stacklevel=2,
+                )
                 continue
-        return [(path, entry) for _, path, entry in sorted(entries, key=lambda item: item[:2])]
+            path.unlink(missing_ok=True)
+            logger.info("picked up the result of trial %d, %s, from %s", trial.number, describe_result(trial), path)
+        self.waiting = False
 
 
-def unwritten(error: StorageError, trial: Trial, kept: Path | None) -> str:
-    """What to say of a result that could not be stored: why, what it is, and where it has gone."""
+def recover(kept: Trial, locked: LockedStudy) -> None:
+    """Writes a result that was kept in a file, unless it has come through already.
+
+    Raises:
+        TrialStateError: its trial has another result, or there is no such trial.
+    """
+    if kept.origin == "added":
+        if find_added(locked.trials, kept) is None:
+            locked.put(replace(kept, number=len(locked.trials)))
+        return
+    current = locked.read(check_number(kept, len(locked.trials)))
+    if not is_same_record(current, kept):
+        check_open(current, kept)
+        locked.put(kept)
+
+
+def find_added(trials: Iterable[Trial], like: Trial) -> Trial | None:
+    """Finds an added trial that an earlier attempt has written: its parameters and its start tell it from others."""
+    return next((trial for trial in trials if (trial.params, trial.started) == (like.params, like.started)), None)
+
+
+def describe_unwritten(error: StorageError, trial: Trial, kept: Path | None) -> str:
+    """Says of a result that could not be written why, what it is, and where it has gone."""
     what = "a trial to be added" if trial.origin == "added" else f"trial {trial.number}"
     told = f"{trial.value!r}" if trial.value is not None else f"--failed {trial.reason!r}"
     how = "add_trial()" if trial.origin == "added" else f"`llamatune tell {trial.number} {told}`"
@@ -78,11 +192,11 @@ def unwritten(error: StorageError, trial: Trial, kept: Path | None) -> str:
         if kept is not None
         else f"kept nowhere: write it down, and enter it later, with {how}"
     )
-    return f"{error}. The result of {what} is {result_of(trial)} with {trial.params}; it is {where}"
+    return f"{error}. The result of {what} is {describe_result(trial)} with {trial.params}; it is {where}"
 
 
-def result_of(trial: Trial) -> str:
-    """The result of a trial in a few words, with all its digits."""
+def describe_result(trial: Trial) -> str:
+    """Says what came of a trial in a few words, with all digits of its value."""
     return f"value={trial.value!r}" if trial.value is not None else f"{trial.state}: {trial.reason}"
 
 

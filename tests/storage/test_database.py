@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sqlite3
 import subprocess
 import time
@@ -11,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from durable import SPACE, execute, states, tuner
+from durable import SPACE, states, tuner
 
-from llamatune_torch import Integer, LlamaTune, Real, SchemaError, SettingsError, StorageError
-from llamatune_torch.storage import database, schema
+from llamatune_torch import LlamaTune, SchemaError, SettingsError, StorageError
+from llamatune_torch.storage import database
 
 HERE = Path(__file__).parent
 
@@ -87,63 +86,6 @@ def test_a_database_of_something_else(sqlite_url: str, tmp_path: Path) -> None:
         tuner(sqlite_url)
     with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
         assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("recipes",)]
-
-
-def test_a_database_of_a_newer_version(url: str) -> None:
-    tuner(url).ask()
-    execute(url, "UPDATE llamatune_schema SET version = 99")
-    with pytest.raises(SchemaError, match=r"made by a newer version of llamatune-torch \(its schema is 99, this one"):
-        tuner(url)
-
-
-def test_a_study_of_version_1_goes_on(sqlite_url: str, tmp_path: Path) -> None:
-    """A dump of a real file, made by the first version that stored any; it never changes."""
-    with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
-        connection.executescript((HERE / "study-v1.sql").read_text())
-    mine = LlamaTune(
-        {
-            "lr": Real(1e-5, 1e-2, prior="log-uniform"),
-            "method": ["full", "lora"],
-            "rank": Integer(1, 64, when={"method": "lora"}),
-            "decay": Real(0.001, 0.1, special=[0.0]),
-        },
-        storage=sqlite_url,
-        name="old",
-        direction="minimize",
-        metric="loss",
-    )
-    assert states(mine.study) == ["complete", "failed", "lost", "complete", "running"]
-    assert mine.study.best_value == 0.30000000000000004
-    assert mine.study.trials[0].curve.values == (0.5, math.inf)
-    assert mine.settings.seed == 7
-    assert mine.ask().number == 5
-
-
-def test_older_databases_are_migrated_step_by_step(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = tuner(url)
-    before.tell(before.ask(), 0.5)
-    newer = (
-        *schema.MIGRATIONS,
-        ("ALTER TABLE llamatune_studies ADD COLUMN owner TEXT", "UPDATE llamatune_studies SET owner = name"),
-        ("ALTER TABLE llamatune_studies ADD COLUMN mood TEXT",),
-    )
-    monkeypatch.setattr(database, "MIGRATIONS", newer)
-    after = tuner(url)
-    assert after.study.trials == before.study.trials
-    rows = database.Database(url).write(lambda t: t.rows("SELECT owner, mood FROM llamatune_studies"))
-    assert rows == [{"owner": "s", "mood": None}]
-    assert database.Database(url).write(lambda t: t.rows("SELECT version FROM llamatune_schema")) == [{"version": 3}]
-    tuner(url)  # is not migrated again
-
-
-def test_a_migration_that_fails_leaves_the_older_version(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tuner(url).ask()
-    broken = ("ALTER TABLE llamatune_studies ADD COLUMN owner TEXT", "UPDATE llamatune_nowhere SET a = 1")
-    with monkeypatch.context() as patch:
-        patch.setattr(database, "MIGRATIONS", (*schema.MIGRATIONS, broken))
-        with pytest.raises(StorageError, match="llamatune_nowhere"):
-            tuner(url)
-    assert tuner(url).ask().number == 1
 
 
 def test_a_relative_path_stays_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import time
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 from durable import (
     SPACE,
-    eventually,
     everybody_falls_silent,
     fall_silent,
     hill,
@@ -95,6 +93,19 @@ def test_parameters_that_silence_each_worker_have_failed_and_count_once(
     assert [trial.first for trial in tuner(url).study.trials[retries:]] == [0, retries + 1, retries + 2]
 
 
+def test_parameters_that_were_killed_once_and_silence_each_worker_have_failed_too(url: str) -> None:
+    mine = tuner(url, retries=1)
+    mine.tell(mine.ask(), Outcome.failure("killed", cause=Cause.KILLED))
+    for number in (1, 2):
+        dead = tuner(url, retries=1)
+        assert (dead.ask().number, dead.study.trials[-1].retry_of) == (number, 0)
+        fall_silent(url, dead)
+    assert mine.ask().origin == "sobol"
+    assert states(mine.study) == ["failed", "lost", "failed", "running"]
+    assert [trial.cause for trial in mine.study.trials] == [Cause.KILLED, Cause.SILENT, Cause.SILENT, None]
+    assert mine.study.num_counted == 2
+
+
 @pytest.mark.parametrize("late", [Outcome(0.75), Outcome.failure("out of memory")])
 def test_a_late_result_takes_the_place_of_a_silent_failure(url: str, late: Outcome) -> None:
     paused, other = tuner(url, retries=0, max_evals=2), tuner(url, retries=0, max_evals=2)
@@ -106,7 +117,7 @@ def test_a_late_result_takes_the_place_of_a_silent_failure(url: str, late: Outco
     told = paused.tell(trial, late)
     assert (told.value, told.reason, told.error) == (late.value, late.reason, late.error)
     assert told.curve.values == (0.25,)
-    assert store_of(other).refresh().trials[0] == told
+    assert store_of(other).session.refresh().trials[0] == told
     assert other.study.num_counted == 2
     with pytest.raises(BudgetSpentError):
         other.ask()
@@ -154,24 +165,6 @@ def test_the_search_steers_away_from_parameters_that_silence_their_workers(url: 
     fall_silent(url, dead)
     told.tell(5, Outcome.failure("out of memory"))
     assert mine.ask().params == told.ask().params
-
-
-def test_a_batch_takes_what_is_due_first_and_knows_of_it(url: str) -> None:
-    dead, alive = tuner(url), tuner(url)
-    lost = dead.ask(2)
-    fall_silent(url, dead)
-    batch = alive.ask(3)
-    assert [trial.origin for trial in batch] == ["retry", "retry", "sobol"]
-    assert [trial.params for trial in batch[:2]] == [trial.params for trial in lost]
-    assert [trial.number for trial in batch] == [2, 3, 4]
-    assert [trial.number for trial in alive.study.pending] == [2, 3, 4]
-
-
-def test_two_that_ask_at_once_do_not_both_run_a_lost_trial(url: str) -> None:
-    dead, one, two = tuner(url), tuner(url), tuner(url)
-    dead.ask()
-    fall_silent(url, dead)
-    assert [one.ask().origin, two.ask().origin] == ["retry", "sobol"]
 
 
 def test_a_retry_that_was_given_back_is_due_again(url: str) -> None:
@@ -276,58 +269,3 @@ def test_clocks_of_machines_do_not_matter(url: str, monkeypatch: pytest.MonkeyPa
     assert finished.cost is not None
     assert 0 <= finished.cost < 60
     assert abs((trial.started or 0) - now) < 5
-
-
-def test_the_last_worker_waits_for_a_sign_of_life_and_runs_a_dead_ones_trial(url: str) -> None:
-    dead = tuner(url, max_evals=2, grace=1.0)
-    lost = dead.ask()
-    store_of(dead)._heartbeat.numbers.clear()  # it dies at once
-    last = tuner(url, hill, max_evals=2, grace=1.0)
-    last.optimize()
-    assert [trial.origin for trial in last.study.trials] == ["sobol", "sobol", "retry"]
-    assert last.study.trials[2].params == lost.params
-    assert states(last.study) == ["lost", "complete", "complete"]
-
-
-def test_the_last_worker_does_not_wait_for_a_living_one(url: str) -> None:
-    busy = tuner(url, max_evals=2, grace=2.0)
-    busy.ask()
-    last = tuner(url, hill, max_evals=2, grace=60.0)
-    start = time.monotonic()
-    last.optimize()
-    assert time.monotonic() - start < 10
-    assert states(last.study) == ["running", "complete"]
-    start = time.monotonic()
-    with pytest.raises(BudgetSpentError):  # who owns the loop is not kept waiting
-        last.ask()
-    assert time.monotonic() - start < 2
-
-
-def test_the_timeout_ends_the_wait_for_others(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "llamatune_torch")
-    dead = tuner(url, max_evals=2)
-    dead.ask()
-    store_of(dead)._heartbeat.numbers.clear()  # it dies at once
-    last = tuner(url, hill, max_evals=2, grace=60.0, timeout=1.0)
-    start = time.monotonic()
-    last.optimize()
-    assert 1.0 <= time.monotonic() - start < 5
-    assert states(last.study) == ["running", "complete"]
-    assert "waiting for a sign of life of 1 trials" in caplog.text
-    assert "stopped: the timeout of 1 s has passed" in caplog.text
-    assert "used up" not in caplog.text
-
-
-def test_stop_ends_the_wait_for_others(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.INFO, "llamatune_torch")
-    dead = tuner(url, max_evals=2)
-    dead.ask()
-    store_of(dead)._heartbeat.numbers.clear()
-    last = tuner(url, hill, max_evals=2, grace=60.0)
-    stopping = threading.Thread(target=lambda: (eventually(lambda: "waiting for a sign" in caplog.text), last.stop()))
-    stopping.start()
-    start = time.monotonic()
-    last.optimize()
-    assert time.monotonic() - start < 10
-    stopping.join()
-    assert states(last.study) == ["running", "complete"]

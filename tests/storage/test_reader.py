@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from durable import store_of
 
 from llamatune_torch import LlamaTune, Outcome, Real, SchemaError, SettingsError, StorageError, TrialState, load_study
 from llamatune_torch.storage import database
@@ -141,5 +142,5 @@ def test_a_read_only_disk(small_disk: Path) -> None:
 def test_a_running_study_is_read_while_somebody_writes(sqlite_url: str) -> None:
     mine = tuner(sqlite_url)
     mine.ask()
-    with mine._store._database._engine.connect() as writer, writer.begin():  # type: ignore[attr-defined]
+    with store_of(mine).session.database._engine.connect() as writer, writer.begin():
         assert len(load_study(sqlite_url).in_state(TrialState.RUNNING)) == 1

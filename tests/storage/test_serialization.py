@@ -17,7 +17,7 @@ from strategies import JSON_SCALARS, make_trial, spaces, spaces_with_params
 
 from llamatune_torch import Categorical, Curve, Integer, Real, SchemaError, SearchSpace, SpaceError, Trial, TrialState
 from llamatune_torch.parameter_base import Floats, Parameter
-from llamatune_torch.storage.serialization import differences, read_space, read_trial, write_space, write_trial
+from llamatune_torch.storage.serialization import compare_spaces, read_space, read_trial, write_space, write_trial
 
 NUMBERS = st.floats(allow_nan=False)
 TEXTS = st.one_of(st.none(), st.text(st.characters(), max_size=20))
@@ -146,7 +146,7 @@ BASE = {"lr": Real(1e-5, 1e-3, prior="log-uniform"), "c": ["a", "b"], "n": Integ
 def test_differences_are_shown_and_only_ranges_and_choices_can_be_extended(
     change: dict[str, Any], shown: list[str], extensible: bool
 ) -> None:
-    lines, can_extend = differences(SearchSpace(BASE), SearchSpace({**BASE, **change}))
+    lines, can_extend = compare_spaces(SearchSpace(BASE), SearchSpace({**BASE, **change}))
     assert len(lines) == 1
     for part in shown:
         assert part in lines[0]
@@ -154,6 +154,6 @@ def test_differences_are_shown_and_only_ranges_and_choices_can_be_extended(
 
 
 def test_equal_spaces_do_not_differ_and_choices_of_other_types_do() -> None:
-    assert differences(SearchSpace(BASE), SearchSpace(BASE)) == ([], True)
-    assert differences(SearchSpace({"x": Real(0, 1)}), SearchSpace({"x": Real(0.0, 1.0)})) == ([], True)
-    assert len(differences(SearchSpace({"c": [1]}), SearchSpace({"c": [True]}))[0]) == 1
+    assert compare_spaces(SearchSpace(BASE), SearchSpace(BASE)) == ([], True)
+    assert compare_spaces(SearchSpace({"x": Real(0, 1)}), SearchSpace({"x": Real(0.0, 1.0)})) == ([], True)
+    assert len(compare_spaces(SearchSpace({"c": [1]}), SearchSpace({"c": [True]}))[0]) == 1

@@ -6,20 +6,25 @@ import logging
 import sqlite3
 import subprocess
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from durable import eventually, locked, states, store_of, tuner, unsaved
+from sqlalchemy.exc import OperationalError
 
-from llamatune_torch import Outcome, StorageError, StorageWarning, TrialState, load_study
+from llamatune_torch import LlamaTune, Outcome, StorageError, StorageWarning, Trial, TrialState, load_study
+from llamatune_torch.seeds import derived_seed
+from llamatune_torch.storage.database import Database, Transaction
 
 
 def test_a_write_that_fails_is_tried_again_and_kept_until_it_succeeds(
     sqlite_url: str, tmp_path: Path, impatient: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     mine = tuner(sqlite_url)
-    store_of(mine).patience = 30.0
+    store_of(mine).session.patience = 30.0
     trial = mine.ask()
     kept: list[list[Path]] = []
     with locked(tmp_path / "study.db") as connection:
@@ -113,6 +118,165 @@ def test_a_kept_result_that_fits_nothing_any_more_is_refused_and_not_thrown_away
     tuner(sqlite_url)  # once is enough
 
 
+def test_the_same_process_picks_up_an_added_trial_too(sqlite_url: str, tmp_path: Path, impatient: None) -> None:
+    mine = tuner(sqlite_url)
+    with locked(tmp_path / "study.db"), pytest.raises(StorageError):
+        mine.add_trial({"x": 0.5, "n": 2}, 0.75)
+    assert mine.ask().number == 1
+    assert [(t.origin, t.value) for t in mine.study.trials] == [("added", 0.75), ("sobol", None)]
+
+
+def test_a_pick_up_that_fails_is_tried_again_by_the_next_ask(sqlite_url: str, tmp_path: Path, impatient: None) -> None:
+    mine = tuner(sqlite_url)
+    trial = mine.ask()
+    with locked(tmp_path / "study.db"):
+        with pytest.raises(StorageError):
+            mine.tell(trial, 0.5)
+        with pytest.raises(StorageError, match="a kept result to be written: database is locked"):
+            mine.ask()
+    assert mine.ask().number == 1
+    assert unsaved(tmp_path) == []
+    assert load_study(sqlite_url, "s").best_value == 0.5
+
+
+def tell(mine: LlamaTune) -> Any:
+    trial = mine.ask()
+    return lambda: mine.tell(trial, 0.5)
+
+
+def add(mine: LlamaTune) -> Any:
+    return lambda: mine.add_trial({"x": 0.5, "n": 2}, 0.5)
+
+
+@pytest.mark.parametrize("prepare", [tell, add])
+def test_a_process_that_is_killed_before_it_removes_the_file_writes_nothing_twice(
+    sqlite_url: str, tmp_path: Path, impatient: None, prepare: Callable[[LlamaTune], Any]
+) -> None:
+    mine = tuner(sqlite_url)
+    store_of(mine).session.patience = 30.0
+    act = prepare(mine)
+    left: list[tuple[Path, str]] = []
+    with locked(tmp_path / "study.db") as connection:
+
+        def release() -> None:
+            eventually(lambda: any(path.read_text().endswith("\n") for path in unsaved(tmp_path)))
+            left.extend((path, path.read_text()) for path in unsaved(tmp_path))
+            time.sleep(0.1)  # of another time than the first attempt
+            connection.execute("ROLLBACK")
+
+        releasing = threading.Thread(target=release)
+        releasing.start()
+        written = act()
+        releasing.join()
+    ((path, text),) = left
+    path.write_text(text)
+    again = tuner(sqlite_url)
+    assert again.study.trials == (written,)
+    assert unsaved(tmp_path) == []
+
+
+def breaking(monkeypatch: pytest.MonkeyPatch, times: int, after: bool) -> None:
+    """So many transactions fail before their commit, or seem to fail after it."""
+    original, left = Database.write, [times]
+
+    def write(self: Database, work: Any, **how: bool) -> Any:
+        error = OperationalError("COMMIT", {}, Exception("server closed the connection unexpectedly"))
+        if left[0] and not after:
+            left[0] -= 1
+
+            def fail(transaction: Transaction) -> Any:
+                work(transaction)
+                raise error
+
+            return original(self, fail, **how)
+        result = original(self, work, **how)
+        if left[0]:
+            left[0] -= 1
+            raise error
+        return result
+
+    monkeypatch.setattr(Database, "write", write)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_result_is_computed_once_however_many_attempts_its_writing_takes(
+    url: str, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    mine = tuner(url)
+    trial, calls = mine.ask(), []
+
+    def finish(current: Trial, now: float) -> Trial:
+        calls.append(now)
+        return current.finished_with(Outcome(float(len(calls))), now)
+
+    breaking(monkeypatch, 3, after)
+    assert store_of(mine).change(trial, finish).value == 1.0
+    breaking(monkeypatch, 3, after)
+    added = store_of(mine).add({"x": 0.5, "n": 2}, 0, finish)
+    assert (added.number, added.value, added.cost) == (1, 2.0, 0.0)
+    monkeypatch.undo()
+    assert len(calls) == 2
+    assert tuner(url).study.trials == mine.study.trials == (mine.study.trials[0], added)
+
+
+def test_a_result_is_computed_again_if_its_trial_has_changed_between_two_attempts(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = tuner(url), tuner(url)
+    trial = mine.ask()
+    breaking(monkeypatch, 1, after=False)
+    seen: list[int] = []
+
+    def finish(current: Trial, now: float) -> Trial:
+        seen.append(len(current.curve))
+        return current.finished_with(Outcome(0.5), now)
+
+    keep = store_of(mine)._unsaved.keep
+
+    def keeping(result: Trial) -> Path | None:
+        other.report(0, 1, 0.25)  # between the two attempts
+        return keep(result)
+
+    monkeypatch.setattr(store_of(mine)._unsaved, "keep", keeping)
+    assert store_of(mine).change(trial, finish).curve.values == (0.25,)
+    assert seen == [0, 1]
+    assert tuner(url).study.trials[0].curve.values == (0.25,)
+
+
+def test_an_added_trial_that_others_were_quicker_than_has_the_next_number(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, other = tuner(url), tuner(url)
+    breaking(monkeypatch, 1, after=False)
+    keep = store_of(mine)._unsaved.keep
+
+    def keeping(result: Trial) -> Path | None:
+        other.ask()
+        return keep(result)
+
+    monkeypatch.setattr(store_of(mine)._unsaved, "keep", keeping)
+    added = mine.add_trial({"x": 0.5, "n": 2}, 0.5)
+    assert (added.number, added.seed, added.cost) == (1, derived_seed(0, 1), 0.0)
+    assert tuner(url).study.trials[1] == added
+
+
+def test_a_result_that_is_kept_nowhere_says_how_to_enter_it_by_hand(
+    sqlite_url: str, tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tuner(sqlite_url)
+    first, second = mine.ask(2)
+    monkeypatch.setattr(store_of(mine)._unsaved, "_places", [(tmp_path / "nowhere", "x")])
+    by_hand = r"is kept nowhere: write it down, and enter it later, with "
+    with locked(tmp_path / "study.db"):
+        with pytest.raises(StorageError, match=by_hand + "`llamatune tell 0 0.5`"):
+            mine.tell(first, 0.5)
+        with pytest.raises(StorageError, match=by_hand + "`llamatune tell 1 --failed 'out of memory'`"):
+            mine.tell(second, Outcome.failure("out of memory"))
+        with pytest.raises(StorageError, match=by_hand + r"add_trial\(\)"):
+            mine.add_trial({"x": 0.5, "n": 2}, 0.5)
+    assert not store_of(mine)._unsaved.waiting
+
+
 def test_a_report_that_cannot_be_written_does_not_end_the_training(
     sqlite_url: str, tmp_path: Path, impatient: None
 ) -> None:
@@ -166,7 +330,7 @@ def test_a_file_that_becomes_read_only(small_disk: Path, tmp_path: Path, monkeyp
     mine = tuner(f"sqlite:///{small_disk}/study.db")
     trial = mine.ask()
     store_of(mine)._heartbeat.numbers.clear()
-    store_of(mine)._database._engine.dispose()
+    store_of(mine).session.database._engine.dispose()
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(StorageError, match=r"(readonly|read-only|unable to open).*value=0\.75 .*kept in "):
         mine.tell(trial, 0.75)

@@ -14,7 +14,7 @@ from llamatune_torch.errors import SpaceError
 from llamatune_torch.parameter_base import Parameter, type_key
 from llamatune_torch.parameters import Categorical, Integer, Real
 from llamatune_torch.space import SearchSpace
-from llamatune_torch.storage.serialization import write
+from llamatune_torch.storage.serialization import to_json
 
 #: Up to how many values a number with a step becomes an ordered choice among them.
 MAX_STEPS = 100
@@ -23,8 +23,8 @@ MAX_STEPS = 100
 def to_scalar(choice: Any) -> Any:
     """Converts a choice to one that ``Categorical`` holds: to JSON, if it is no scalar or not finite."""
     if isinstance(choice, float):
-        return choice if math.isfinite(choice) else write(choice)
-    return choice if choice is None or isinstance(choice, (str, int)) else write(choice)
+        return choice if math.isfinite(choice) else to_json(choice)
+    return choice if choice is None or isinstance(choice, (str, int)) else to_json(choice)
 
 
 def infer_space(study: str, trials: Sequence[FrozenTrial]) -> SearchSpace:

@@ -21,7 +21,7 @@ from llamatune_torch.integrations.optuna.spaces import to_scalar
 from llamatune_torch.parameter_base import Parameter, type_key
 from llamatune_torch.parameters import Categorical, Integer, Real
 from llamatune_torch.space import Params, SearchSpace
-from llamatune_torch.storage.serialization import write
+from llamatune_torch.storage.serialization import to_json
 from llamatune_torch.trial import KEEPERS_OWN, Cause, Curve, Direction, Outcome, Trial, TrialState, as_outcome, cause_of
 
 #: The end of the name of the choice among a parameter's special values.
@@ -118,7 +118,7 @@ def _write_parameter(name: str, parameter: Parameter, value: Any) -> tuple[str, 
 def _choices(parameter: Categorical) -> list[Any]:
     """The choices as Optuna holds them: as JSON, if some are equal for Python, such as 1, 1.0 and True."""
     distinct = len(set(parameter.choices)) == len(parameter.choices)
-    return list(parameter.choices) if distinct else [write(choice) for choice in parameter.choices]
+    return list(parameter.choices) if distinct else [to_json(choice) for choice in parameter.choices]
 
 
 def _write_attributes(trial: Trial, progress: Sequence[float | None]) -> dict[str, Any]:
@@ -135,8 +135,8 @@ def _write_attributes(trial: Trial, progress: Sequence[float | None]) -> dict[st
         "notes": dict(trial.notes) or None,
         "progress": None if all(share is None for share in progress) else progress,
     }
-    # Through `write`, because outcomes may be numpy's or torch's numbers.
-    return {key: json.loads(write(value)) for key, value in attributes.items() if value is not None}
+    # Through `to_json`, because outcomes may be numpy's or torch's numbers.
+    return {key: json.loads(to_json(value)) for key, value in attributes.items() if value is not None}
 
 
 def _to_datetime(seconds: float) -> datetime:

@@ -1,0 +1,241 @@
+"""Turns of the workers of one study: who computes the next suggestion, and which trials start.
+
+A suggestion takes from a millisecond to many seconds, so it is computed outside of any transaction. An ask has two
+steps, and starts again if another worker was quicker:
+
+    plan     in a transaction: mark stalled trials; are enough of the budget left? take the lease; read the record
+                 another worker has the lease          -> wait for it, then plan again
+                 too few trials are left               -> BudgetSpentError
+    suggest  outside: compute suggestions for the record as it was
+    start    in a transaction: give the lease back
+                 other trials have started since then  -> plan again
+                 else                                  -> start the trials
+
+The lease is short. It only saves work: correctness comes from the check at the start of the trials. A lease expires, so
+that nobody waits for a dead process. Times are the database's, never a machine's own.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from typing import NamedTuple
+
+from llamatune_torch.errors import BudgetSpentError
+from llamatune_torch.storage.database import Transaction
+from llamatune_torch.storage.heartbeat import mark_stalled, register_worker, signs_of_life
+from llamatune_torch.storage.session import LockedStudy, StudySession
+from llamatune_torch.storage.store import Choose, num_left, start_trial, to_retry
+from llamatune_torch.study import Study
+from llamatune_torch.trial import Cause, Suggestion, Trial, TrialState
+
+logger = logging.getLogger(__name__)
+
+# A lease lasts three times as long as the last suggestion took, within these bounds (seconds).
+SHORTEST_LEASE, LONGEST_LEASE = 0.25, 300.0
+
+STARTING = "the next trial to be started"
+
+
+class Ask(NamedTuple):
+    """A worker's request for trials.
+
+    Args:
+        n: the number of trials.
+        seed: the study's seed.
+        max_evals: the number of trials that may count, over all workers.
+        worker: the name of the one who asks.
+        begun: the numbers of the trials that it knows it is running; may change at any time.
+        grace: seconds without a sign of life after which a worker has stalled.
+        retries: how often at most the parameters of a stalled worker run again.
+    """
+
+    n: int
+    seed: int
+    max_evals: int
+    worker: str
+    begun: AbstractSet[int]
+    grace: float
+    retries: int
+
+
+class Plan(NamedTuple):
+    """The state of affairs before a suggestion is computed.
+
+    Args:
+        study: the record to suggest from, in which ``due`` are running.
+        left: the number of trials that may start.
+        due: the trials to run again, at most as many as were asked for.
+        num_trials: the number of trials on record, ``due`` ones not among them.
+        wait: seconds after which to look again, since another worker has the lease; 0 if nothing is in the way.
+        started: the trials to hand out at once, since an earlier ask has started them.
+    """
+
+    study: Study
+    left: int = 0
+    due: Sequence[Trial] = ()
+    num_trials: int = 0
+    wait: float = 0.0
+    started: Sequence[Trial] = ()
+
+
+def start_trials(session: StudySession, ask: Ask, choose: Choose) -> list[Trial]:
+    """Starts trials for a worker when it is its turn; those to run again come first.
+
+    Raises:
+        BudgetSpentError: too few of ``max_evals`` are left.
+        SpaceExhaustedError: from ``choose``.
+        StorageError: the database cannot be reached.
+    """
+    while True:
+        # Not worth waiting for the disk: if this is undone, the transaction that starts the trials finds out.
+        plan = session.write(lambda locked: make_plan(locked, ask), STARTING, durable=False)
+        if plan.started:
+            return list(plan.started)
+        if plan.left < ask.n:
+            raise BudgetSpentError(describe_budget(session, ask, plan.left))
+        if plan.wait:
+            wait_for_lease(session, plan.wait)
+        elif trials := suggest_and_start(session, ask, plan, choose):
+            return trials
+
+
+def make_plan(locked: LockedStudy, ask: Ask) -> Plan:
+    """Takes stock, and takes the lease if a suggestion is needed and nobody else has it."""
+    mark_stalled(locked, ask.grace, ask.retries, ask.worker)
+    unacknowledged = find_unacknowledged(locked, ask)
+    if len(unacknowledged) >= ask.n:
+        return Plan(locked.study, started=unacknowledged[: ask.n])
+    for trial in unacknowledged:  # of an ask that was interrupted
+        locked.put(trial.given_up(Cause.ABANDONED, "never begun", locked.now))
+    study = locked.study
+    due = to_retry(study.trials, study.space, ask.retries)[: ask.n]
+    left = num_left(study, ask.max_evals, due)
+    needs_lease = left >= ask.n > len(due)
+    wait = take_lease(locked, ask.worker) if needs_lease else 0.0
+    num_trials = len(study.trials)
+    for trial in due:
+        study = study.with_trial(trial)
+    return Plan(study, left, due, num_trials, wait)
+
+
+def suggest_and_start(session: StudySession, ask: Ask, plan: Plan, choose: Choose) -> list[Trial]:
+    """Computes what a plan lacks, and starts it; returns nothing if others have started trials in the meantime."""
+    suggestions: list[Suggestion] = []
+    seconds: float | None = None
+    if ask.n > len(plan.due):
+        began = time.monotonic()
+        try:
+            suggestions = choose(plan.study, ask.n - len(plan.due))
+        except BaseException:
+            session.write(lambda locked: release_lease(locked, ask.worker), "a suggestion to be given up")
+            raise
+        seconds = time.monotonic() - began
+
+    def start(locked: LockedStudy) -> list[Trial]:
+        release_lease(locked, ask.worker, seconds)
+        due = to_retry(locked.trials, locked.space, ask.retries)[: ask.n]
+        same = len(locked.trials) == plan.num_trials and [t.params for t in due] == [t.params for t in plan.due]
+        if not same or num_left(locked.study, ask.max_evals, due) < ask.n:
+            return []  # also if an earlier attempt has come through, though it seemed to fail: the next plan finds that
+        return put_started(locked, ask, due, suggestions)
+
+    return session.write(start, STARTING)
+
+
+def put_started(locked: LockedStudy, ask: Ask, due: Sequence[Trial], new: Sequence[Suggestion]) -> list[Trial]:
+    """Writes down that the worker runs these trials from now on."""
+    register_worker(locked, ask.worker)
+    trials = [replace(trial, started=locked.now) for trial in due]
+    first = len(locked.trials) + len(due)
+    trials += [start_trial(first + i, suggestion, ask.seed, locked.now) for i, suggestion in enumerate(new)]
+    trials = [replace(trial, worker=ask.worker) for trial in trials]
+    for trial in trials:
+        locked.put(trial)
+    return trials
+
+
+def find_unacknowledged(locked: LockedStudy, ask: Ask) -> list[Trial]:
+    """Finds trials that the worker has started without knowing: the attempt seemed to fail, or was interrupted."""
+    return [
+        trial
+        for trial in locked.trials
+        if trial.worker == ask.worker and trial.state is TrialState.RUNNING and trial.number not in ask.begun
+    ]
+
+
+def take_lease(locked: LockedStudy, worker: str) -> float:
+    """Takes the lease on computing the next suggestion; returns 0, or the seconds to wait if another worker has it."""
+    row = locked.row
+    if row["lease_owner"] not in (None, worker) and row["lease_until"] > locked.now:
+        return float(min(0.05, max(0.002, row["suggest_seconds"] / 4)))
+    locked.transaction.run(
+        "UPDATE llamatune_studies SET lease_owner = :worker, lease_until = :until WHERE id = :study",
+        study=locked.id,
+        worker=worker,
+        until=locked.now + min(max(3 * row["suggest_seconds"], SHORTEST_LEASE), LONGEST_LEASE),
+    )
+    return 0.0
+
+
+def release_lease(locked: LockedStudy, worker: str, seconds: float | None = None) -> None:
+    """Gives the lease back, if the worker has it; ``seconds`` is the time that the suggestion took, if there is one."""
+    locked.transaction.run(
+        "UPDATE llamatune_studies SET lease_owner = NULL, suggest_seconds = :seconds "
+        "WHERE id = :study AND lease_owner = :worker",
+        study=locked.id,
+        worker=worker,
+        seconds=locked.row["suggest_seconds"] if seconds is None else seconds,
+    )
+
+
+def wait_for_lease(session: StudySession, pause: float) -> None:
+    """Waits until nobody has the lease; looks every ``pause`` seconds at first, and soon every 20 ms at most."""
+
+    def is_taken(transaction: Transaction) -> bool:
+        query = "SELECT lease_owner, lease_until FROM llamatune_studies WHERE id = :study"
+        (row,) = transaction.rows(query, study=session.id)
+        return row["lease_owner"] is not None and row["lease_until"] > transaction.now
+
+    taken = True
+    while taken:
+        time.sleep(pause)
+        pause = max(pause, min(1.2 * pause, 0.02))
+        taken = session.read(is_taken)
+
+
+def wait_for_others(session: StudySession, ask: Ask, goes_on: Callable[[], bool]) -> bool:
+    """Waits for the trials of other workers, as ``Store.wait_for_others``; ``grace`` seconds at most."""
+
+    def look(locked: LockedStudy) -> tuple[int, dict[int, float]]:
+        mark_stalled(locked, ask.grace, ask.retries, ask.worker)
+        due = to_retry(locked.trials, locked.space, ask.retries)
+        return num_left(locked.study, ask.max_evals, due), signs_of_life(locked, ask.worker)
+
+    first: dict[int, float] = {}
+    while True:
+        left, signs = session.write(look, "to be read", durable=False)
+        if left > 0:
+            return True
+        if not first and signs:
+            logger.info("waiting for a sign of life of %d trials that run elsewhere", len(signs))
+        elif not any(first.get(number, sign) == sign for number, sign in signs.items()):
+            return False
+        first = {**signs, **first}
+        next_look = time.monotonic() + min(1.0, ask.grace / 20)
+        while (pause := next_look - time.monotonic()) > 0:
+            if not goes_on():
+                return False
+            time.sleep(min(0.1, pause))
+
+
+def describe_budget(session: StudySession, ask: Ask, left: int) -> str:
+    """Says why too few trials are left."""
+    budget = f"the budget of max_evals={ask.max_evals} trials of study {session.name!r}"
+    if left > 0:
+        return f"{budget} has only {left} left, but {ask.n} were asked for"
+    running = len(session.study.pending)
+    return f"{budget} is used up" + (f"; {running} of them are running" if running else "")
