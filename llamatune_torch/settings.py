@@ -21,10 +21,10 @@ class Settings:
     """The knobs of the engine: what ``suggest`` may be told besides the study.
 
     Args:
-        acquisition: "logeqi" (expected quantile improvement in log space, the default: expected improvement that is
-            not misled by noise), "logei", "ei", "logpi", "pi", "ucb", or the Monte
-            Carlo ones "qlogei" and "qlognei". With several points asked for or other trials running, the analytic ones
-            are averaged over samples of what may come out of those.
+        acquisition: "logeqi" by default: the expected quantile improvement in log space, which noise does not mislead.
+            Or "logei", "logpi", "ucb", or the Monte Carlo ones "qlogei" and "qlognei". "ei" and "pi" are other names
+            of "logei" and "logpi": a logarithm has the same maximiser. With several points asked for, or other trials
+            running, the analytic ones are averaged over samples of the outcomes of those.
         xi: how much a point must improve on the best, in standard deviations of the outcomes (EI, PI). Without it, the
             search polishes the first good choice it finds, instead of looking at the others.
         kappa: how many posterior standard deviations UCB adds to the mean.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from llamatune_torch.errors import NoCompletedTrialError, TrialStateError
+from llamatune_torch.errors import NoCompletedTrialError, SettingsError, TrialStateError
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.tables import show_value, to_dataframe, to_row
 from llamatune_torch.trial import Cause, Direction, Trial, TrialState
@@ -16,22 +16,57 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Goal:
+    """The goal of a search.
+
+    Args:
+        direction: whether large values are good ("maximize") or small ones ("minimize").
+        metric: the name of the value, for tables and messages; ``None`` until the first trial teaches it, as a Trainer
+            does, and the direction with it.
+
+    Raises:
+        SettingsError: the direction is neither, or the metric is no text.
+    """
+
+    direction: Direction = "maximize"
+    metric: str | None = "value"
+
+    def __post_init__(self) -> None:
+        if self.direction not in get_args(Direction):
+            raise SettingsError(f"direction must be 'maximize' or 'minimize', but got {self.direction!r}")
+        if self.metric is not None and not isinstance(self.metric, str):
+            raise SettingsError(f"metric must be a text or None, but got {self.metric!r}")
+
+
+@dataclass(frozen=True)
 class Study:
     """All trials of one search, in the order of their numbers (``trials[k].number == k``).
 
     Args:
         space: where the search takes place.
-        direction: whether large values are good ("maximize") or small ones ("minimize").
-        metric: the name of the value, for tables and messages.
+        goal: the direction and the metric.
         initial_points: canonical parameters to try before any others.
         trials: what has been tried.
     """
 
     space: SearchSpace
-    direction: Direction = "maximize"
-    metric: str = "value"
+    goal: Goal = Goal()
     initial_points: tuple[Params, ...] = ()
     trials: tuple[Trial, ...] = ()
+
+    @property
+    def direction(self) -> Direction:
+        return self.goal.direction
+
+    @property
+    def metric(self) -> str:
+        """The name of the value; "value" until it is known."""
+        return self.goal.metric or "value"
+
+    @property
+    def is_settled(self) -> bool:
+        """True if the metric and the direction are known."""
+        return self.goal.metric is not None
 
     def with_trial(self, trial: Trial) -> Study:
         """The study with ``trial`` added at its end, or put in the place of its number.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llamatune_torch import Categorical, Integer, Real, SearchSpace, Study, Trial, TrialState
 from llamatune_torch.parameters import MAX_INTEGER, Parameter
+from llamatune_torch.study import Goal
 from llamatune_torch.trial import Direction, Origin
 
 JSON_SCALARS: SearchStrategy[Any] = st.one_of(
@@ -175,7 +176,7 @@ def make_study(
     for params in running:
         trials.append(make_trial(len(trials), space.validate(params), state=TrialState.RUNNING))
     points = tuple(space.validate(params) for params in initial_points)
-    return Study(space, direction, initial_points=points, trials=tuple(trials))
+    return Study(space, Goal(direction), initial_points=points, trials=tuple(trials))
 
 
 def plain_space(dim: int, categorical: Sequence[int] = ()) -> SearchSpace:

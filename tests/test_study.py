@@ -15,10 +15,12 @@ from llamatune_torch import (
     Outcome,
     OutcomeError,
     SearchSpace,
+    SettingsError,
     Study,
     TrialState,
     TrialStateError,
 )
+from llamatune_torch.study import Goal
 
 SPACE = SearchSpace({"lr": (0.0, 1.0), "opt": ["adamw", "sgd"]})
 
@@ -116,9 +118,9 @@ def test_best_params_are_a_copy() -> None:
 
 def test_an_equal_value_is_not_better() -> None:
     for direction in ("maximize", "minimize"):
-        assert not Study(SPACE, direction).better(1.0, than=1.0)
-    assert Study(SPACE, "maximize").better(2.0, than=1.0)
-    assert Study(SPACE, "minimize").better(1.0, than=2.0)
+        assert not Study(SPACE, Goal(direction)).better(1.0, than=1.0)
+    assert Study(SPACE, Goal("maximize")).better(2.0, than=1.0)
+    assert Study(SPACE, Goal("minimize")).better(1.0, than=2.0)
 
 
 def test_no_best_before_anything_completes() -> None:
@@ -211,3 +213,13 @@ def test_summary_counts_states_and_names_the_best() -> None:
 def test_summary_of_an_empty_study_and_of_one_where_nothing_completed() -> None:
     assert Study(SPACE).summary() == "0 trials (none yet), 0.0 s of evaluation\nno trial has completed"
     assert make_study(SPACE, [(point(0.1), None)]).summary().splitlines()[-1] == "no trial has completed"
+
+
+def test_a_goal_is_checked_and_settled_once_its_metric_has_a_name() -> None:
+    with pytest.raises(SettingsError, match="direction must be 'maximize' or 'minimize', but got 'max'"):
+        Goal("max")  # type: ignore[arg-type]
+    with pytest.raises(SettingsError, match="metric must be a text or None, but got 3"):
+        Goal(metric=3)  # type: ignore[arg-type]
+    unsettled = Study(SPACE, Goal("minimize", None))
+    assert (unsettled.direction, unsettled.metric, unsettled.is_settled) == ("minimize", "value", False)
+    assert Study(SPACE).is_settled

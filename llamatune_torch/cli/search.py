@@ -52,7 +52,7 @@ def worker(options: Namespace) -> int:
 
 def reopened(url: str, stored: Snapshot) -> LlamaTune:
     """A stored study opened as it is, to enter something by hand."""
-    study, metric = stored.study, stored.study.metric if stored.settled else None
+    study, metric = stored.study, stored.study.goal.metric
     arguments = _lasting(stored) | {"metric": metric, "direction": study.direction}
     return LlamaTune(study.space, storage=url, name=stored.name, **arguments)
 
@@ -97,7 +97,7 @@ def _remembered(stored: Snapshot | None, spec: Spec) -> dict[str, Any]:
     if stored is None:
         return {}
     arguments = _lasting(stored)
-    if stored.settled and not spec.is_trainer_factory:  # a Trainer's metric may be a function
+    if stored.study.is_settled and not spec.is_trainer_factory:  # a Trainer's metric may be a function
         arguments |= {"metric": stored.study.metric, "direction": stored.study.direction}
     return arguments
 

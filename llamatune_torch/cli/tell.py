@@ -25,7 +25,7 @@ def tell(options: Namespace) -> int:
         outcome = Outcome(options.value, cost=options.cost, notes={"told": "by hand"})
     stored = Reader(options.storage).look(options.name)
     # Opened as it is: nothing in its definition changes.
-    store = DurableStore(options.storage, stored.name, replace(stored.study, trials=()), settled=stored.settled)
+    store = DurableStore(options.storage, stored.name, replace(stored.study, trials=()))
     checked = as_outcome(outcome, store.study.direction)
     told = store.change(options.number, lambda running, now: running.finished_with(checked, now))
     print(f"trial {told.number} of study {stored.name!r}: {told.state}, {describe_result(told)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Unpack, get_args
+from typing import Any, Unpack
 
 from llamatune_torch.errors import ParamsError, SettingsError
 from llamatune_torch.runtime.evaluation import Evaluate, OnParams
@@ -17,7 +17,7 @@ from llamatune_torch.settings import Groups, Knobs, Settings, group, names_of
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 from llamatune_torch.storage.store import Store
-from llamatune_torch.study import Study
+from llamatune_torch.study import Goal, Study
 from llamatune_torch.trial import Direction, Outcome
 
 
@@ -67,14 +67,12 @@ class LlamaTune(Search):
     ) -> None:
         space = SearchSpace(param_space)
         groups = group({**knobs, "max_evals": max_evals}, settings)
-        if direction not in get_args(Direction):
-            raise SettingsError(f"direction must be 'maximize' or 'minimize', but got {direction!r}")
         if model_eval_fn is not None and not callable(model_eval_fn):
             raise SettingsError(f"model_eval_fn must be callable, but got {model_eval_fn!r}")
         check_callbacks(callbacks)
         self.model_eval_fn = model_eval_fn
-        study = Study(space, direction, metric or "value", _validated(space, initial_points))
-        store, settings = _open(groups, study, settled=metric is not None)
+        study = Study(space, Goal(direction, metric), _validated(space, initial_points))
+        store, settings = _open(groups, study)
         super().__init__(store, settings, groups.limits, callbacks, progress)
 
     def optimize(
@@ -167,7 +165,7 @@ ARGUMENTS = ("max_evals", "direction", "metric", *Arguments.__annotations__)
 LASTING = ("max_evals", *(name for name in names_of(Settings) if name != "device"))
 
 
-def _open(groups: Groups, study: Study, settled: bool) -> tuple[Store, Settings]:
+def _open(groups: Groups, study: Study) -> tuple[Store, Settings]:
     """The place where the study lives, and the settings with its seed."""
     settings, limits, place, seeded = groups
     if place.storage is None:
@@ -181,7 +179,6 @@ def _open(groups: Groups, study: Study, settled: bool) -> tuple[Store, Settings]
         place.storage,
         "study" if place.name is None else place.name,
         study,
-        settled=settled,
         settings=lasting if seeded else {**lasting, "seed": None},
         extend=place.extend,
         grace=place.grace,

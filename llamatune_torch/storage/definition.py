@@ -12,7 +12,7 @@ from llamatune_torch.errors import ParamsError, StudyMismatchError
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.storage.serialization import compare_spaces, read_space, to_json, write_space
-from llamatune_torch.study import Study
+from llamatune_torch.study import Goal, Study
 
 logger = logging.getLogger(__name__)
 
@@ -20,12 +20,10 @@ logger = logging.getLogger(__name__)
 class Definition(NamedTuple):
     """The part of a stored study that is there before any trial.
 
-    ``study`` is its record without trials. ``settled`` is True if the metric and the direction are known; otherwise the
-    first trial teaches them. ``settings`` are what a later start or another worker may want to know.
+    ``study`` is its record without trials. ``settings`` are what a later start or another worker may want to know.
     """
 
     study: Study
-    settled: bool
     settings: Mapping[str, Any]
 
 
@@ -76,7 +74,7 @@ def create(transaction: Transaction, name: str, given: Definition) -> tuple[int,
 def compare(stored: Definition, given: Definition) -> tuple[list[str], bool]:
     """Lists the differences between two definitions, a line each; True if ``extend=True`` would accept them."""
     lines, extensible = compare_spaces(stored.study.space, given.study.space)
-    if stored.settled and given.settled:
+    if stored.study.is_settled and given.study.is_settled:
         score = compare_scores(stored.study, given.study, named=True)
         lines, extensible = lines + score, extensible and not score
     return lines, extensible
@@ -106,14 +104,13 @@ def merge(stored: Definition, given: Definition) -> Definition:
     initial points come behind the stored ones, which stay on record even where they do not fit the space.
     """
     study = given.study
-    if stored.settled and not given.settled:
-        study = replace(study, direction=stored.study.direction, metric=stored.study.metric)
+    if not study.is_settled:
+        study = replace(study, goal=stored.study.goal)
     known = {to_json(point) for point in stored.study.initial_points}
     new = [point for point in study.initial_points if to_json(point) not in known]
     settings = {key: value for key, value in given.settings.items() if key != "seed" or value is not None}
     return Definition(
         replace(study, initial_points=(*stored.study.initial_points, *new)),
-        stored.settled or given.settled,
         {**stored.settings, **settings},
     )
 
@@ -135,8 +132,8 @@ def read_definition(row: Mapping[str, Any]) -> Definition:
         SchemaError: the space cannot be read.
     """
     points = tuple(json.loads(row["initial_points"]))
-    study = Study(read_space(row["space"]), row["direction"], row["metric"] or "value", points)
-    return Definition(study, row["metric"] is not None, json.loads(row["settings"]))
+    study = Study(read_space(row["space"]), Goal(row["direction"], row["metric"]), points)
+    return Definition(study, json.loads(row["settings"]))
 
 
 def remember(url: str, name: str, settings: Mapping[str, Any]) -> None:
@@ -161,7 +158,7 @@ def _to_columns(definition: Definition) -> dict[str, Any]:
     return {
         "space": write_space(study.space),
         "direction": study.direction,
-        "metric": study.metric if definition.settled else None,
+        "metric": study.goal.metric,
         "points": to_json(study.initial_points),
         "settings": to_json(definition.settings),
     }

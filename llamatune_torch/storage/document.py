@@ -17,7 +17,7 @@ from llamatune_torch.storage.definition import Definition, open_study
 from llamatune_torch.storage.reader import Snapshot
 from llamatune_torch.storage.serialization import read_space, read_trial, to_json, to_strict, write_space, write_trial
 from llamatune_torch.storage.session import LockedStudy
-from llamatune_torch.study import Study
+from llamatune_torch.study import Goal, Study
 from llamatune_torch.trial import Cause, Trial, TrialState
 
 FORMAT = 1
@@ -30,7 +30,7 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
         "llamatune_study": FORMAT,
         "name": stored.name,
         "direction": study.direction,
-        "metric": study.metric if stored.settled else None,
+        "metric": study.goal.metric,
         "space": json.loads(write_space(study.space)),
         "initial_points": list(study.initial_points),
         "settings": dict(stored.settings),
@@ -51,13 +51,11 @@ def from_document(document: Any) -> Snapshot:
         space = read_space(to_json(document["space"]))
         study = Study(
             space,
-            document["direction"],
-            document["metric"] or "value",
+            Goal(document["direction"], document["metric"]),
             tuple(document["initial_points"]),
             tuple(_to_trial(entry) for entry in document["trials"]),
         )
-        settled, settings = document["metric"] is not None, dict(document["settings"])
-        return Snapshot(document["name"], study, settled, settings, {}, 0.0)
+        return Snapshot(document["name"], study, dict(document["settings"]), {}, 0.0)
     except (KeyError, TypeError, ValueError) as error:
         raise SchemaError(f"the exported study cannot be read: {error!r}") from error
 
@@ -69,7 +67,7 @@ def restore(url: str, name: str, archived: Snapshot) -> None:
         StorageError: there is a study of that name already.
     """
     database = Database(url)
-    given = Definition(replace(archived.study, trials=()), archived.settled, archived.settings)
+    given = Definition(replace(archived.study, trials=()), archived.settings)
 
     def work(transaction: Transaction) -> None:
         if transaction.rows("SELECT id FROM llamatune_studies WHERE name = :name", name=name):

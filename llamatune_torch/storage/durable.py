@@ -32,7 +32,7 @@ from llamatune_torch.storage.session import LockedStudy, StudySession
 from llamatune_torch.storage.store import Change, Choose, check_number, check_open, is_settled, start_trial
 from llamatune_torch.storage.turns import Ask, start_trials, wait_for_others
 from llamatune_torch.storage.unsaved import Once, UnsavedResults, find_added
-from llamatune_torch.study import Study
+from llamatune_torch.study import Goal, Study
 from llamatune_torch.trial import Cause, Curve, Direction, Suggestion, Trial
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,6 @@ class DurableStore:
         url: ``sqlite:///file.db`` or ``postgresql://...``.
         name: the study's name; a database holds any number of studies.
         study: the definition to open the study with; it has no trials.
-        settled: whether the metric and direction of ``study`` are meant, or may be learnt later (``settle``).
         settings: what a later start or another worker may want to know; those of the last start count.
         extend: whether ranges and choices may differ from those stored.
         grace: seconds without a sign of life after which a worker has stalled, and its trials are LOST.
@@ -69,7 +68,6 @@ class DurableStore:
         name: str,
         study: Study,
         *,
-        settled: bool = True,
         settings: Mapping[str, Any] | None = None,
         extend: bool = False,
         grace: float = 120.0,
@@ -81,7 +79,7 @@ class DurableStore:
         self.name = name
         self.grace = grace
         self.retries = retries
-        self.session = StudySession(url, name, Definition(study, settled, settings or {}), extend)
+        self.session = StudySession(url, name, Definition(study, settings or {}), extend)
         self._unsaved = UnsavedResults(self.session)
         self._unwritten: dict[int, Curve] = {}  # of reports that could not be written
         self._asking = threading.Lock()  # one suggestion at a time
@@ -216,7 +214,7 @@ class DurableStore:
         """
 
         def write(locked: LockedStudy) -> None:
-            given = replace(locked.study, metric=metric, direction=direction)
+            given = replace(locked.study, goal=Goal(direction, metric))
             lines = compare_scores(locked.study, given, named=locked.row["metric"] is not None)
             if lines and is_settled(locked.study, self.worker):
                 database = self.session.database.display_url

@@ -20,7 +20,7 @@ from llamatune_torch.storage.store import (
     start_trial,
     to_retry,
 )
-from llamatune_torch.study import Study
+from llamatune_torch.study import Goal, Study
 from llamatune_torch.trial import Direction, Suggestion, Trial
 
 
@@ -70,7 +70,7 @@ class MemoryStore:
     def settle(self, metric: str, direction: Direction) -> None:
         with self._lock:
             check_direction(self.study, direction)
-            self.study = replace(self.study, metric=metric, direction=direction)
+            self.study = replace(self.study, goal=Goal(direction, metric))
 
 
 class FollowerStore(MemoryStore):

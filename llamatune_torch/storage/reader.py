@@ -20,13 +20,12 @@ T = TypeVar("T")
 class Snapshot(NamedTuple):
     """A stored study at one moment.
 
-    ``settled`` is True if its metric and direction are known. ``settings`` are those of its last start. ``workers`` are
-    the ones that run trials now, by name. ``now`` is the time in Unix seconds, by the database's clock.
+    ``settings`` are those of its last start. ``workers`` are the ones that run trials now, by name. ``now`` is the time
+    in Unix seconds, by the database's clock.
     """
 
     name: str
     study: Study
-    settled: bool
     settings: Mapping[str, Any]
     workers: Mapping[str, Worker]
     now: float
@@ -113,4 +112,4 @@ def _take_snapshot(transaction: Transaction, name: str) -> Snapshot:
     now = transaction.now
     study = replace(definition.study, trials=tuple(read_trial(trial, definition.study.space) for trial in trials))
     running = {w["id"]: Worker(w["id"], w["host"], w["pid"], now - w["heartbeat"]) for w in workers}
-    return Snapshot(name, study, definition.settled, definition.settings, running, now)
+    return Snapshot(name, study, definition.settings, running, now)

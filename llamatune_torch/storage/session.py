@@ -16,7 +16,7 @@ from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transac
 from llamatune_torch.storage.definition import Definition, open_study
 from llamatune_torch.storage.serialization import as_seen_by, read_trial, write_trial
 from llamatune_torch.storage.store import check_number, check_open
-from llamatune_torch.study import Study
+from llamatune_torch.study import Goal, Study
 from llamatune_torch.trial import Direction, Trial
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class LockedStudy:
         self.revision = int(self.row["revision"])
         self.space = known.space
         self.trials = list(known.trials)
-        self._known = replace(known, direction=self.row["direction"], metric=self.row["metric"] or known.metric)
+        self._known = replace(known, goal=Goal(self.row["direction"], self.row["metric"]))
         newer = transaction.rows(
             f"SELECT {COLUMNS} FROM llamatune_trials WHERE study = :study AND revision > :known ORDER BY number",
             study=id,
@@ -106,7 +106,7 @@ class LockedStudy:
             metric=metric,
             direction=direction,
         )
-        self._known = replace(self._known, metric=metric, direction=direction)
+        self._known = replace(self._known, goal=Goal(direction, metric))
 
     def _place(self, trial: Trial) -> None:
         self.trials[trial.number : trial.number + 1] = [trial]

@@ -41,7 +41,7 @@ def snapshot(done: list[float], running: list[float], max_evals: int = 10, silen
             make_trial(number, {"x": 0.5}, state=TrialState.RUNNING, started=NOW - seconds, worker=f"w{number}")
         )
     workers = {t.worker: Worker(t.worker, "host", 7, silent_for) for t in trials if t.worker}
-    return Snapshot("mine", Study(SPACE, trials=tuple(trials)), True, {"max_evals": max_evals}, workers, NOW)
+    return Snapshot("mine", Study(SPACE, trials=tuple(trials)), {"max_evals": max_evals}, workers, NOW)
 
 
 @pytest.mark.parametrize(

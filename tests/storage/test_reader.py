@@ -28,7 +28,7 @@ def test_a_study_as_it_is(url: str) -> None:
     trial = mine.ask()
     stored = Reader(url).look()
     assert repr(stored.study) == repr(mine.study) == repr(load_study(url, "mine"))
-    assert (stored.name, stored.settled) == ("mine", True)
+    assert (stored.name, stored.study.is_settled) == ("mine", True)
     assert (stored.settings["seed"], stored.settings["max_evals"]) == (3, 7)
     assert list(stored.workers) == [trial.worker]
     assert 0 <= stored.workers[trial.worker or ""].silent_for < 60

@@ -30,7 +30,7 @@ from llamatune_torch.integrations.optuna.spaces import infer_space
 from llamatune_torch.integrations.optuna.trials import SPECIAL, from_frozen_trial, to_frozen_trial
 from llamatune_torch.space import SearchSpace
 from llamatune_torch.storage.serialization import read_space, write_space
-from llamatune_torch.study import Study
+from llamatune_torch.study import Goal, Study
 from llamatune_torch.trial import Direction, Trial, TrialState
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ def from_optuna(storage: str, name: str | None = None, space: SearchSpace | None
             "Optuna study %r: %d of %d trials do not fit the space and are left out; the first is %s",
             *(found.name, len(misfits), len(found.trials), misfits[0]),
         )
-    return Study(space, found.direction, found.metric, trials=tuple(trials))
+    return Study(space, Goal(found.direction, found.metric), trials=tuple(trials))
 
 
 def list_studies(storage: str) -> list[str]:
