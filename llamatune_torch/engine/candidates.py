@@ -185,7 +185,7 @@ def ascend(acquisition: Score, space: Cube, X: Tensor) -> Tensor:
 
 
 def _ordinary_range(real: Parameter) -> tuple[float, float]:
-    """Where a real column may climb to. Next to a special end of the range there is nothing new to be had."""
+    """The range in which a real column may climb. Next to a special end of the range there is nothing new."""
     if not isinstance(real, Number) or not real.special:
         return 0.0, 1.0
     margin = (1 - SPECIAL_SHARE) * RESOLUTION
