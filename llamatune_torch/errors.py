@@ -48,11 +48,11 @@ class SettingsError(LlamaTuneError, ValueError):
 
 
 class SpecError(LlamaTuneError, ValueError):
-    """What the command line is asked to run is not there, or cannot be imported."""
+    """The target of the command line is not there, or cannot be imported."""
 
 
 class OutcomeError(LlamaTuneError, TypeError):
-    """What an evaluation returned is not an outcome."""
+    """An evaluation returned something that is not an outcome."""
 
 
 class TrialStateError(LlamaTuneError, ValueError):

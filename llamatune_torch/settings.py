@@ -72,13 +72,13 @@ class Settings:
         _check_device(self.device)
 
     def num_initial(self, dim: int) -> int:
-        """How many trials of a space with ``dim`` parameters come before the surrogate."""
+        """The number of trials that come before the surrogate in a space with ``dim`` parameters."""
         return min(max(dim + 1, 4), 10) if self.n_initial is None else self.n_initial
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a search ends.
+    """The limits at which a search ends.
 
     Args:
         max_evals: trials in total, failed ones included, added ones not.

@@ -115,7 +115,7 @@ class Study:
         )
 
     def better(self, value: float, than: float) -> bool:
-        """Whether ``value`` is strictly better than another in this study's direction."""
+        """True if ``value`` is strictly better than another in this study's direction."""
         return value > than if self.direction == "maximize" else value < than
 
     @property
@@ -167,7 +167,7 @@ class Study:
         return "\n".join(lines)
 
     def failures_by_reason(self) -> dict[str, int]:
-        """How many trials failed for each reason, the most frequent first."""
+        """The number of failed trials for each reason, the most frequent first."""
         return dict(Counter(trial.reason or "unknown" for trial in self.failed).most_common())
 
     def _why_nothing_completed(self) -> str:

@@ -22,7 +22,7 @@ Origin = Literal["initial", "sobol", "surrogate", "added", "retry"]
 
 
 class TrialState(StrEnum):
-    """Where a trial stands. A finished trial never changes; only ``Trial.is_open`` ones do."""
+    """The state of a trial. A finished trial never changes; only ``Trial.is_open`` ones do."""
 
     RUNNING = "running"
     COMPLETE = "complete"  # has a value
@@ -90,7 +90,7 @@ def cause_of(failure: BaseException | str) -> Cause:
 class Curve:
     """Intermediate values of one trial, in the order they were reported.
 
-    ``steps`` counts what the caller counts (optimizer steps), ``progress`` is the share in [0, 1] of the full
+    ``steps`` counts what the caller counts, such as optimizer steps. ``progress`` is the share in [0, 1] of the full
     training run at that step, ``None`` where unknown. Curves of different trials compare by progress, not by
     steps: a run of 300 steps is further at step 300 than a run of 3,000.
     """
@@ -122,7 +122,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an evaluation found: a value, or an error, and whatever else was measured.
+    """The outcome of an evaluation: a value, or an error, and whatever else was measured.
 
     Args:
         value: the objective; ``None`` or nan means that the trial failed.
@@ -204,9 +204,9 @@ class Trial:
     """One evaluation of one set of parameters.
 
     ``seed`` is the trial's own, derived from the study's seed and the number; ``cost`` is in seconds;
-    ``started`` and ``finished`` are Unix times in seconds; ``origin`` says who chose the parameters. Of a stored
-    study, ``worker`` names who runs it, and ``retry_of`` the first trial with these parameters, with that one's
-    seed, if its worker fell silent.
+    ``started`` and ``finished`` are Unix times in seconds; ``origin`` says who chose the parameters. In a stored study,
+    ``worker`` names the process that runs it. ``retry_of`` is the number of the first trial with these parameters and
+    this seed, if that one stalled with its worker or was killed.
     """
 
     number: int
@@ -255,7 +255,7 @@ class Trial:
 
     @property
     def is_open(self) -> bool:
-        """Whether its result may still come: it is running, or LOST or FAILED only because its worker fell silent.
+        """True while its result may still come: it is running, or LOST or FAILED only because its worker stalled.
 
         A machine that was suspended comes back with a result that took hours: that is still worth recording.
         """

@@ -276,3 +276,10 @@ def test_importing_the_optimizer_and_reading_a_study_load_no_trainer_no_tables_a
     assert {"llamatune_torch", "torch", "botorch"} <= loaded
     assert not loaded & {"transformers", "accelerate", "datasets", "pandas", "matplotlib", "plotly", "sqlalchemy"}
     assert not loaded & {"ray", "dask", "distributed", "submitit", "cloudpickle", "optuna", "rich"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_docstrings_begin_with_a_verb_or_a_noun(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and (docstring := ast.get_docstring(node)):
+            assert docstring.split()[0] not in {"What", "Whether", "Where", "Which", "How"}, docstring

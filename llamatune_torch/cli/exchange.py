@@ -128,7 +128,7 @@ def _add(tuner: LlamaTune, trials: Sequence[Trial], source: str) -> int:
 
 
 def _identity(trial: Trial, origin: str | None) -> tuple[str | None, str, float | None]:
-    """What tells an imported trial from others: a file of the same name may hold other trials by now."""
+    """The key that tells an imported trial from others; a file of the same name may hold other trials by now."""
     return origin, to_json(trial.params), trial.value
 
 
@@ -150,7 +150,7 @@ def _to(name: str) -> Iterator[TextIO]:
 
 
 def _read(name: str, read: Callable[[TextIO], T]) -> T:
-    """What is read from a file, "-" for standard input."""
+    """Reads from a file, "-" for standard input."""
     try:
         if name == "-":
             return read(sys.stdin)

@@ -93,7 +93,7 @@ def _lasting(stored: Snapshot) -> dict[str, Any]:
 
 
 def _remembered(stored: Snapshot | None, spec: Spec) -> dict[str, Any]:
-    """What a study that is there says of how it is searched."""
+    """The arguments that a stored study remembers."""
     if stored is None:
         return {}
     arguments = _lasting(stored)

@@ -1,4 +1,4 @@
-"""What there is to run: the user's own file or module, imported so that a trial's process finds it too."""
+"""The user's own file or module, imported so that a trial's process finds it too."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SpecFile:
 
     @property
     def name(self) -> str:
-        """What its study is called, unless told otherwise."""
+        """The default name of its study."""
         return self.module.__name__
 
     @property
@@ -126,7 +126,7 @@ def _imported(name: str, folder: str) -> ModuleType:
 
 
 def _place(error: BaseException) -> str:
-    """Where the user's code went wrong: the innermost line that is not Python's own machinery."""
+    """The line of the user's code that went wrong: the innermost one that is not Python's own machinery."""
     if isinstance(error, SyntaxError):
         return f"{error.filename}, line {error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]

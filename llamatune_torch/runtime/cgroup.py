@@ -23,7 +23,7 @@ class OomKills:
         self._before = _count(self._file)
 
     def have_risen(self) -> bool:
-        """Whether there has been such a kill since."""
+        """True if there has been such a kill since."""
         return _count(self._file) > self._before
 
 

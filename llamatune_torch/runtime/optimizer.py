@@ -150,7 +150,7 @@ class LlamaTune(Search):
 
 
 class Arguments(Knobs, total=False):
-    """What ``LlamaTune`` takes by keyword beside the goal and ``max_evals``, for type checkers."""
+    """The keyword arguments of ``LlamaTune`` beside the goal and ``max_evals``, for type checkers."""
 
     initial_points: Sequence[Mapping[str, Any]]
     callbacks: Sequence[Callback]

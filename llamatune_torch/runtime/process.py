@@ -216,10 +216,10 @@ class TrialProcess:
 
 
 def pickled(evaluate: Evaluate, *more: Any) -> bytes:
-    """What is sent to another process.
+    """Pickles an evaluation for another process.
 
     Raises:
-        ExecutorError: it cannot be.
+        ExecutorError: it cannot be pickled.
     """
     try:
         return pickle.dumps((evaluate, *more))

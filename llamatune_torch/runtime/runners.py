@@ -1,7 +1,7 @@
-"""Where trials run: in this thread, in processes of this machine, or wherever an executor takes them.
+"""Runners of trials: this thread, processes of this machine, or somebody's executor.
 
-All three look the same to the loop (``loop.py``): how many trials fit (``capacity``), and ``submit``, which gives a job
-with ``done()`` and ``result()``. The plain loop is that with one place, whose jobs are done when they are submitted.
+All three look the same to the loop (``loop.py``). ``capacity`` is the number of trials that fit; ``submit`` returns a
+job with ``done()`` and ``result()``. In the plain loop one trial fits, and its job is done when it is submitted.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Post = Callable[[int, str, Any], None]
 
 
 class Job(Protocol):
-    """What ``submit`` returns: a future, or what looks like one. ``add_done_callback`` and ``cancel`` are optional."""
+    """A future, or something that looks like one. ``add_done_callback`` and ``cancel`` are optional."""
 
     def done(self) -> bool: ...
     def result(self) -> Any: ...
@@ -38,7 +38,7 @@ class Executor(Protocol):
 
 
 class Runner(Protocol):
-    """Where ``capacity`` trials run at the same time."""
+    """Runs up to ``capacity`` trials at the same time."""
 
     capacity: int
     #: Whether ``submit`` returns after the trial, so that Ctrl-C may be raised in it.
@@ -61,7 +61,7 @@ def make_runner(
     isolate: bool = False,
     trial_timeout: float | None = None,
 ) -> Runner:
-    """Where trials run, by the arguments of ``LlamaTune.optimize``.
+    """The runner that the arguments of ``LlamaTune.optimize`` call for.
 
     Raises:
         SettingsError: an argument out of its range, or two that do not go together.

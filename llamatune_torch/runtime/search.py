@@ -154,14 +154,17 @@ class Search:
         self.stopping = True
 
     def may_ask(self) -> bool:
-        """Whether one more trial may start, as far as is known here. Of a stored study, only ``ask`` can say."""
+        """True if one more trial may start, as far as is known here. Of a stored study, only ``ask`` can say."""
         return self._store.may_start(self.limits.max_evals)
 
     def wait_for_others(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
-        """Whether there is something to do again after all, when the budget is used up and nothing runs here.
+        """Waits for the trials of other processes, when the budget is used up and nothing runs here.
 
-        Of a stored study, waits until the trials of other processes have ended, have been lost, or have given a sign of
-        life: seconds, if those are alive, ``grace`` at most; and no longer than ``goes_on`` says yes.
+        The wait ends when those trials have ended, have been lost, or have given a sign of life. That takes seconds if
+        they are alive, ``grace`` at most. It also ends as soon as ``goes_on`` returns False.
+
+        Returns:
+            True if there is something to do again after all.
         """
         return self._store.wait_for_others(self.limits.max_evals, goes_on)
 

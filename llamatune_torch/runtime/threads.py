@@ -1,4 +1,4 @@
-"""How many threads an ask computes with."""
+"""The number of threads that an ask computes with."""
 
 from __future__ import annotations
 

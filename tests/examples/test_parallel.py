@@ -67,6 +67,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "reason"), [("dask", "KilledWorker"), ("ray", "WorkerCrashedError"), ("slurm", "UncompletedJobError")]
 )

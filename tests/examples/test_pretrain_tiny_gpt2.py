@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from safetensors.torch import load_file
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "assets" / "pretrain_tiny_gpt2.py"
 
 
+@pytest.mark.slow
 def test_a_short_pretraining_leaves_a_model_and_its_tokenizer_and_repeats(tmp_path: Path) -> None:
     weights = []
     for folder in (tmp_path / "first", tmp_path / "second"):

@@ -22,6 +22,9 @@ from llamatune_torch import BudgetSpentError, Cause, TrialState, load_study
 
 HERE = Path(__file__).parent
 POSIX = pytest.mark.skipif(os.name != "posix", reason="forks and sends signals")
+SLOW_ON_POSTGRES = pytest.mark.parametrize(
+    "url", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True
+)
 
 
 class Nursery:
@@ -88,6 +91,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 KILLS = int(os.environ.get("LLAMATUNE_KILLS", "50"))
 
 
+@SLOW_ON_POSTGRES
 @POSIX
 def test_killed_with_all_its_processes_at_random_moments_nothing_is_lost(
     url: str, nursery: Nursery, tmp_path: Path
@@ -130,6 +134,7 @@ def test_killed_with_all_its_processes_at_random_moments_nothing_is_lost(
         assert {repr(t.params) for t in again} == {repr(trial.params)}
 
 
+@SLOW_ON_POSTGRES
 @POSIX
 def test_eight_processes_of_fifty_trials(url: str, nursery: Nursery) -> None:
     job = {"job": "ask_and_tell", "url": url, "name": "s", "count": 50}

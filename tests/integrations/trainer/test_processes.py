@@ -94,6 +94,7 @@ def test_threads_are_refused_but_for_one_at_a_time(tmp_path: Path) -> None:
     assert (study.metric, study.direction) == ("eval_loss", "minimize")
 
 
+@pytest.mark.slow
 def test_what_is_wrong_with_a_factory_is_found_out_in_other_processes_too(tmp_path: Path) -> None:
     with pytest.warns(IgnoredParameterWarning, match="never reads params") as caught:
         searched(tmp_path, ignores, 2, isolate=True)

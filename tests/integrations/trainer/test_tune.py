@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from strategies import OTHERS
 from tiny import SPACE, Calls, raises, scripted, tuned
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
@@ -14,6 +15,7 @@ from llamatune_torch import (
     LlamaTune,
     ParamsError,
     Real,
+    Settings,
     SettingsError,
     SpaceError,
     Study,
@@ -22,6 +24,7 @@ from llamatune_torch import (
     TrialState,
     tune,
 )
+from llamatune_torch.integrations.trainer.tune import prepare
 
 # --- The whole of it ----------------------------------------------------------------------------
 
@@ -104,6 +107,17 @@ def test_a_stored_study_goes_on_where_it_ended(tmp_path: Path) -> None:
     assert tuned(tmp_path, raises(AssertionError), max_evals=3, **stored).best_value == again.best_value
     with pytest.raises(StudyMismatchError, match="metric: stored 'eval_loss', given 'eval_perplexity'"):
         tuned(tmp_path, calls, max_evals=4, metric="perplexity", **stored)
+
+
+def test_every_knob_of_the_engine_can_be_set_one_by_one_or_as_a_record(tmp_path: Path) -> None:
+    def settings(**arguments: Any) -> Settings:
+        return prepare(lambda params: None, SPACE, output_dir=tmp_path, **arguments).optimizer.settings
+
+    for name, value in OTHERS.items():
+        assert settings(**{name: value}) == Settings(**{name: value})
+    assert settings(settings=Settings(**OTHERS)) == Settings(**OTHERS)
+    with pytest.raises(SettingsError, match="but got xi beside it"):
+        settings(settings=Settings(), xi=0.2)
 
 
 def test_failures_beyond_max_failures_end_the_search(tmp_path: Path) -> None:
