@@ -85,12 +85,15 @@ class Parameter(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
+_PLAIN = frozenset({str, bool, int, float, type(None)})
+
+
 def conditions(when: Any) -> dict[str, tuple[Any, ...]]:
     """``when`` in canonical form: for each parent a tuple of values."""
     if not isinstance(when, Mapping):
         raise SpaceError(f"when must be a dict of parents and their values, but got {describe(when)}")
     conditions = {
-        parent: tuple(to_python(v) for v in (values if isinstance(values, (list, tuple)) else [values]))
+        to_python(parent): tuple(to_python(v) for v in (values if isinstance(values, (list, tuple)) else [values]))
         for parent, values in when.items()
     }
     for parent, values in conditions.items():
@@ -100,9 +103,25 @@ def conditions(when: Any) -> dict[str, tuple[Any, ...]]:
 
 
 def to_python(value: Any) -> Any:
-    """A numpy or torch scalar as the Python value it holds; anything else as it is."""
+    """The plain text or number that a scalar holds; anything else as it is.
+
+    A scalar is one of numpy or torch, or an instance of a subclass of ``str``, ``int`` or ``float``, such as the member
+    of a ``StrEnum``. Only plain values are equal, in hash and type as well, to what comes back from a file.
+
+    Example:
+        >>> to_python(np.float32(0.5)), to_python(HTTPStatus.OK)
+        (0.5, 200)
+    """
+    if type(value) in _PLAIN:
+        return value
     item = getattr(value, "item", None)
-    return item() if callable(item) and getattr(value, "shape", None) == () else value
+    if callable(item) and getattr(value, "shape", None) == ():
+        value = item()
+    for kind in () if type(value) in _PLAIN else (str, int, float):
+        if isinstance(value, kind):
+            # The kind's own method, since an enum's str() may be its name.
+            return getattr(kind, f"__{kind.__name__}__")(value)
+    return value
 
 
 def type_key(value: Any) -> Hashable:

@@ -67,7 +67,10 @@ class Number(Parameter):
         return SPECIAL_SHARE + (1 - SPECIAL_SHARE) * U if self.special else U
 
     def _settle(self, is_value: Callable[[Any], bool], kind: str, convert: Callable[[Any], float]) -> None:
-        """Checks ``special`` and ``when``, and stores them in canonical form."""
+        """Checks ``special`` and ``when``, and stores all fields in canonical form."""
+        # A frozen dataclass sets its fields this way.
+        for name in ("low", "high", "prior"):
+            object.__setattr__(self, name, to_python(getattr(self, name)))
         if isinstance(self.special, str) or not isinstance(self.special, Sequence):
             raise SpaceError(f"special must be a list of values, but got {describe(self.special)}")
         for value in self.special:
@@ -76,7 +79,6 @@ class Number(Parameter):
         special = tuple(convert(to_python(value)) for value in self.special)
         if len(set(special)) < len(special):
             raise SpaceError(f"special values must differ from each other, but got {list(special)!r}")
-        # A frozen dataclass sets its fields this way.
         object.__setattr__(self, "special", special)
         object.__setattr__(self, "when", conditions(self.when))
 
@@ -263,6 +265,7 @@ class Integer(Number):
         return int(self.high) - int(self.low) + 1 + len(self.special) - len(self._special_inside())
 
     def validate(self, value: Any) -> int:
+        value = to_python(value)
         if not _is_integer(value):
             raise ParamsError(f"must be an integer, but got {describe(value)}")
         if not self.low <= value <= self.high and value not in self.special:
@@ -335,6 +338,9 @@ class Integer(Number):
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class Categorical(Parameter):
     """One of a list of choices: strings, numbers, booleans or ``None``, mixed as you like.
+
+    A member of an enum that is a text or a number, such as transformers' ``SchedulerType.LINEAR``, is taken for that text
+    or number: ``params`` has ``"linear"``.
 
     ``ordered=True`` says that neighbours in the list are alike (``["small", "base", "large"]``), and the surrogate
     then uses that. ``1``, ``1.0`` and ``True`` are three different choices. With ``when={"method": "lora"}`` the

@@ -59,7 +59,8 @@ class SearchSpace:
         if not parameters:
             raise SpaceError("a space must have at least one parameter, but got {}")
         self.parameters: dict[str, Parameter] = {
-            name: _parameter(name, definition) for name, definition in parameters.items()
+            name: _parameter(name, definition)
+            for name, definition in zip(map(to_python, parameters), parameters.values(), strict=True)
         }
         #: For each parameter the values that each of its parents must have.
         self.conditions: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -146,6 +147,7 @@ class SearchSpace:
         """
         if not isinstance(params, Mapping):
             raise ParamsError(f"parameters must be a dict, but got {describe(params)}")
+        params = dict(zip(map(to_python, params), params.values(), strict=True))
         unknown = [name for name in params if name not in self.parameters]
         if unknown:
             raise ParamsError(f"unknown parameters {unknown}; the space has {self.names}")

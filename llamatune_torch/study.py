@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from llamatune_torch.errors import NoCompletedTrialError, SettingsError, TrialStateError
+from llamatune_torch.parameter_base import to_python
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.tables import show_value, to_dataframe, to_row
 from llamatune_torch.trial import Cause, Direction, Trial, TrialState
@@ -32,6 +33,8 @@ class Goal:
     metric: str | None = "value"
 
     def __post_init__(self) -> None:
+        for name in ("direction", "metric"):  # a frozen dataclass sets its fields this way
+            object.__setattr__(self, name, to_python(getattr(self, name)))
         if self.direction not in get_args(Direction):
             raise SettingsError(f"direction must be 'maximize' or 'minimize', but got {self.direction!r}")
         if self.metric is not None and not isinstance(self.metric, str):

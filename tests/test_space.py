@@ -6,6 +6,7 @@ import itertools
 import math
 import pickle
 from collections.abc import Callable
+from enum import Enum, IntEnum
 from typing import Any
 
 import hypothesis.strategies as st
@@ -200,6 +201,44 @@ def test_categoricals_that_differ_in_the_type_of_a_choice_differ() -> None:
     assert Categorical([1, 2]) == Categorical((1, 2))
     assert Categorical([1, 2]) != Categorical([True, 2])
     assert Categorical([1, 2]) != Categorical([1, 2], ordered=True)
+
+
+class Scheduler(str, Enum):  # noqa: UP042  # as transformers' own enums
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class Rank(IntEnum):
+    SMALL = 8
+    LARGE = 64
+
+
+class Share(float):
+    pass
+
+
+def test_members_of_enums_and_other_subclasses_are_the_plain_values_they_hold() -> None:
+    plain = SearchSpace(
+        {
+            "linear": Categorical(["linear", "cosine", 8]),
+            "rank": Integer(8, 64, special=[0], when={"linear": "linear"}),
+            "share": Real(0.0, 0.5),
+        }
+    )
+    space = SearchSpace(
+        {
+            Scheduler.LINEAR: Categorical([Scheduler.LINEAR, Scheduler.COSINE, Rank.SMALL]),
+            "rank": Integer(Rank.SMALL, Rank.LARGE, special=[0], when={Scheduler.LINEAR: Scheduler.LINEAR}),
+            "share": Real(Share(0.0), np.float64(0.5)),
+        }
+    )
+    assert repr(space) == repr(plain)
+    assert space == plain
+    given = {Scheduler.LINEAR: Scheduler.LINEAR, "rank": Rank.LARGE, "share": Share(0.25)}
+    expected = {"linear": "linear", "rank": 64, "share": 0.25}
+    assert typed(space.validate(given)) == typed(expected)
+    assert {type(name) for name in [*space.validate(given), *space.parameters, *space.conditions["rank"]]} == {str}
+    assert space.decode(space.encode(given)) == expected
 
 
 def test_single_precision_bounds_of_numpy_do_not_leave_the_interval() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import Any
 
 import pytest
@@ -84,3 +85,19 @@ def test_the_metric_that_a_first_trial_teaches_is_kept(url: str) -> None:
         again.settle_metric("eval_f1", "minimize")
     with pytest.raises(StudyMismatchError, match="direction: stored 'minimize', given 'maximize'"):
         tuner(url, metric="eval_loss")
+
+
+class Scheduler(str, Enum):  # noqa: UP042  # as transformers' own enums, whose str() is not their value
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+def test_choices_of_an_enum_are_the_same_choices_at_the_next_start(url: str) -> None:
+    space = {"x": Real(-1, 1), "scheduler": Categorical(list(Scheduler))}
+    first = tuner(url, space=space, max_evals=2, function=lambda params: params["x"])
+    first.optimize()
+    assert [trial.state for trial in first.study.trials] == [TrialState.COMPLETE] * 2
+    again = tuner(url, space=space, max_evals=3, function=lambda params: params["x"])
+    again.optimize()
+    assert [trial.state for trial in again.study.trials] == [TrialState.COMPLETE] * 3
+    assert {type(trial.params["scheduler"]) for trial in again.study.trials} == {str}
