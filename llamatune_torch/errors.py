@@ -8,6 +8,7 @@
     ├── SettingsError          (ValueError)   a knob out of its range
     ├── SpecError              (ValueError)   what the command line is to run cannot be loaded
     ├── OutcomeError           (TypeError)    a score that is not a number
+    ├── EvaluationError        (RuntimeError) nothing has completed, and each trial raises the same exception
     ├── TrialStateError        (ValueError)   a trial told twice, or one this study never asked for
     ├── SpaceExhaustedError                   every point of a finite space is done or running
     ├── BudgetSpentError                      all trials of a stored study's budget are done or running
@@ -53,6 +54,10 @@ class SpecError(LlamaTuneError, ValueError):
 
 class OutcomeError(LlamaTuneError, TypeError):
     """An evaluation returned something that is not an outcome."""
+
+
+class EvaluationError(LlamaTuneError, RuntimeError):
+    """The function that is tuned raises the same exception whatever its parameters."""
 
 
 class TrialStateError(LlamaTuneError, ValueError):

@@ -130,5 +130,9 @@ def type_key(value: Any) -> Hashable:
 
 
 def describe(value: Any) -> str:
-    """A value and its type, for messages."""
-    return f"{value!r} ({type(value).__name__})"
+    """A value and its type, for messages; a long value is cut."""
+    try:
+        shown = repr(value)
+    except Exception:  # its own __repr__ may raise
+        shown = "a value without a repr"
+    return f"{shown if len(shown) <= 300 else f'{shown[:300]}...'} ({type(value).__name__})"

@@ -339,8 +339,8 @@ class Integer(Number):
 class Categorical(Parameter):
     """One of a list of choices: strings, numbers, booleans or ``None``, mixed as you like.
 
-    A member of an enum that is a text or a number, such as transformers' ``SchedulerType.LINEAR``, is taken for that text
-    or number: ``params`` has ``"linear"``.
+    A member of an enum that is a text or a number, such as transformers' ``SchedulerType.LINEAR``, is taken for that
+    text or number: ``params`` has ``"linear"``.
 
     ``ordered=True`` says that neighbours in the list are alike (``["small", "base", "large"]``), and the surrogate
     then uses that. ``1``, ``1.0`` and ``True`` are three different choices. With ``when={"method": "lora"}`` the

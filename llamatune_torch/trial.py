@@ -11,10 +11,11 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Self
 
 from llamatune_torch.errors import OutcomeError
-from llamatune_torch.parameter_base import to_python
+from llamatune_torch.parameter_base import describe, to_python
 from llamatune_torch.space import Params
 
 Direction = Literal["maximize", "minimize"]
@@ -46,6 +47,12 @@ class Cause(StrEnum):
     OUTSIDE = "outside"  # has ended, but does not fit the present space: shows as LOST
 
 
+#: Characters of a text that are kept, half of them from its end: an exception may print a whole tensor.
+MAX_TEXT = 20_000
+
+# Sums of shares miss 1 by this at most.
+_ROUNDING = 1e-6
+
 #: Causes that an :class:`Outcome` cannot have.
 KEEPERS_OWN = frozenset({Cause.SILENT, Cause.ABANDONED, Cause.OUTSIDE})
 
@@ -71,7 +78,10 @@ def cause_of(failure: BaseException | str) -> Cause:
         >>> cause_of(RuntimeError("HIP out of memory. Tried to allocate 2.00 GiB"))
         <Cause.OUT_OF_MEMORY: 'out of memory'>
     """
-    text = str(failure).lower()
+    try:
+        text = str(failure)[:MAX_TEXT].lower()
+    except Exception:  # an exception's own __str__ may raise
+        text = ""
     spoken = isinstance(failure, (str, RuntimeError, OSError))
     kinds = {kind.__name__ for kind in type(failure).__mro__}
     if kinds & {"MemoryError", "OutOfMemoryError"} or (spoken and any(sign in text for sign in _OUT_OF_MEMORY)):
@@ -106,18 +116,47 @@ class Curve:
         """The curve with one more point; a second report at the last step replaces the first.
 
         Raises:
-            OutcomeError: the step went backwards, or the share is not in [0, 1].
+            OutcomeError: one of them is no number, the step went backwards, or the share is not in [0, 1].
         """
-        if self.steps and step < self.steps[-1]:
+        point = _point(step, value, progress)
+        if self.steps and point[0] < self.steps[-1]:
             raise OutcomeError(f"steps must not decrease, but got {step} after {self.steps[-1]}")
-        if progress is not None and not 0 <= progress <= 1:
-            raise OutcomeError(f"progress must lie in [0, 1], but got {progress}")
-        kept = -1 if self.steps and step == self.steps[-1] else None
+        kept = -1 if self.steps and point[0] == self.steps[-1] else None
         return Curve(
-            (*self.steps[:kept], float(step)),
-            (*self.values[:kept], float(value)),
-            (*self.progress[:kept], progress),
+            (*self.steps[:kept], point[0]),
+            (*self.values[:kept], point[1]),
+            (*self.progress[:kept], point[2]),
         )
+
+    def checked(self) -> Curve:
+        """The same curve in plain numbers.
+
+        Raises:
+            OutcomeError: the columns differ in length, or a point cannot be (:meth:`reported`).
+        """
+        columns = (self.steps, self.values, self.progress)
+        if not all(isinstance(column, (tuple, list)) and len(column) == len(self.steps) for column in columns):
+            raise OutcomeError(
+                f"steps, values and progress of a curve must be tuples of one length, but got {describe(self)}"
+            )
+        points = [_point(*point) for point in zip(*columns, strict=True)]
+        for before, after in pairwise(points):
+            if after[0] < before[0]:
+                raise OutcomeError(f"steps must not decrease, but got {after[0]} after {before[0]}")
+        return Curve(*zip(*points, strict=True)) if points else Curve()
+
+
+def _point(step: Any, value: Any, progress: Any) -> tuple[float, float, float | None]:
+    """A point of a curve in plain numbers; a share that is beyond 0 or 1 by rounding alone is that bound."""
+    step, value = _number(step, "a step must be a number"), _number(value, "a value must be a number")
+    if not math.isfinite(step):
+        raise OutcomeError(f"a step must be finite, but got {step}")
+    if progress is None:
+        return step, value, None
+    share = _number(progress, "progress must be a number")
+    if not -_ROUNDING <= share <= 1 + _ROUNDING:
+        raise OutcomeError(f"progress must lie in [0, 1], but got {progress}")
+    return step, value, min(max(share, 0.0), 1.0)
 
 
 @dataclass(frozen=True)
@@ -134,8 +173,11 @@ class Outcome:
         cause: the kind of failure, for code; by default what the reason speaks of (:func:`cause_of`).
         notes: remarks for people, such as where the value comes from.
 
+    All is checked here, and kept as plain numbers and texts. A text longer than ``MAX_TEXT`` loses its middle.
+
     Raises:
-        OutcomeError: ``cause`` is none, or one that only the keeper of a study can set.
+        OutcomeError: a field is not what it should be; ``cost`` is negative or not finite; ``cause`` is none, or one
+            that only the keeper of a study can set.
     """
 
     value: float | None = None
@@ -148,12 +190,29 @@ class Outcome:
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.cause is None:
-            return
+        cost = None if self.cost is None else _number(self.cost, "cost must be a number")
+        if cost is not None and not 0 <= cost < math.inf:
+            raise OutcomeError(f"cost must be a finite number of seconds >= 0, but got {cost}")
+        if not (self.curve is None or isinstance(self.curve, Curve)):
+            raise OutcomeError(f"curve must be a Curve or None, but got {describe(self.curve)}")
         own = [str(cause) for cause in Cause if cause not in KEEPERS_OWN]
-        if self.cause not in own:
+        if self.cause is not None and self.cause not in own:
             raise OutcomeError(f"the cause of an outcome must be one of {own}, but got {str(self.cause)!r}")
-        object.__setattr__(self, "cause", Cause(self.cause))  # a frozen dataclass sets its fields this way
+        checked = {
+            "value": None if self.value is None else as_number(self.value),
+            "outcomes": {
+                name: _number(value, f"outcome {name!r} must be a number")
+                for name, value in _items(self.outcomes, "outcomes")
+            },
+            "cost": cost,
+            "curve": None if self.curve is None else self.curve.checked(),
+            "error": None if self.error is None else _text(self.error, "error"),
+            "reason": None if self.reason is None else _text(self.reason, "reason"),
+            "cause": None if self.cause is None else Cause(self.cause),
+            "notes": {name: _text(note, f"note {name!r}") for name, note in _items(self.notes, "notes")},
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)  # a frozen dataclass sets its fields this way
 
     @classmethod
     def failure(cls, reason: str, error: str | None = None, **rest: Any) -> Self:
@@ -188,15 +247,43 @@ def as_outcome(result: Any, direction: Direction) -> Outcome:
 
 
 def as_number(value: Any) -> float:
-    """A float, from Python's, numpy's or torch's numbers.
+    """A float, from Python's, numpy's or torch's numbers; an integer too large for one is an infinity.
 
     Raises:
         OutcomeError: anything else, such as a string, ``None``, a boolean or a vector.
     """
-    value = to_python(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    raise OutcomeError(f"an evaluation must return a number or an Outcome, but got {value!r} ({type(value).__name__})")
+    return _number(value, "an evaluation must return a number or an Outcome")
+
+
+def _number(value: Any, rule: str) -> float:
+    try:
+        plain = to_python(value)
+    except Exception as error:  # a tensor without data, or one whose computation has failed
+        raise OutcomeError(f"{rule}, but {describe(value)} cannot be read: {error}") from error
+    if not isinstance(plain, (int, float)) or isinstance(plain, bool):
+        raise OutcomeError(f"{rule}, but got {describe(plain)}")
+    try:
+        return float(plain)
+    except OverflowError:
+        return math.inf if plain > 0 else -math.inf
+
+
+def _items(mapping: Any, what: str) -> list[tuple[str, Any]]:
+    """The items of a dict whose keys must be texts."""
+    if not isinstance(mapping, Mapping):
+        raise OutcomeError(f"{what} must be a dict, but got {describe(mapping)}")
+    return [(_text(name, f"a name in {what}"), value) for name, value in mapping.items()]
+
+
+def _text(text: Any, what: str) -> str:
+    """A plain text that can be written anywhere, of ``MAX_TEXT`` characters at most."""
+    if not isinstance(text, str):
+        raise OutcomeError(f"{what} must be a text, but got {describe(text)}")
+    plain: str = to_python(text)
+    if len(plain) > MAX_TEXT:
+        half = MAX_TEXT // 2
+        plain = f"{plain[:half]}\n... {len(plain) - 2 * half} characters are left out ...\n{plain[-half:]}"
+    return plain.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)

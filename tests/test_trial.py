@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import json
 import math
 from typing import Any
 
@@ -82,6 +83,84 @@ def test_an_outcome_keeps_what_else_was_measured() -> None:
 def test_the_value_of_an_outcome_must_be_a_number_too() -> None:
     with pytest.raises(OutcomeError, match=r"but got '0.5' \(str\)"):
         as_outcome(Outcome(value="0.5"), "maximize")
+
+
+def test_an_integer_too_large_for_a_float_is_an_infinity() -> None:
+    assert as_number(10**400) == math.inf
+    assert as_number(-(10**400)) == -math.inf
+
+
+class Hostile:
+    def __repr__(self) -> str:
+        raise RuntimeError("no repr")
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"value": "7"}, r"an evaluation must return a number or an Outcome, but got '7' \(str\)"),
+        ({"value": torch.zeros((), device="meta")}, r"or an Outcome, but .* \(Tensor\) cannot be read"),
+        ({"value": Hostile()}, r"but got a value without a repr \(Hostile\)"),
+        ({"value": "x" * 50_000_000}, r"but got 'x{299}\.\.\. \(str\)$"),
+        ({"cost": "7"}, r"cost must be a number, but got '7' \(str\)"),
+        ({"cost": [7]}, r"cost must be a number, but got \[7\] \(list\)"),
+        ({"cost": True}, r"cost must be a number, but got True \(bool\)"),
+        ({"cost": -1.0}, r"cost must be a finite number of seconds >= 0, but got -1.0"),
+        ({"cost": math.nan}, r"cost must be a finite number of seconds >= 0, but got nan"),
+        ({"cost": 10**400}, r"cost must be a finite number of seconds >= 0, but got inf"),
+        ({"outcomes": None}, r"outcomes must be a dict, but got None \(NoneType\)"),
+        ({"outcomes": {"a": None}}, r"outcome 'a' must be a number, but got None \(NoneType\)"),
+        ({"outcomes": {"a": np.zeros(2)}}, r"outcome 'a' must be a number, but got array\(\[0., 0.\]\) \(ndarray\)"),
+        ({"outcomes": {3: 0.5}}, r"a name in outcomes must be a text, but got 3 \(int\)"),
+        ({"notes": "note"}, r"notes must be a dict, but got 'note' \(str\)"),
+        ({"notes": {"a": 3}}, r"note 'a' must be a text, but got 3 \(int\)"),
+        ({"error": ValueError("x")}, r"error must be a text, but got ValueError\('x'\) \(ValueError\)"),
+        ({"reason": 3}, r"reason must be a text, but got 3 \(int\)"),
+        ({"curve": [(1, 0.5)]}, r"curve must be a Curve or None, but got \[\(1, 0.5\)\] \(list\)"),
+        ({"curve": Curve((1,), (), (None,))}, r"steps, values and progress of a curve must be tuples of one length"),
+        ({"curve": Curve(1, 2, 3)}, r"steps, values and progress of a curve must be tuples of one length"),
+        ({"curve": Curve((1,), ("a",), (None,))}, r"a value must be a number, but got 'a' \(str\)"),
+        ({"curve": Curve((math.nan,), (1,), (None,))}, r"a step must be finite, but got nan"),
+        ({"curve": Curve((2, 1), (1, 1), (None, None))}, r"steps must not decrease, but got 1.0 after 2.0"),
+        ({"curve": Curve((1,), (1,), (1.5,))}, r"progress must lie in \[0, 1\], but got 1.5"),
+    ],
+)
+def test_each_field_of_an_outcome_is_checked(fields: Any, message: str) -> None:
+    with pytest.raises(OutcomeError, match=message):
+        Outcome(**fields)
+
+
+def test_what_numpy_torch_and_enums_hold_is_kept_as_plain_numbers_and_texts() -> None:
+    outcome = Outcome(
+        value=np.float32(0.5),
+        outcomes={np.str_("a"): np.float64(0.25), "b": torch.tensor(2)},
+        cost=np.int64(3),
+        curve=Curve((np.int64(1),), (torch.tensor(0.5),), (np.float32(0.5),)),
+        reason=TrialState.LOST,
+        notes={"c": np.str_("d")},
+    )
+    assert json.loads(json.dumps(dataclasses.asdict(outcome)))["outcomes"] == {"a": 0.25, "b": 2.0}
+    told = [outcome.value, *outcome.outcomes.values(), outcome.cost, *outcome.curve.steps, *outcome.curve.values]
+    assert {type(number) for number in told} == {float}
+    texts = [*outcome.outcomes, outcome.reason, *outcome.notes.values()]
+    assert {type(text) for text in texts} == {str}
+
+
+def test_texts_that_nothing_can_write_are_escaped_and_long_ones_lose_their_middle() -> None:
+    assert Outcome(error="a\0b\ud800c").error == "a\\x00b\\ud800c"
+    error = Outcome(error="begin" + "x" * 1_000_000 + "end").error
+    assert error.startswith("begin")
+    assert error.endswith("end")
+    assert "\n... 980008 characters are left out ...\n" in error
+    assert len(error) < 21_000
+
+
+def test_a_share_of_the_training_that_misses_its_bounds_by_rounding_is_the_bound() -> None:
+    curve = Curve().reported(1, 0.5, -1e-17).reported(2, 0.5, 1.0000000000000002)
+    assert curve.progress == (0.0, 1.0)
+    for step, progress in ((3, 1.1), (3, math.nan), (3, "1"), (math.inf, 1.0), ("3", 1.0)):
+        with pytest.raises(OutcomeError):
+            curve.reported(step, 0.5, progress)
 
 
 # --- Causes -----------------------------------------------------------------------------------------------------------

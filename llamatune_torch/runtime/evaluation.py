@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llamatune_torch.errors import LlamaTuneError, TrialStateError
+from llamatune_torch.errors import ExecutorError, LlamaTuneError, StorageError, TrainerError, TrialStateError
+from llamatune_torch.parameter_base import to_python
 from llamatune_torch.space import Params
+from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Curve, Outcome, Trial, as_number, cause_of
 
 Evaluate = Callable[[Trial], "float | Outcome"]
@@ -88,16 +91,21 @@ def run_trial(evaluate: Evaluate, trial: Trial, listener: Report | None = None) 
 def run_guarded(evaluate: Evaluate, trial: Trial) -> Outcome:
     """Returns what ``evaluate(trial)`` does, or a failure with the text of its exception; measures the cost.
 
-    Mistakes in the use of this package (``LlamaTuneError``) and interrupts pass through: they would hit every other
-    trial too.
+    Mistakes in the use of this package (``LlamaTuneError``) and Ctrl-C pass through. ``sys.exit()`` is an exception like
+    any other. In a process that the evaluation has forked off, everything passes through: the trial is its parent's.
     """
-    started = time.perf_counter()
+    started, pid = time.perf_counter(), os.getpid()
     result: Any
     try:
         result = evaluate(trial)
-    except LlamaTuneError:
+        if os.getpid() != pid:
+            raise SystemExit(0)
+        result = to_python(result)  # a tensor whose computation has failed on the GPU says so here
+    except (LlamaTuneError, KeyboardInterrupt):
         raise
-    except Exception as error:
+    except BaseException as error:
+        if os.getpid() != pid:
+            raise
         result = failure_of(error)
     cost = time.perf_counter() - started
     if isinstance(result, Outcome):
@@ -113,3 +121,24 @@ def failure_of(error: BaseException) -> Outcome:
     cause = cause_of(error)
     reason = type(error).__name__ if cause is Cause.ERROR else str(cause)
     return Outcome.failure(reason, "".join(traceback.format_exception(error)).strip(), cause=cause)
+
+
+def is_of_one_trial(error: LlamaTuneError, study: Study) -> bool:
+    """True if an error that an evaluation raised is the failure of its trial only: others have completed.
+
+    Errors of the place where trials run, of the storage and of the Trainer factory would hit all other trials too.
+    """
+    return bool(study.completed) and not isinstance(error, (ExecutorError, StorageError, TrainerError))
+
+
+def place_of(failed: Trial) -> str | None:
+    """The type of the exception that a trial has failed by, and the line that raised it; ``None`` for other failures.
+
+    Memory, divergence, time-outs, killed processes and failures that the function has returned speak of the parameters,
+    not of a mistake in the code.
+    """
+    error = failed.error or ""
+    if failed.cause is not Cause.ERROR or not error.startswith("Traceback (most recent call last):"):
+        return None
+    frames = [line.strip() for line in error.splitlines() if line.startswith('  File "')]
+    return f"{failed.reason} at {frames[-1]}" if frames else None

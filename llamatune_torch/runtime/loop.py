@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, CancelledError
 from typing import Any
 
 from llamatune_torch.errors import (
     BudgetSpentError,
+    EvaluationError,
     ExecutorError,
     LlamaTuneError,
     SpaceExhaustedError,
     TrialStateError,
 )
 from llamatune_torch.runtime.display import live_display, log_trial
-from llamatune_torch.runtime.evaluation import Evaluate, failure_of
+from llamatune_torch.runtime.evaluation import Evaluate, failure_of, is_of_one_trial, place_of
 from llamatune_torch.runtime.events import notify
 from llamatune_torch.runtime.interrupts import Interrupts
 from llamatune_torch.runtime.runners import Job, Runner
@@ -31,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 #: Called in the loop's thread with a trial and its outcome; returns the outcome to record.
 OnOutcome = Callable[[Trial, Outcome], Outcome]
+
+#: The same exception in so many trials in a row is a mistake in the code, unless something has completed.
+SAME_ERRORS = 3
 
 _POLL = 0.5  # seconds between looks at jobs that cannot say by themselves that they are done
 
@@ -75,9 +81,11 @@ class _Loop:
         self.jobs: dict[int, Job | None] = {}
         # Messages from other threads: the number of a trial, the kind and the content.
         self.messages: queue.SimpleQueue[tuple[int, str, Any]] = queue.SimpleQueue()
-        self.thread = threading.get_ident()
+        self.thread, self.pid = threading.get_ident(), os.getpid()
         self.exhausted = self.spent = False
         self.lost_in_a_row = 0
+        #: How often the same exception has come, with nothing else between and nothing completed.
+        self.repeated: Counter[str] = Counter()
         self.said: set[str] = set()
 
     def run(self) -> None:
@@ -214,7 +222,9 @@ class _Loop:
         except Exception as error:  # not the evaluation's own, which comes as an outcome: it never got to its end
             result = failure_of(error)
         if isinstance(result, LlamaTuneError):
-            raise result
+            if not is_of_one_trial(result, self.search.study):
+                raise result
+            result = failure_of(result)
         try:
             finished = self.search.tell(trial, self.on_outcome(trial, result))
         except TrialStateError:
@@ -232,6 +242,20 @@ class _Loop:
         self.bar.update()
         log_trial(self.search.study, finished)
         notify(self.search.callbacks, "on_finish", self.search, finished)
+        self.check_repeated(finished)
+
+    def check_repeated(self, finished: Trial) -> None:
+        """Raises an exception that comes from the same line in trial after trial, before it has cost the whole budget."""
+        place = place_of(finished)
+        if place is None or self.search.study.completed:
+            return
+        self.repeated = Counter({place: self.repeated[place] + 1})
+        if self.repeated[place] == SAME_ERRORS:
+            raise EvaluationError(
+                f"the search ends, because nothing has completed and {SAME_ERRORS} trials in a row raised the same "
+                f"{finished.reason}. Parameters that cannot work are Outcome.failure(reason), which does not count. "
+                f"The last of them, trial {finished.number}:\n{finished.error}"
+            )
 
     def settle_broken_pool(self, error: BrokenExecutor) -> None:
         """Settles the trials of a pool that broke because one of its workers died."""
@@ -252,6 +276,8 @@ class _Loop:
 
     def shut_down(self) -> None:
         """Records what is done, stops the rest and gives it back: a LOST trial counts for nothing."""
+        if os.getpid() != self.pid:  # an evaluation has forked, and its child unwinds: all of this is the parent's
+            return
         finished = self.list_finished()
         try:
             for number in finished:

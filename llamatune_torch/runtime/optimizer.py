@@ -108,7 +108,9 @@ class LlamaTune(Search):
 
         Raises:
             NoCompletedTrialError: every trial failed; the message says why.
-            OutcomeError: ``model_eval_fn`` returned something that is no score.
+            OutcomeError: ``model_eval_fn`` returned something that is no score. Once a trial has completed, that is the
+                failure of one trial.
+            EvaluationError: nothing has completed, and three trials in a row raised the same exception.
             SettingsError: arguments that do not go together.
             ExecutorError: ``model_eval_fn`` cannot be sent to another process or loaded there within ten minutes, or
                 the executor keeps losing trials.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -15,9 +17,11 @@ from llamatune_torch.runtime.events import Callback
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import Limits, Settings
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
-from llamatune_torch.storage.store import Store
+from llamatune_torch.storage.store import Change, Store, check_number
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Direction, Outcome, Suggestion, Trial, as_outcome
+
+logger = logging.getLogger(__name__)
 
 
 class Search:
@@ -47,6 +51,7 @@ class Search:
         self.interrupted = False
         #: Whether ``stop()`` was called during the run.
         self.stopping = False
+        self._pid = os.getpid()  # of the process whose trials these are
         self._lock = threading.RLock()  # one suggestion at a time: the number of threads is torch's, not a thread's
 
     @property
@@ -76,6 +81,7 @@ class Search:
         """
         if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
             raise SettingsError(f"ask(n) needs an integer n >= 1, but got {n!r}")
+        self._pid = os.getpid()
         trials = self._store.start(n or 1, self._choose, self.settings.seed, self.limits.max_evals)
         return trials[0] if n is None else trials
 
@@ -83,7 +89,8 @@ class Search:
         """Records what came of a trial, and returns its final record.
 
         nan makes it FAILED, as does an ``Outcome`` with an error; the search then steers away from such
-        parameters. If ``outcome`` has no ``cost``, the seconds since ``ask`` are recorded.
+        parameters. If ``outcome`` has no ``cost``, the seconds since ``ask`` are recorded. In a forked child, a trial
+        that its parent asked for stays as it is.
 
         Args:
             trial: what ``ask`` returned, or its number.
@@ -95,7 +102,7 @@ class Search:
             StorageError: it could not be written for a minute; the message has the value, and says where it is kept.
         """
         checked = as_outcome(outcome, self.study.direction)
-        return self._store.change(trial, lambda running, now: running.finished_with(checked, now))
+        return self._change(trial, lambda running, now: running.finished_with(checked, now))
 
     def report(self, trial: Trial | int, step: float, value: float, progress: float | None = None) -> Trial:
         """Adds a point to the learning curve of a running trial; arguments as ``Curve.reported``.
@@ -113,8 +120,10 @@ class Search:
 
         Raises:
             TrialStateError: as :meth:`tell`.
+            OutcomeError: the reason is no text.
         """
-        return self._store.change(trial, lambda running, now: running.given_up(Cause.ABANDONED, reason, now))
+        text = str(Outcome(reason=reason).reason)
+        return self._change(trial, lambda running, now: running.given_up(Cause.ABANDONED, text, now))
 
     def add_trial(self, params: Mapping[str, Any], outcome: float | Outcome) -> Trial:
         """Records a trial that was evaluated elsewhere; it informs the search but uses up no budget.
@@ -171,6 +180,14 @@ class Search:
     def num_counted(self) -> int:
         """Trials that count against ``max_evals``."""
         return self.study.num_counted
+
+    def _change(self, trial: Trial | int, change: Change) -> Trial:
+        """Ends a trial, unless it is the parent's: what a forked child does on its way out must not end that one."""
+        if os.getpid() != self._pid:
+            known = self.study.trials[check_number(trial, len(self.study.trials))]
+            logger.warning("trial %d: left as it is, since it is the trial of the parent of this process", known.number)
+            return known
+        return self._store.change(trial, change)
 
     def _choose(self, study: Study, n: int) -> list[Suggestion]:
         with self._lock, one_thread(choose_device(self.settings.device, len(study.completed))):

@@ -11,7 +11,7 @@ from typing import Any
 import torch.distributed as dist
 
 from llamatune_torch.errors import LlamaTuneError
-from llamatune_torch.runtime.evaluation import Evaluate, run_trial
+from llamatune_torch.runtime.evaluation import Evaluate, is_of_one_trial, run_trial
 from llamatune_torch.runtime.interrupts import Interrupts
 from llamatune_torch.runtime.runners import Job, Post
 from llamatune_torch.runtime.search import Search
@@ -91,7 +91,7 @@ class TorchrunRunner:
                     self._search.interrupted = True
                 self._gather(mine)
         dist.destroy_process_group(self._group)
-        if isinstance(mine, LlamaTuneError):
+        if isinstance(mine, LlamaTuneError) and not is_of_one_trial(mine, self._search.study):
             raise mine
 
     def _broadcast(self, trial: Trial | None) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ import torch
 
 from llamatune_torch import (
     CallbackWarning,
+    EvaluationError,
     Integer,
     LlamaTune,
     NoCompletedTrialError,
@@ -34,9 +37,11 @@ from llamatune_torch import (
     TrialState,
     TrialStateError,
     problems,
+    report,
 )
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.problems import Problem
+from llamatune_torch.runtime.evaluation import OnParams
 
 SPACE = {"x": Real(-1, 1), "n": Integer(1, 8)}
 CLASSIC = {
@@ -197,12 +202,66 @@ def test_nan_on_every_trial_is_an_error_that_counts_the_reasons() -> None:
 
 
 def test_a_string_score_is_an_error_at_once_and_leaves_nothing_running() -> None:
-    script = Script(0.5, "0.93")
+    script = Script(math.nan, "0.93")
     optimizer = tuner(script)
     with pytest.raises(OutcomeError, match=r"must return a number or an Outcome, but got '0.93' \(str\)"):
         optimizer.optimize()
     assert len(script.seen) == 2
-    assert states(optimizer) == ["complete", "lost"]
+    assert states(optimizer) == ["failed", "lost"]
+
+
+def misbehave(do: Callable[[], Any]) -> Callable[[dict[str, Any]], Any]:
+    """A function that works the first and the last of three times."""
+    calls = itertools.count()
+    return lambda params: do() if next(calls) == 1 else 0.5
+
+
+@pytest.mark.parametrize(
+    ("do", "reason"),
+    [
+        (lambda: "0.93", "OutcomeError"),
+        (lambda: torch.zeros((), device="meta"), "NotImplementedError|RuntimeError"),
+        (lambda: Outcome(error=ValueError()), "OutcomeError"),
+        (lambda: Outcome(0.5, reason=3), "OutcomeError"),
+        (lambda: Outcome(0.5, notes={"a": object()}), "OutcomeError"),
+        (lambda: Outcome(0.5, curve=[1, 2]), "OutcomeError"),
+        (lambda: report(2, 0.5) or report(1, 0.5), "OutcomeError"),
+        (lambda: report(1, 0.5, 1.5), "OutcomeError"),
+        (lambda: sys.exit(1), "SystemExit"),
+        (lambda: 10**400, "infinite"),
+    ],
+)
+def test_whatever_one_trial_does_is_its_own_failure_once_another_has_completed(do: Any, reason: str) -> None:
+    optimizer = tuner(misbehave(do), 3)
+    optimizer.optimize()
+    assert states(optimizer) == ["complete", "failed", "complete"]
+    assert re.fullmatch(reason, str(optimizer.study.trials[1].reason))
+
+
+def broken(params: dict[str, Any]) -> float:
+    return float(params["learning_rate"])
+
+
+def test_the_same_exception_three_times_before_anything_completes_ends_the_search_with_its_traceback() -> None:
+    optimizer = tuner(broken, 12)
+    with pytest.raises(
+        EvaluationError, match=r"(?s)3 trials in a row raised the same KeyError.*trial 2:\nTraceback.*ra"
+    ):
+        optimizer.optimize()
+    assert states(optimizer) == ["failed"] * 3
+    assert optimizer.study.pending == []
+    with pytest.raises(EvaluationError):  # as tune() does
+        tuner(broken, 12).run(OnParams(broken))
+
+
+def test_exceptions_that_differ_or_speak_of_the_parameters_do_not_end_the_search() -> None:
+    """Of another type, from another line, from want of memory, of divergence, or said by the function itself."""
+    oom, diverged = MemoryError(), FloatingPointError()
+    script = Script(*[oom] * 4, *[diverged] * 4, *[math.nan] * 4, *[Outcome.failure("too hot")] * 4)
+    with pytest.raises(NoCompletedTrialError):
+        tuner(script, 16).optimize()
+    script = Script(ValueError(), ValueError(), TypeError(), ValueError(), ValueError(), 0.5, *[ValueError()] * 4)
+    assert tuner(script, 10).optimize()[1] == 0.5
 
 
 def test_max_failures_ends_the_search_once_more_have_failed(caplog: pytest.LogCaptureFixture) -> None:
