@@ -59,6 +59,7 @@ DOORS = {
     "pandas": "tables.py",
     "plotly": "insight/plots.py",
     "matplotlib": "insight/plots.py",
+    "cloudpickle": "runtime/process.py",
     "threadpoolctl": "runtime/threads.py",
     "torch.distributed": "runtime/torchrun.py",
     "tqdm": "runtime/display.py",

@@ -91,8 +91,8 @@ def run_trial(evaluate: Evaluate, trial: Trial, listener: Report | None = None) 
 def run_guarded(evaluate: Evaluate, trial: Trial) -> Outcome:
     """Returns what ``evaluate(trial)`` does, or a failure with the text of its exception; measures the cost.
 
-    Mistakes in the use of this package (``LlamaTuneError``) and Ctrl-C pass through. ``sys.exit()`` is an exception like
-    any other. In a process that the evaluation has forked off, everything passes through: the trial is its parent's.
+    Mistakes in the use of this package (``LlamaTuneError``) and Ctrl-C pass through. ``sys.exit()`` is an exception
+    like any other. In a process that the evaluation has forked off, everything passes: the trial is its parent's.
     """
     started, pid = time.perf_counter(), os.getpid()
     result: Any

@@ -245,7 +245,7 @@ class _Loop:
         self.check_repeated(finished)
 
     def check_repeated(self, finished: Trial) -> None:
-        """Raises an exception that comes from the same line in trial after trial, before it has cost the whole budget."""
+        """Raises an exception that comes from the same line in each trial, before it has cost the whole budget."""
         place = place_of(finished)
         if place is None or self.search.study.completed:
             return

@@ -91,7 +91,8 @@ class LlamaTune(Search):
 
         Without further arguments, one trial after the other runs in this thread. Several run at the same time, in
         other processes or on other machines, with ``n_workers`` or with ``executor``. As soon as one of them ends,
-        the next begins. ``model_eval_fn`` must then be importable: defined at the top level of a module.
+        the next begins. ``model_eval_fn`` may be any function, also a lambda, a closure, or the cell of a
+        notebook; what it uses then goes along by value, anew for each trial.
 
         Args:
             executor: runs the trials instead: a pool of threads or of processes (started by "spawn": torch's threads

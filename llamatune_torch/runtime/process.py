@@ -37,7 +37,7 @@ from llamatune_torch.trial import Cause, Outcome
 #: Called with the kind, "report" or "warning", and its content.
 Listen = Callable[[str, Any], None]
 
-_RULE = "it must be defined at the top level of a module, not in another function, in a prompt or as a lambda"
+_RULE = "what it uses must be defined outside of `if __name__ == '__main__':`, and be importable or plain data"
 _COMMAND = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[2]); "
     "from llamatune_torch.runtime.process import main; main(int(sys.argv[1]))"
@@ -105,11 +105,7 @@ class TrialProcess:
     def _start(self) -> None:
         here, there = Pipe()
         command = [sys.executable, "-c", _COMMAND, str(there.fileno()), json.dumps(sys.path)]
-        # As multiprocessing does: the child imports the program under another name than __main__.
-        how_to_import = spawn.get_preparation_data("llamatune trial")
-        how_to_import["authkey"] = bytes(how_to_import["authkey"])  # its own class refuses to be pickled
-        if not os.path.exists(how_to_import.get("init_main_from_path", sys.executable)):  # "<stdin>"
-            del how_to_import["init_main_from_path"]
+        how_to_import = _how_to_import()
         with self._lock, there:
             if self._killed:
                 raise CancelledError
@@ -215,16 +211,42 @@ class TrialProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
 
-def pickled(evaluate: Evaluate, *more: Any) -> bytes:
-    """Pickles an evaluation for another process.
+def _how_to_import() -> dict[str, Any]:
+    """Lists what a child needs to import the program, not as ``__main__``: the data that multiprocessing sends.
 
     Raises:
-        ExecutorError: it cannot be pickled.
+        ExecutorError: the working directory is gone.
     """
     try:
-        return pickle.dumps((evaluate, *more))
+        how = spawn.get_preparation_data("llamatune trial")
+    except FileNotFoundError as error:
+        raise ExecutorError("no process can be started here, because the working directory is gone") from error
+    how["authkey"] = bytes(how["authkey"])  # its own class refuses to be pickled
+    if not os.path.exists(how.get("init_main_from_path", sys.executable)):  # "<stdin>"
+        del how["init_main_from_path"]
+    return how
+
+
+def pickled(evaluate: Evaluate, *more: Any) -> bytes:
+    """Pickles an evaluation for another process: by name what that can import, by value all else.
+
+    By value go lambdas, closures, and what was defined at a prompt or in a notebook. A function of the program itself
+    goes by name: by value, the models and data beside it would go along.
+
+    Raises:
+        ExecutorError: it cannot be sent.
+    """
+    import cloudpickle  # only who starts processes needs it
+
+    task, by_name = (evaluate, *more), any(name.startswith("init_main") for name in _how_to_import())
+    try:
+        if by_name:
+            with contextlib.suppress(pickle.PicklingError, AttributeError, TypeError):  # a lambda, a closure
+                return pickle.dumps(task)
+        by_value: bytes = cloudpickle.dumps(task)
     except Exception as error:
         raise ExecutorError(f"the evaluation cannot be sent to another process: {_RULE}; {error}") from error
+    return by_value
 
 
 def _failure(ended_by: str, oom: bool) -> Outcome:
@@ -281,6 +303,15 @@ def main(descriptor: int) -> None:
         busy.set()
         say("result", _performed(task, say))
         busy.clear()
+
+
+def run_pickled(task: bytes) -> Outcome | LlamaTuneError:
+    """Runs a trial that :func:`pickled` has packed, in a pool of processes."""
+    try:
+        evaluate, trial = pickle.loads(task)
+    except Exception as error:
+        return ExecutorError(f"the evaluation cannot be loaded in another process: {_RULE}; {error!r}")
+    return run_trial(evaluate, trial)
 
 
 def _performed(task: bytes, say: Listen) -> Outcome | LlamaTuneError:

@@ -16,7 +16,7 @@ import torch
 
 from llamatune_torch.errors import ExecutorError, LlamaTuneError, SettingsError
 from llamatune_torch.runtime.evaluation import Evaluate, run_trial
-from llamatune_torch.runtime.process import TrialProcess, pickled
+from llamatune_torch.runtime.process import TrialProcess, pickled, run_pickled
 from llamatune_torch.trial import Outcome, Trial
 
 Gpus = Literal["auto"] | Sequence[int | str]
@@ -168,6 +168,15 @@ class ExecutorRunner:
             pickled(evaluate)
 
     def submit(self, evaluate: Evaluate, trial: Trial, post: Post) -> Job:
+        try:
+            return self._submit(evaluate, trial, post)
+        except BrokenExecutor as error:
+            self._executor = self._rebuilt(error)
+            return self._submit(evaluate, trial, post)
+
+    def _submit(self, evaluate: Evaluate, trial: Trial, post: Post) -> Job:
+        if isinstance(self._executor, ProcessPoolExecutor):
+            return self._executor.submit(run_pickled, pickled(evaluate, trial))
         # A function that hears of reports as they come can go to a thread only; elsewhere they come with the outcome.
         listener = None
         if isinstance(self._executor, ThreadPoolExecutor):
@@ -175,11 +184,7 @@ class ExecutorRunner:
             def listener(*point: Any) -> None:
                 post(trial.number, "report", point)
 
-        try:
-            return self._executor.submit(run_trial, evaluate, trial, listener)
-        except BrokenExecutor as error:
-            self._executor = self._rebuilt(error)
-            return self._executor.submit(run_trial, evaluate, trial, listener)
+        return self._executor.submit(run_trial, evaluate, trial, listener)
 
     def _rebuilt(self, error: BrokenExecutor) -> Executor:
         """A pool like the one that broke, which can never be used again."""

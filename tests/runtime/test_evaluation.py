@@ -53,7 +53,7 @@ def test_an_exception_becomes_a_failure_with_its_kind_and_its_traceback(error: E
     )
 
 
-class Unspeakable(Exception):
+class UnspeakableError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no text")
 
@@ -63,7 +63,7 @@ class Unspeakable(Exception):
     [
         (SystemExit(1), "SystemExit"),
         (GeneratorExit(), "GeneratorExit"),
-        (Unspeakable(), "Unspeakable"),
+        (UnspeakableError(), "UnspeakableError"),
         (ValueError("x" * 50_000_000), "ValueError"),
     ],
 )

@@ -61,7 +61,7 @@ def tune(
             its own in it. Its checkpoints are deleted when it ends; those of a machine that died, once its trial has
             run again. All machines of an executor must share this folder if models are kept.
         executor: runs the fine-tunes; this and the next four are as in :meth:`LlamaTune.optimize`, but threads cannot
-            run several at a time. The factory must then be defined at the top level of a module.
+            run several at a time. The factory may be any function; see there.
         n_workers: the number of fine-tunes that run at the same time.
         gpus: "auto" gives each of them a GPU of its own.
         isolate: gives each fine-tune a fresh process.
