@@ -129,6 +129,8 @@ class Place:
     def __post_init__(self) -> None:
         if self.storage is None and self.name is not None:
             raise SettingsError(f"name={self.name!r} needs a storage, such as storage='sqlite:///study.db'")
+        if isinstance(self.storage, str) and "\0" in self.storage:
+            raise SettingsError("storage must be a URL such as 'sqlite:///study.db', without a NUL character")
         if self.name is not None and (not isinstance(self.name, str) or not self.name or not self.name.isprintable()):
             raise SettingsError(f"the name of a stored study must be a line of text, but got {self.name!r}")
         if not _is_seconds(self.grace) or not math.isfinite(self.grace):

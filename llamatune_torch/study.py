@@ -37,8 +37,8 @@ class Goal:
             object.__setattr__(self, name, to_python(getattr(self, name)))
         if self.direction not in get_args(Direction):
             raise SettingsError(f"direction must be 'maximize' or 'minimize', but got {self.direction!r}")
-        if self.metric is not None and not isinstance(self.metric, str):
-            raise SettingsError(f"metric must be a text or None, but got {self.metric!r}")
+        if self.metric is not None and not (isinstance(self.metric, str) and self.metric.isprintable()):
+            raise SettingsError(f"metric must be a line of text or None, but got {self.metric!r}")
 
 
 @dataclass(frozen=True)

@@ -218,7 +218,7 @@ def test_summary_of_an_empty_study_and_of_one_where_nothing_completed() -> None:
 def test_a_goal_is_checked_and_settled_once_its_metric_has_a_name() -> None:
     with pytest.raises(SettingsError, match="direction must be 'maximize' or 'minimize', but got 'max'"):
         Goal("max")  # type: ignore[arg-type]
-    with pytest.raises(SettingsError, match="metric must be a text or None, but got 3"):
+    with pytest.raises(SettingsError, match="metric must be a line of text or None, but got 3"):
         Goal(metric=3)  # type: ignore[arg-type]
     unsettled = Study(SPACE, Goal("minimize", None))
     assert (unsettled.direction, unsettled.metric, unsettled.is_settled) == ("minimize", "value", False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -27,6 +28,8 @@ def live_display(total: int, done: int, progress: bool) -> Iterator[tqdm[Any]]:
     with ExitStack() as stack:
         if not logger.hasHandlers():
             stack.enter_context(_lines_on_stderr())
+        if sys.stderr is None or sys.stderr.closed:  # a program without a terminal, as `2>&-` makes it
+            progress = False
         bar = stack.enter_context(tqdm(total=total, initial=done, unit="trial", disable=None if progress else True))
         if not bar.disable:
             stack.enter_context(logging_redirect_tqdm([logging.root, logger]))

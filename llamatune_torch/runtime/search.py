@@ -12,7 +12,7 @@ from typing import Any, overload
 from llamatune_torch.engine.data import choose_device
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import suggest
-from llamatune_torch.errors import SettingsError
+from llamatune_torch.errors import SettingsError, StorageError
 from llamatune_torch.runtime.events import Callback
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import Limits, Settings
@@ -180,6 +180,19 @@ class Search:
     def num_counted(self) -> int:
         """Trials that count against ``max_evals``."""
         return self.study.num_counted
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For pickle and ``copy.deepcopy``: a search in memory is its study and its settings.
+
+        Raises:
+            StorageError: the study is stored, so that a copy would run its trials a second time.
+        """
+        if type(self._store) is not MemoryStore:
+            raise StorageError("a search with a storage cannot be copied: open it again, by its storage and its name")
+        return {**vars(self), "_store": self.study, "_lock": None, "_pid": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _store=MemoryStore(state["_store"]), _lock=threading.RLock(), _pid=os.getpid())
 
     def _change(self, trial: Trial | int, change: Change) -> Trial:
         """Ends a trial, unless it is the parent's: what a forked child does on its way out must not end that one."""

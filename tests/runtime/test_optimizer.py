@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import io
 import itertools
 import logging
 import math
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -15,6 +18,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,6 +37,7 @@ from llamatune_torch import (
     SettingsError,
     SpaceError,
     SpaceExhaustedError,
+    StorageError,
     Trial,
     TrialState,
     TrialStateError,
@@ -690,3 +695,52 @@ def test_a_result_told_by_hand_while_the_trial_runs_stays(caplog: pytest.LogCapt
     assert [trial.value for trial in tuner.study.trials] == [0.75, 0.25, 0.75]
     assert "has a result already" in caplog.text
     assert "0.75" in caplog.text
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))])
+def test_a_search_in_memory_can_be_copied_and_goes_on_alike(copied: Callable[[LlamaTune], LlamaTune]) -> None:
+    optimizer = tuner(hill, 3)
+    optimizer.tell(optimizer.ask(), 0.5)
+    other = copied(optimizer)
+    assert other.study == optimizer.study
+    assert other.optimize() == optimizer.optimize()
+    assert other.study is not optimizer.study
+
+
+def test_a_stored_search_is_not_copied(tmp_path: Path) -> None:
+    optimizer = tuner(hill, storage=f"sqlite:///{tmp_path / 's.db'}", name="s")
+    for attempt in (copy.deepcopy, copy.copy, pickle.dumps):
+        with pytest.raises(StorageError, match="a search with a storage cannot be copied: open it again"):
+            attempt(optimizer)
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_closed_or_missing_stream_ends_no_search(stream: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    for absent in (None, closed):
+        monkeypatch.setattr(sys, stream, absent)
+        monkeypatch.setattr(logging, "raiseExceptions", False)
+        optimizer = tuner(hill, 1, progress=True)
+        optimizer.optimize()
+        assert states(optimizer) == ["complete"]
+
+
+@pytest.mark.parametrize("arguments", [{"metric": "a\0"}, {"metric": "\ud800"}, {"storage": "sqlite:///\0.db"}])
+def test_texts_that_no_storage_can_hold_are_refused_at_once(arguments: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError):
+        tuner(hill, **arguments)
+
+
+def test_odd_characters_in_names_choices_and_notes_do_no_harm(tmp_path: Path) -> None:
+    space = {"a\0": Real(0, 1), "\ud800": ["\udfff", "\0"]}
+
+    def evaluate(params: dict[str, Any]) -> Outcome:
+        return Outcome(params["a\0"], notes={"\ud800": "\0"})
+
+    for _ in range(2):
+        stored = {"storage": f"sqlite:///{tmp_path / 's.db'}", "name": "s", "progress": False}
+        optimizer = LlamaTune(space, evaluate, 2, **stored)
+        optimizer.optimize()
+        assert states(optimizer) == ["complete"] * 2
+        assert optimizer.study.trials[0].notes == {"\\ud800": "\\x00"}

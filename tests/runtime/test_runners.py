@@ -308,6 +308,17 @@ def test_a_function_from_a_prompt_or_a_notebook_is_sent_as_it_is() -> None:
     assert sorted(result.stdout.split()) == ["True", "evaluated", "evaluated"], result.stderr
 
 
+def test_a_working_directory_that_is_gone_is_an_error_that_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(ExecutorError, match="because the working directory is gone"):
+        tuner().optimize(n_workers=1)
+
+
 def test_a_program_without_a_guard_is_told_so_and_starts_no_processes_without_end(tmp_path: Path) -> None:
     result = program(tmp_path, PROGRAM.format(guard=""))
     assert result.returncode == 1
