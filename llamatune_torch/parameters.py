@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,9 @@ Prior = Literal["uniform", "log-uniform"]
 
 # Integers beyond this would share a cell of the unit cube with their neighbours in double precision.
 MAX_INTEGER = 10**12
+
+# A range of reals that holds fewer values, as they are rounded, is no continuum.
+MIN_STEPS = 100
 
 # The share of the unit interval that special values have. A quarter, because of four points of a Sobol sequence, from a
 # multiple of four on, one falls into each quarter: an initial design visits a special value for certain.
@@ -103,8 +107,8 @@ class Real(Number):
         when: ``{"method": "lora"}`` or ``{"method": ["lora", "qlora"]}``: matters only then; see ``SearchSpace``.
 
     Raises:
-        SpaceError: ``low < high`` does not hold; a bound or special value is not finite; special values are not
-            different; or a log prior meets ``low <= 0``.
+        SpaceError: ``low < high`` does not hold, or by rounding alone; a bound or special value is not finite; special
+            values are not different; or a log prior meets ``low <= 0``.
 
     Example:
         >>> Real(1e-5, 1e-3, prior="log-uniform").decode([0.0, 0.5, 1.0])
@@ -125,6 +129,8 @@ class Real(Number):
         start, end = self._ends().tolist()
         if not start < end:
             raise SpaceError(f"the logarithms of low and high must differ, but got {self!r}")
+        if self.high - self.low < MIN_STEPS * min(self._grid(self.low), self._grid(self.high)):
+            raise SpaceError(f"low and high must differ by more than values are rounded by, but got {self!r}")
 
     @property
     def size(self) -> None:
@@ -135,7 +141,7 @@ class Real(Number):
             raise ParamsError(f"must be a number, but got {describe(value)}")
         if value in self.special:
             return self.special[self.special.index(value)]
-        if not self.low <= value <= self.high:  # also refuses nan
+        if not (self.low <= value <= self.high or self._is_rounded(value)):  # also refuses nan
             raise self._outside(value)
         return self._canonical(float(value))
 
@@ -212,6 +218,14 @@ class Real(Number):
         # A grid of 1e-12 of the width, but never finer than what doubles of this magnitude resolve.
         width, magnitude = self.high - self.low, max(abs(self.low), abs(self.high))
         return min(12 - _exponent(width), 14 - _exponent(magnitude))
+
+    def _is_rounded(self, value: float) -> bool:
+        """True for a value that is outside by rounding alone, as exp(log(low)) may be; nan is not."""
+        return bool(self.low - self._grid(self.low) <= value <= self.high + self._grid(self.high))
+
+    def _grid(self, value: float) -> float:
+        """The distance of a value from its neighbours, since values are rounded."""
+        return abs(value) * 1e-12 if self.prior == "log-uniform" else math.pow(10.0, -self._decimals())
 
     def _rounding(self) -> float:
         """A bound on how far, in the unit interval, a coordinate and that of its rounded value are apart."""
@@ -343,7 +357,8 @@ class Categorical(Parameter):
     text or number: ``params`` has ``"linear"``.
 
     ``ordered=True`` says that neighbours in the list are alike (``["small", "base", "large"]``), and the surrogate
-    then uses that. ``1``, ``1.0`` and ``True`` are three different choices. With ``when={"method": "lora"}`` the
+    then uses that. It is the default for three or more increasing numbers (``[8, 16, 32, 64]``); ``ordered=False``
+    turns it off. ``1``, ``1.0`` and ``True`` are three different choices. With ``when={"method": "lora"}`` the
     parameter matters only then; see ``SearchSpace``.
 
     Raises:
@@ -354,13 +369,15 @@ class Categorical(Parameter):
     ordered: bool
     when: Mapping[str, Any]
 
-    def __init__(self, choices: Sequence[Any], ordered: bool = False, when: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, choices: Sequence[Any], ordered: bool | None = None, when: Mapping[str, Any] | None = None
+    ) -> None:
         if isinstance(choices, str) or not isinstance(choices, Sequence):
             raise SpaceError(f"choices must be a list or tuple, but got {describe(choices)}")
         scalars = tuple(to_python(choice) for choice in choices)
         # A frozen dataclass sets its fields this way; `choices` is stored as a tuple of plain values.
         object.__setattr__(self, "choices", scalars)
-        object.__setattr__(self, "ordered", bool(ordered))
+        object.__setattr__(self, "ordered", _increase(scalars) if ordered is None else bool(ordered))
         object.__setattr__(self, "when", conditions({} if when is None else when))
         if not scalars:
             raise SpaceError("choices must not be empty, but got []")
@@ -409,6 +426,12 @@ class Categorical(Parameter):
 
     def _numbers(self) -> dict[Hashable, int]:
         return {type_key(choice): i for i, choice in enumerate(self.choices)}
+
+
+def _increase(choices: Sequence[Any]) -> bool:
+    """True for three or more numbers, each larger than the one before; two have no order to learn from."""
+    numbers = all(type(choice) in (int, float) for choice in choices)
+    return numbers and len(choices) > 2 and all(low < high for low, high in pairwise(choices))
 
 
 def _check_prior(parameter: Parameter, prior: str, has_logarithm: bool, rule: str) -> None:

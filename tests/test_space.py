@@ -188,6 +188,28 @@ def test_encode_gives_the_coordinate_worked_out_by_hand(parameter: Parameter, va
     assert parameter.decode([coordinate]) == [value]
 
 
+def test_increasing_numbers_are_ordered_unless_one_says_otherwise() -> None:
+    for choices in ([8, 16, 32, 64], [0, 0.1, 0.5], (-1, 0, 1)):
+        assert Categorical(choices).ordered
+        assert not Categorical(choices, ordered=False).ordered
+    for choices in ([8, 64, 16], ["a", "b", "c"], [False, True, 2], [4, 8], [None, 1, 2], [1, 1.0, 2]):
+        assert not Categorical(choices).ordered
+        assert Categorical(choices, ordered=True).ordered
+    assert SearchSpace({"rank": [8, 16, 32]}).numeric_columns == [0]
+
+
+@pytest.mark.parametrize(
+    "parameter",
+    [Real(1e-5, 1e-3, prior="log-uniform"), Real(0.0, 0.1), Real(-0.3, 0.3), Real(1e-3, 1e3, prior="log-uniform")],
+)
+def test_a_value_outside_by_rounding_alone_is_the_bound(parameter: Real) -> None:
+    for bound, away in ((parameter.low, -1.0), (parameter.high, 1.0)):
+        for value in (math.nextafter(bound, away * math.inf), np.float64(bound + away * 1e-17)):
+            assert parameter.validate(value) == bound
+        with pytest.raises(ParamsError, match="must lie in"):
+            parameter.validate(bound + away * 1e-6)
+
+
 def test_one_one_point_zero_and_true_are_three_choices() -> None:
     space = SearchSpace({"c": [True, 1, 1.0, None, "1", 0, False, "None"]})
     assert space.size == 8
@@ -257,6 +279,15 @@ def test_reals_written_by_people_come_back_as_written() -> None:
 def test_a_logarithmic_interval_too_narrow_for_its_logarithms_is_refused() -> None:
     with pytest.raises(SpaceError, match=r"the logarithms of low and high must differ, but got Real\(low=1e-05"):
         Real(1e-5, math.nextafter(1e-5, 1.0), prior="log-uniform")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "prior"),
+    [(1.0, math.nextafter(1.0, 2.0), "uniform"), (1e16, 1e16 + 2, "uniform"), (1.0, 1 + 1e-11, "log-uniform")],
+)
+def test_bounds_that_differ_by_rounding_alone_are_refused(low: float, high: float, prior: Any) -> None:
+    with pytest.raises(SpaceError, match="low and high must differ by more than values are rounded by, but got"):
+        Real(low, high, prior=prior)
 
 
 # --- Special values -----------------------------------------------------------------------------------------------

@@ -502,7 +502,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 def test_the_budget_is_exact_whatever_fails(pool: ThreadPoolExecutor) -> None:
     def some_fail(params: dict[str, Any]) -> float:
         if params["n"] % 2:
-            raise ValueError
+            raise MemoryError
         return 1.0
 
     optimizer = tuner(some_fail, 11)
