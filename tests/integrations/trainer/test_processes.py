@@ -14,7 +14,6 @@ from tiny import SPACE, At, tiny_model, tiny_trainer
 from transformers import Trainer
 
 from llamatune_torch import (
-    ExecutorError,
     IgnoredParameterWarning,
     MetricError,
     Real,
@@ -103,8 +102,11 @@ def test_what_is_wrong_with_a_factory_is_found_out_in_other_processes_too(tmp_pa
         searched(tmp_path, shares_its_model, 2, n_workers=1)
     with pytest.raises(MetricError, match=r"the Trainer reports: .*eval_accuracy"):
         searched(tmp_path, factory, 2, n_workers=1, metric="f1")
-    with pytest.raises(ExecutorError, match="must be defined at the top level of a module"):
-        searched(tmp_path, lambda params: factory(params), 2, n_workers=1)
+
+
+def test_a_factory_may_be_a_lambda(tmp_path: Path) -> None:
+    study = searched(tmp_path, lambda params: factory(params), 1, n_workers=1)
+    assert len(study.completed) == 1
 
 
 def test_arguments_are_checked_before_the_factory_is_called(tmp_path: Path) -> None:
