@@ -182,7 +182,7 @@ class Search:
         return self.study.num_counted
 
     def __getstate__(self) -> dict[str, Any]:
-        """For pickle and ``copy.deepcopy``: a search in memory is its study and its settings.
+        """Returns the state for pickle and ``copy.deepcopy``: of a search in memory, its study and its settings.
 
         Raises:
             StorageError: the study is stored, so that a copy would run its trials a second time.
@@ -195,7 +195,7 @@ class Search:
         vars(self).update(state, _store=MemoryStore(state["_store"]), _lock=threading.RLock(), _pid=os.getpid())
 
     def _change(self, trial: Trial | int, change: Change) -> Trial:
-        """Ends a trial, unless it is the parent's: what a forked child does on its way out must not end that one."""
+        """Ends a trial, unless it is the parent's, which a forked child on its way out must not end."""
         if os.getpid() != self._pid:
             known = self.study.trials[check_number(trial, len(self.study.trials))]
             logger.warning("trial %d: left as it is, since it is the trial of the parent of this process", known.number)
