@@ -20,6 +20,7 @@ ENGINE = sorted((PACKAGE / "engine").glob("*.py"))
 # The records, each of which may import those before it.
 RECORDS = [
     "errors",
+    "files",
     "parameter_base",
     "parameters",
     "space",

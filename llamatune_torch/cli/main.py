@@ -127,7 +127,7 @@ def _add_searches(command: Any) -> None:
     resume = command("resume", "search", "go on with a study, as it was last run")
     worker = command("worker", "search", "take part in a study; start as many as you like, anywhere")
     run.add_argument("target", metavar="TARGET", help=_TARGET)
-    resume.add_argument("target", metavar="TARGET", nargs="?", help=f"{_TARGET}; by default what was run last")
+    resume.add_argument("target", metavar="TARGET", nargs="?", help=f"{_TARGET}; by default what you ran last here")
     worker.add_argument("target", metavar="TARGET", help=_TARGET)
     for each in (run, resume, worker):
         search = each.add_argument_group("the search (before what the file says)")

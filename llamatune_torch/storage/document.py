@@ -41,6 +41,8 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
 def from_document(document: Any) -> Snapshot:
     """Reads what :func:`to_document` wrote; trials that were running are LOST, since nobody runs them here.
 
+    The code that the study was run with is left out: a document must not decide what runs here.
+
     Raises:
         SchemaError: the document is anything else, or of a newer version.
     """
@@ -55,7 +57,8 @@ def from_document(document: Any) -> Snapshot:
             tuple(document["initial_points"]),
             tuple(_to_trial(entry) for entry in document["trials"]),
         )
-        return Snapshot(document["name"], study, dict(document["settings"]), {}, 0.0)
+        settings = {key: value for key, value in dict(document["settings"]).items() if key != "launch"}
+        return Snapshot(document["name"], study, settings, {}, 0.0)
     except (KeyError, TypeError, ValueError) as error:
         raise SchemaError(f"the exported study cannot be read: {error!r}") from error
 
