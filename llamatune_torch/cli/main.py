@@ -206,3 +206,5 @@ def _add_changes(command: Any) -> None:
     shape.add_argument("--optuna", metavar="URL", help="a study of an Optuna storage")
     import_.add_argument("--optuna-name", metavar="NAME", help="of the study there, if there are several")
     import_.add_argument("--spec", metavar="TARGET", help="the file with the space, if the study is new")
+    import_.add_argument("--value-column", metavar="COLUMN", help="of the table: where the value stands")
+    import_.add_argument("--map", metavar="NAME=COLUMN", action="append", help="of the table: where a parameter stands")

@@ -66,13 +66,6 @@ def worker(options: Namespace) -> int:
     return _search(options, spec, name, stored, arguments)
 
 
-def reopened(url: str, stored: Snapshot) -> LlamaTune:
-    """A stored study opened as it is, to enter something by hand."""
-    study, metric = stored.study, stored.study.goal.metric
-    arguments = _lasting(stored) | {"metric": metric, "direction": study.direction}
-    return LlamaTune(study.space, storage=url, name=stored.name, **arguments)
-
-
 def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, arguments: Mapping[str, Any]) -> int:
     space = spec.space
     if space is None:

@@ -57,6 +57,9 @@ def from_document(document: Any) -> Snapshot:
             tuple(document["initial_points"]),
             tuple(_to_trial(entry) for entry in document["trials"]),
         )
+        for i, trial in enumerate(study.trials):
+            if type(trial.number) is not int or trial.number != i:
+                raise SchemaError(f"trials[{i}].number must be {i}, but got {trial.number!r}")
         settings = {key: value for key, value in dict(document["settings"]).items() if key != "launch"}
         return Snapshot(document["name"], study, settings, {}, 0.0)
     except (KeyError, TypeError, ValueError) as error:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
-from llamatune_torch.errors import StorageError
+from llamatune_torch.errors import SchemaError, StorageError
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction, find_sqlite_file
 from llamatune_torch.storage.definition import read_definition
 from llamatune_torch.storage.heartbeat import Worker
@@ -111,5 +111,8 @@ def _take_snapshot(transaction: Transaction, name: str) -> Snapshot:
     )
     now = transaction.now
     study = replace(definition.study, trials=tuple(read_trial(trial, definition.study.space) for trial in trials))
+    for number, trial in enumerate(study.trials):
+        if trial.number != number:
+            raise SchemaError(f"trial {number} is not in the database, but trial {trial.number} is")
     running = {w["id"]: Worker(w["id"], w["host"], w["pid"], now - w["heartbeat"]) for w in workers}
     return Snapshot(name, study, definition.settings, running, now)

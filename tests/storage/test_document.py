@@ -95,6 +95,15 @@ def test_anything_else_is_named(document: Any) -> None:
         from_document(document)
 
 
+@pytest.mark.parametrize("numbers", [[2, 1, 0], [0, 2, 3], [0, 1, 1], [0, 1, True], [0, 1, "2"]])
+def test_numbers_that_are_not_in_order_are_refused(numbers: list[Any]) -> None:
+    document = to_document(snapshot(make_study({"x": Real(0, 1)}, [({"x": i / 4}, 0.5) for i in range(3)])))
+    for entry, number in zip(document["trials"], numbers, strict=True):
+        entry["number"] = number
+    with pytest.raises(SchemaError, match=r"trials\[\d\].number must be \d, but got"):
+        from_document(document)
+
+
 def test_a_restored_study_advises_what_the_first_would_have(url: str, tmp_path: Path) -> None:
     space = SearchSpace({"x": Real(-1, 1), "n": Integer(1, 8)})
     first = LlamaTune(space, seed=5, n_initial=3, max_evals=20, storage=f"sqlite:///{tmp_path}/first.db", name="a")
