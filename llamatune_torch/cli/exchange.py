@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, TextIO, TypeVar
 
 from llamatune_torch.cli.spec import load_file
 from llamatune_torch.errors import ParamsError, SettingsError, SpecError, StudyMismatchError
+from llamatune_torch.files import replacing
 from llamatune_torch.runtime.optimizer import ARGUMENTS, LlamaTune
 from llamatune_torch.space import Params
 from llamatune_torch.storage.definition import compare_scores
@@ -219,12 +220,12 @@ def _identity(trial: Trial, origin: str | None) -> tuple[str | None, str, float 
 
 @contextmanager
 def _to(name: str) -> Iterator[TextIO]:
-    """A file to write, "-" for standard output."""
+    """A file to write, "-" for standard output. A file that was there stays until the new one is whole."""
     if name == "-":
         yield sys.stdout
         return
     try:
-        with Path(name).open("w", newline="") as file:
+        with replacing(Path(name)) as file:
             yield file
     except OSError as error:
         raise SettingsError(f"{name} cannot be written: {error.strerror}") from error

@@ -15,12 +15,12 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from llamatune_torch.errors import StorageError, StorageWarning, TrialStateError
+from llamatune_torch.files import replacing
 from llamatune_torch.storage.serialization import is_same_record, read_trial, to_json, write_trial
 from llamatune_torch.storage.session import LockedStudy, StudySession
 from llamatune_torch.storage.store import Change, check_number, check_open
@@ -109,14 +109,11 @@ class UnsavedResults:
         for folder, stem in self._places:
             path = folder / f"{stem}{key}.json"
             try:
-                with path.open("w") as file:
+                with replacing(path, private=True) as file:
                     file.write(to_json(entry) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
                 return path
             except OSError:
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
+                continue
         return None
 
     def find(self) -> list[tuple[Path, Trial]]:

@@ -186,3 +186,18 @@ def test_pruned_trials_are_kept_with_their_curves(cli: Cli, url: str, tmp_path: 
     assert (lost.state, lost.reason, lost.curve.values) == (TrialState.LOST, "pruned", (0.5,))
     assert "no value" in lost.notes["pruned"]
     assert cli("import", "--optuna", there).out == "0 trials added, 3 were there already\n"
+
+
+def test_an_export_that_fails_leaves_the_old_one(cli: Cli, mine: LlamaTune, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shape, name, module in (("--json", "study.json", "json.dump"), ("--csv", "t.csv", "csv.DictWriter.writerows")):
+        assert cli("export", shape, name).code == 0
+        old = Path(name).read_text()
+
+        def fail(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as broken:
+            broken.setattr(module, fail)
+            assert cli("export", shape, name).code == 130
+        assert Path(name).read_text() == old
+    assert sorted(p.name for p in Path().iterdir() if p.suffix == ".part") == []
