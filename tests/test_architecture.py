@@ -21,6 +21,7 @@ ENGINE = sorted((PACKAGE / "engine").glob("*.py"))
 RECORDS = [
     "errors",
     "files",
+    "text",
     "parameter_base",
     "parameters",
     "space",

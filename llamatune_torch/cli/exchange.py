@@ -27,6 +27,7 @@ from llamatune_torch.storage.serialization import to_json
 from llamatune_torch.storage.store import Change
 from llamatune_torch.study import Study
 from llamatune_torch.tables import decode_table, read_table
+from llamatune_torch.text import redact
 from llamatune_torch.trial import Cause, Trial, TrialState, as_outcome
 
 T = TypeVar("T")
@@ -41,10 +42,10 @@ def export(options: Namespace) -> int:
     """Writes a study to a file, to standard output, or to an Optuna storage."""
     stored = Reader(options.storage).look(options.name)
     if options.optuna is not None:
-        from llamatune_torch.integrations.optuna.studies import hide_password, to_optuna
+        from llamatune_torch.integrations.optuna.studies import to_optuna
 
         count = to_optuna(stored.study, options.optuna, stored.name)
-        print(f"{count} finished trials of {stored.name!r} are now in {hide_password(options.optuna)}", file=sys.stderr)
+        print(f"{count} finished trials of {stored.name!r} are now in {redact(options.optuna)}", file=sys.stderr)
     elif options.csv is not None:
         with _to(options.csv) as file:
             rows = stored.study.rows()
@@ -87,7 +88,7 @@ def import_(options: Namespace) -> int:
             raise SettingsError(f"{options.csv} cannot be read: {error}") from error
         return _add(target, read_table([text], study.space, study.metric, columns), options.csv)
 
-    from llamatune_torch.integrations.optuna.studies import from_optuna, hide_password, list_studies
+    from llamatune_torch.integrations.optuna.studies import from_optuna, list_studies
 
     names = list_studies(options.optuna)
     theirs = options.optuna_name or (names[0] if len(names) == 1 else None)
@@ -97,7 +98,7 @@ def import_(options: Namespace) -> int:
         arguments = {"direction": elsewhere.direction, "metric": elsewhere.metric}
         target = _making(options.storage, options.name or theirs, elsewhere.space, arguments)
     _check_score(target.study, elsewhere, named=False)
-    return _add(target, elsewhere.trials, hide_password(options.optuna))
+    return _add(target, elsewhere.trials, redact(options.optuna))
 
 
 class _Target(NamedTuple):

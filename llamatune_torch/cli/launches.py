@@ -17,6 +17,7 @@ from typing import Any
 
 from llamatune_torch.files import replacing
 from llamatune_torch.storage.database import find_sqlite_file
+from llamatune_torch.text import redact
 
 
 def remember_launch(url: str, name: str, launch: Mapping[str, Any]) -> None:
@@ -49,5 +50,5 @@ def _place(url: str, name: str) -> Path:
     folder = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     file = find_sqlite_file(url)
     # A home may be shared by many hosts, on which the same path is another file.
-    key = json.dumps([socket.gethostname(), url if file is None else str(file.resolve()), name])
+    key = json.dumps([socket.gethostname(), redact(url) if file is None else str(file.resolve()), name])
     return Path(folder) / "llamatune" / f"launch-{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"

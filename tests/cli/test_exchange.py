@@ -74,12 +74,6 @@ def test_a_file_that_has_changed_since_is_taken_in_again(cli: Cli, mine: LlamaTu
         assert cli("import", "--csv", "runs.csv").out.startswith(said)
 
 
-def test_no_password_is_shown_or_kept() -> None:
-    optuna_studies = pytest.importorskip("llamatune_torch.integrations.optuna.studies", exc_type=ImportError)
-    shown = optuna_studies.hide_password("postgresql://me:secret@host/optuna")
-    assert shown == "postgresql://me:***@host/optuna"
-
-
 def test_trials_that_do_not_fit_are_counted_and_named(cli: Cli, mine: LlamaTune) -> None:
     Path("odd.csv").write_text("lr,method,rank,value\n1,full,,0.5\n0.001,full,,0.25\n")
     result = cli("import", "--csv", "odd.csv", "--name", "mine")
