@@ -13,6 +13,7 @@ from llamatune_torch.errors import ParamsError, SettingsError
 from llamatune_torch.parameter_base import Parameter
 from llamatune_torch.parameters import Categorical, Integer
 from llamatune_torch.space import SearchSpace
+from llamatune_torch.text import printable
 from llamatune_torch.trial import Cause, Trial, TrialState, cause_of
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def cells(trials: Sequence[Trial], value: str = "value") -> list[list[str]]:
         seconds = "-" if trial.cost is None else f"{trial.cost:.1f}"
         state = f"{trial.state}: {trial.reason}" if trial.reason else str(trial.state)
         rows.append([str(trial.number), score, *params, seconds, state])
-    return rows
+    return [[printable(cell).replace("\n", "\\n") for cell in row] for row in rows]
 
 
 def trials_table(trials: Sequence[Trial], value: str = "value") -> str:
@@ -183,7 +184,7 @@ def _split(lines: Iterable[str]) -> tuple[list[str], list[dict[str, str]], bool]
 
 def _names_of(parameter: str) -> list[str]:
     prefixes = ("params.", "", "params_", "params/", "config.", "config/", "hparams.")
-    return [prefix + parameter for prefix in prefixes]
+    return [prefix + name for name in dict.fromkeys([parameter, printable(parameter)]) for prefix in prefixes]
 
 
 def _names_of_value(metric: str) -> list[str]:
@@ -280,6 +281,7 @@ class _Row:
         """The choice that a cell stands for: as it is written here, or else as other programs write it."""
         cell = self.cells[column].strip()
         named = {"" if choice is None else str(choice): choice for choice in parameter.choices}
+        named = {printable(shown): choice for shown, choice in named.items()} | named
         if cell in named:
             return named[cell]
         meant = [choice for choice in parameter.choices if _means(cell, choice, self.comma)]

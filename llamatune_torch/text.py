@@ -1,13 +1,18 @@
-"""Text that leaves the program: without passwords."""
+"""Text that leaves the program: safe for a terminal, quoted for a shell, without passwords."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from urllib.parse import unquote_plus
 
 _SQLITE = re.compile(r"sqlite(\+\w+)?:///")  # then comes a file
 #: A scheme, if there is one, a user, and the password up to the last "@": it may have others in it.
 _PASSWORD = re.compile(r"^((?>(?:[\w+.-]+:/+)?)[^:@?]*):.*@", re.DOTALL)
+#: Control characters, marks that turn the direction of writing, other ends of lines, and halves of characters.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
 #: Names of secrets in the query of a URL.
 _SECRET = re.compile(r"passw|pwd|secret|token|credential", re.IGNORECASE)
 
@@ -37,3 +42,33 @@ def redact(url: str) -> str:
         elif part in "&;":
             shown.append(part)  # what follows without a name may be the rest of the secret
     return head + mark + "".join(shown)
+
+
+def printable(text: object) -> str:
+    r"""Makes text safe for a terminal: what would move its cursor, or turn the writing round, becomes visible.
+
+    Line ends and tabs stay.
+
+    Example:
+        >>> printable("\x1b[2Jgone")
+        '\\x1b[2Jgone'
+    """
+    return _UNPRINTABLE.sub(lambda found: _escape(found[0]), str(text))
+
+
+def quote(text: str) -> str:
+    r"""Quotes text for a shell; bash, zsh and ksh read back the same, and a terminal that shows it comes to no harm.
+
+    Example:
+        >>> quote("it's"), quote("\x1b[2J")
+        ('\'it\'"\'"\'s\'', "$'\\x1b[2J'")
+    """
+    if not _UNPRINTABLE.search(text):
+        return shlex.quote(text)
+    safe = text.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + _UNPRINTABLE.sub(lambda found: _escape(found[0]), safe) + "'"
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}"

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
+from llamatune_torch.cli.output import say, say_beside
 from llamatune_torch.cli.spec import load_file
 from llamatune_torch.errors import ParamsError, SettingsError, SpecError, StudyMismatchError
 from llamatune_torch.files import replacing
@@ -27,7 +28,7 @@ from llamatune_torch.storage.serialization import to_json
 from llamatune_torch.storage.store import Change
 from llamatune_torch.study import Study
 from llamatune_torch.tables import decode_table, read_table
-from llamatune_torch.text import redact
+from llamatune_torch.text import printable, redact
 from llamatune_torch.trial import Cause, Trial, TrialState, as_outcome
 
 T = TypeVar("T")
@@ -45,19 +46,23 @@ def export(options: Namespace) -> int:
         from llamatune_torch.integrations.optuna.studies import to_optuna
 
         count = to_optuna(stored.study, options.optuna, stored.name)
-        print(f"{count} finished trials of {stored.name!r} are now in {redact(options.optuna)}", file=sys.stderr)
+        say_beside(f"{count} finished trials of {stored.name!r} are now in {redact(options.optuna)}")
     elif options.csv is not None:
         with _to(options.csv) as file:
             rows = stored.study.rows()
             columns = list(dict.fromkeys(column for row in rows for column in row))
-            table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+            table = csv.DictWriter(file, [printable(column) for column in columns], restval="", lineterminator="\n")
             table.writeheader()
-            table.writerows(rows)
+            table.writerows({printable(column): _cell(value) for column, value in row.items()} for row in rows)
     else:
         with _to(options.json) as file:
             json.dump(to_document(stored), file, indent=1, allow_nan=False)
             file.write("\n")
     return 0
+
+
+def _cell(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
 
 
 def import_(options: Namespace) -> int:
@@ -73,7 +78,7 @@ def import_(options: Namespace) -> int:
         stored = find_study(options.storage, name)
         if stored is None:
             restore(options.storage, name, archived)
-            print(f"study {name!r} is restored, with {len(archived.study.trials)} trials")
+            say(f"study {name!r} is restored, with {len(archived.study.trials)} trials")
             return 0
         _check_score(stored.study, archived.study, named=True)
         return _add(_reopening(options.storage, stored), archived.study.trials, options.json)
@@ -192,12 +197,12 @@ def _add(target: _Target, trials: Sequence[Trial], source: str) -> int:
         for params, ending in chosen:
             store.add(params, store.session.settings.get("seed") or 0, ending)
     shown = f"{len(chosen)} trials added" + (f", {before} were there already" if before else "")
-    print(shown + (f"; {pruned} of them were pruned, and are LOST with their curves" if pruned else ""))
+    say(shown + (f"; {pruned} of them were pruned, and are LOST with their curves" if pruned else ""))
     if left_out:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
-        print(f"{left_out.total()} left out: {reasons}", file=sys.stderr)
+        say_beside(f"{left_out.total()} left out: {reasons}")
     if unfit:
-        print(f"{len(unfit)} do not fit the space; the first of them, {unfit[0]}", file=sys.stderr)
+        say_beside(f"{len(unfit)} do not fit the space; the first of them, {unfit[0]}")
     return 0 if chosen or before or not (unfit or left_out) else 1
 
 

@@ -25,6 +25,7 @@ from llamatune_torch.errors import (
     SpaceError,
     SpecError,
 )
+from llamatune_torch.text import printable
 
 DEFAULT_STORAGE = "sqlite:///llamatune.db"
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(what: object, code: int) -> int:
-    print(f"llamatune: {what}", file=sys.stderr)
+    print(printable(f"llamatune: {what}"), file=sys.stderr)
     return code
 
 
@@ -81,7 +82,7 @@ def _show_warning(usual: Any) -> Any:
 
     def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
         if issubclass(category, LlamaTuneWarning):
-            print(f"llamatune: {message}", file=sys.stderr)
+            print(printable(f"llamatune: {message}"), file=sys.stderr)
         else:
             usual(message, category, *rest, **named)
 

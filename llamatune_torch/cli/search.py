@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from llamatune_torch.cli.launches import find_launch, remember_launch
+from llamatune_torch.cli.output import say
 from llamatune_torch.cli.spec import Spec, load_spec
 from llamatune_torch.errors import SpecError
 from llamatune_torch.runtime.evaluation import OnParams
@@ -92,7 +93,7 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
         remember_launch(options.storage, name, spec.launch)
     study = search(runner)
     if first:
-        print(study.summary())
+        say(study.summary())
     if tuner.interrupted:
         raise KeyboardInterrupt
     return 0 if study.completed else 1

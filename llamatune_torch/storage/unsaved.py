@@ -24,6 +24,7 @@ from llamatune_torch.files import replacing
 from llamatune_torch.storage.serialization import is_same_record, read_trial, to_json, write_trial
 from llamatune_torch.storage.session import LockedStudy, StudySession
 from llamatune_torch.storage.store import Change, check_number, check_open
+from llamatune_torch.text import printable, quote
 from llamatune_torch.trial import Trial
 
 logger = logging.getLogger(__name__)
@@ -182,7 +183,7 @@ def find_added(trials: Iterable[Trial], like: Trial) -> Trial | None:
 def describe_unwritten(error: StorageError, trial: Trial, kept: Path | None) -> str:
     """Says of a result that could not be written why, what it is, and where it has gone."""
     what = "a trial to be added" if trial.origin == "added" else f"trial {trial.number}"
-    told = f"{trial.value!r}" if trial.value is not None else f"--failed {trial.reason!r}"
+    told = f"{trial.value!r}" if trial.value is not None else f"--failed {quote(trial.reason or 'unknown')}"
     how = "add_trial()" if trial.origin == "added" else f"`llamatune tell {trial.number} {told}`"
     where = (
         f"kept in {kept}, which the next start picks up"
@@ -194,7 +195,7 @@ def describe_unwritten(error: StorageError, trial: Trial, kept: Path | None) -> 
 
 def describe_result(trial: Trial) -> str:
     """Says what came of a trial in a few words, with all digits of its value."""
-    return f"value={trial.value!r}" if trial.value is not None else f"{trial.state}: {trial.reason}"
+    return f"value={trial.value!r}" if trial.value is not None else printable(f"{trial.state}: {trial.reason}")
 
 
 def _digest(text: str) -> str:
