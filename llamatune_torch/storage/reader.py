@@ -12,6 +12,7 @@ from llamatune_torch.storage.definition import read_definition
 from llamatune_torch.storage.heartbeat import Worker
 from llamatune_torch.storage.serialization import read_trial
 from llamatune_torch.storage.session import COLUMNS
+from llamatune_torch.storage.validation import number, take
 from llamatune_torch.study import Study
 
 T = TypeVar("T")
@@ -111,8 +112,11 @@ def _take_snapshot(transaction: Transaction, name: str) -> Snapshot:
     )
     now = transaction.now
     study = replace(definition.study, trials=tuple(read_trial(trial, definition.study.space) for trial in trials))
-    for number, trial in enumerate(study.trials):
-        if trial.number != number:
-            raise SchemaError(f"trial {number} is not in the database, but trial {trial.number} is")
-    running = {w["id"]: Worker(w["id"], w["host"], w["pid"], now - w["heartbeat"]) for w in workers}
+    for i, trial in enumerate(study.trials):
+        if trial.number != i:
+            raise SchemaError(f"trial {i} is not in the database, but trial {trial.number} is")
+    running = {
+        w["id"]: Worker(w["id"], w["host"], w["pid"], now - take(w, "heartbeat", f"worker {w['id']}", number))
+        for w in workers
+    }
     return Snapshot(name, study, definition.settings, running, now)
