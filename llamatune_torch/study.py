@@ -10,6 +10,7 @@ from llamatune_torch.errors import NoCompletedTrialError, SettingsError, TrialSt
 from llamatune_torch.parameter_base import to_python
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.tables import show_value, to_dataframe, to_row
+from llamatune_torch.text import printable
 from llamatune_torch.trial import Cause, Direction, Trial, TrialState
 
 if TYPE_CHECKING:
@@ -162,12 +163,12 @@ class Study:
         lines = [f"{len(self.trials)} trials ({states}), {cost:.1f} s of evaluation"]
         lines += [f"  failed: {reason} ({n})" for reason, n in self.failures_by_reason().items()]
         if not self.completed:
-            return "\n".join([*lines, "no trial has completed"])
+            return printable("\n".join([*lines, "no trial has completed"]))
         best = self.best_trial
         lines.append(f"best {self.metric} ({self.direction}): {best.value:.6g} in trial {best.number}")
         lines += [f"  {name} = {show_value(value)}" for name, value in best.params.items()]
         lines += [f"  ({key}: {note})" for key, note in best.notes.items()]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
     def failures_by_reason(self) -> dict[str, int]:
         """The number of failed trials for each reason, the most frequent first."""

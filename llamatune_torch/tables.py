@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llamatune_torch.errors import ParamsError, SettingsError
 from llamatune_torch.parameter_base import Parameter
 from llamatune_torch.parameters import Categorical, Integer
 from llamatune_torch.space import SearchSpace
-from llamatune_torch.trial import Trial, TrialState, cause_of
+from llamatune_torch.text import printable
+from llamatune_torch.trial import Cause, Trial, TrialState, cause_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame as DataFrame
@@ -42,7 +45,7 @@ def cells(trials: Sequence[Trial], value: str = "value") -> list[list[str]]:
         seconds = "-" if trial.cost is None else f"{trial.cost:.1f}"
         state = f"{trial.state}: {trial.reason}" if trial.reason else str(trial.state)
         rows.append([str(trial.number), score, *params, seconds, state])
-    return rows
+    return [[printable(cell).replace("\n", "\\n") for cell in row] for row in rows]
 
 
 def trials_table(trials: Sequence[Trial], value: str = "value") -> str:
@@ -82,60 +85,223 @@ def to_dataframe(trials: Sequence[Trial], names: Sequence[str]) -> DataFrame:
     return pd.DataFrame([to_row(trial, names, math.nan) for trial in trials])
 
 
-def read_table(lines: Iterable[str], space: SearchSpace, metric: str) -> list[Trial]:
-    """The trials in a CSV with a header.
+#: Words for the state of a run, as this package, Optuna, MLflow, W&B and Ray write them, in lower case.
+STATES: Mapping[str, TrialState] = {
+    **dict.fromkeys(
+        ("", "complete", "completed", "finished", "succeeded", "success", "done", "ok", "terminated"),
+        TrialState.COMPLETE,
+    ),
+    **dict.fromkeys(("failed", "fail", "failure", "crashed", "error", "errored"), TrialState.FAILED),
+    **dict.fromkeys(("running", "waiting", "pending", "scheduled", "queued", "paused"), TrialState.RUNNING),
+    **dict.fromkeys(
+        ("lost", "pruned", "stopped", "killed", "aborted", "canceled", "cancelled", "preempted", "preempting"),
+        TrialState.LOST,
+    ),
+}
+#: Columns that a row may have beside its parameters and its value.
+FACTS = ("state", "reason", "error", "cost")
+#: Text for an empty cell, in lower case.
+EMPTY = ("", "nan", "na", "n/a", "none", "null", "-")
+#: Text for a boolean, in lower case.
+BOOLEANS = {"true": True, "yes": True, "1": True, "1.0": True, "false": False, "no": False, "0": False, "0.0": False}
 
-    Columns are ``learning_rate`` or ``params.learning_rate`` for each parameter; ``value`` or the metric's name; and if
-    they are there ``state``, ``reason``, ``error``, ``cost`` (seconds), ``outcomes.<name>``. An empty cell means that a
-    parameter was inactive. A row without a value is a failed trial if its state says so, else it is LOST.
+
+def decode_table(data: bytes) -> str:
+    """Decodes the bytes of a table, as programs and spreadsheets write them: UTF-8, or UTF-16 with its mark.
+
+    Raises:
+        UnicodeDecodeError: they are something else.
+    """
+    return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+
+
+def read_table(
+    lines: Iterable[str], space: SearchSpace, metric: str, columns: Mapping[str, str] | None = None
+) -> list[Trial]:
+    """Reads the trials in a table with a header; commas, semicolons or tabs separate its cells.
+
+    Columns are ``learning_rate`` for each parameter, also with ``params.``, ``config.`` or the like before it.
+    ``value`` or the metric's name has the value, also ``metrics.eval_loss``, ``summary.eval_loss`` or ``eval/loss``. If
+    they are there, ``state`` or ``status``, ``reason``, ``error``, ``cost`` (seconds) and ``outcomes.<name>`` are read.
+    An empty cell means that a parameter was inactive. Where cells are not separated by commas, a number may have a
+    decimal comma.
+
+    There is a trial for each row. One that failed or crashed is FAILED. One that is running, was stopped, or has no
+    value is LOST, and its reason says which of it.
+
+    Args:
+        lines: the table.
+        space: the space that the parameters belong to.
+        metric: the name of the value.
+        columns: the columns of parameters, of "value", or of facts that have other names than those above.
 
     Raises:
         SettingsError: a column is missing, or a cell cannot be read; the message has the row and the column.
+        ParamsError: a cell has a choice that does not exist.
+
+    Example:
+        >>> read_table(["lr,eval/loss,State", "0.1,0.5,crashed"], SearchSpace({"lr": (0.0, 1.0)}), "eval_loss")[0].state
+        <TrialState.FAILED: 'failed'>
     """
-    table = csv.DictReader(lines)
-    columns = list(table.fieldnames or [])
-    places = {name: _column(columns, (f"params.{name}", name), f"parameter {name!r}") for name in space.names}
-    value = _column(columns, ("value", metric), f"the value, {metric!r}")
-    return [_trial(i, row, places, value, space) for i, row in enumerate(table)]
+    header, rows, comma = _split(lines)
+    named = dict(columns or {})
+    params = {
+        name: _column(header, _names_of(name), f"parameter {name!r}", named.pop(name, None)) for name in space.names
+    }
+    facts = {"value": _column(header, _names_of_value(metric), f"the value, {metric!r}", named.pop("value", None))}
+    for fact in FACTS:
+        names = [fact, "status"] if fact == "state" else [fact]
+        names = [name for name in header if name.lower() in names and name not in params.values()]
+        if fact in named or names:
+            facts[fact] = _column(header, names, f"the {fact}", named.pop(fact, None))
+    if named:
+        known = [*space.names, "value", *FACTS]
+        raise SettingsError(f"a column can be given for one of {known}, but got {list(named)}")
+    return [_Row(number, row, params, facts, comma).trial(space) for number, row in enumerate(rows)]
 
 
-def _column(columns: list[str], names: tuple[str, ...], what: str) -> str:
-    for name in names:
-        if name in columns:
+def _split(lines: Iterable[str]) -> tuple[list[str], list[dict[str, str]], bool]:
+    """The header, the rows that are not empty, and whether numbers may have a decimal comma."""
+    text = "".join(line if line.endswith("\n") else f"{line}\n" for line in lines)
+    first, _, rest = text.partition("\n")
+    if first.strip().lower().startswith("sep="):  # a spreadsheet's hint to itself
+        delimiter, text = first.strip()[4:5] or ",", rest
+    else:
+        unquoted = "".join(first.split('"')[::2])
+        delimiter = max(",;\t", key=unquoted.count)
+    try:
+        table = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
+    except csv.Error as error:
+        raise SettingsError(f"the table cannot be read: {error}") from error
+    header = [column.strip() for column in table[0]] if table else []
+    rows = [row for row in table[1:] if any(cell.strip() for cell in row)]
+    for i, row in enumerate(rows):
+        if any(cell.strip() for cell in row[len(header) :]):
+            raise SettingsError(f"row {i + 1} has {len(row)} cells, but the header has {len(header)}")
+    full = [dict(zip(header, row + [""] * len(header), strict=False)) for row in rows]
+    return header, full, delimiter != ","
+
+
+def _names_of(parameter: str) -> list[str]:
+    prefixes = ("params.", "", "params_", "params/", "config.", "config/", "hparams.")
+    return [prefix + name for name in dict.fromkeys([parameter, printable(parameter)]) for prefix in prefixes]
+
+
+def _names_of_value(metric: str) -> list[str]:
+    names = dict.fromkeys([metric, metric.replace("_", "/", 1)])
+    return ["value", *(prefix + name for name in names for prefix in ("", "metrics.", "metrics/", "summary."))]
+
+
+def _column(header: list[str], names: Sequence[str], what: str, given: str | None) -> str:
+    for name in names if given is None else [given]:
+        if header.count(name) > 1:
+            raise SettingsError(f"the table has several columns {name!r}")
+        if name in header:
             return name
-    raise SettingsError(f"the table needs a column for {what}, {' or '.join(map(repr, names))}, but has {columns}")
-
-
-def _trial(
-    number: int, row: Mapping[str, str], places: Mapping[str, str], value_column: str, space: SearchSpace
-) -> Trial:
-    params: dict[str, Any] = {}
-    for name, column in places.items():
-        cell = (row[column] or "").strip()
-        if _may_be_active(space[name], params) and (cell or _is_none(space[name])):
-            params[name] = _parsed(space[name], cell, f"row {number + 1}, column {column!r}")
-    value = _number(row[value_column] or "", f"row {number + 1}, column {value_column!r}")
-    failed = row.get("state") == "failed" or (value is not None and math.isnan(value))
-    state = TrialState.FAILED if failed else TrialState.LOST if value is None else TrialState.COMPLETE
-    outcomes: dict[str, float] = {}
-    for column in row:
-        if column.startswith("outcomes."):
-            measured = _number(row[column] or "", f"row {number + 1}, column {column!r}")
-            outcomes |= {} if measured is None else {column.removeprefix("outcomes."): measured}
-    reason = (row.get("reason") or "unknown") if failed else None
-    return Trial(
-        number,
-        params,
-        seed=0,
-        origin="added",
-        state=state,
-        value=None if failed else value,
-        outcomes=outcomes,
-        cost=_number(row.get("cost") or "", f"row {number + 1}, column 'cost'"),
-        reason=reason,
-        cause=None if reason is None else cause_of(reason),
-        error=row.get("error") or reason,
+    wanted = repr(given) if given is not None else " or ".join(map(repr, names[:2]))
+    raise SettingsError(
+        f"the table needs a column for {what}, {wanted}, but has {header}: --map NAME=COLUMN says which it is"
     )
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A row of a table, the columns of parameters and of facts, and whether its numbers may have a decimal comma."""
+
+    number: int
+    cells: Mapping[str, str]
+    params: Mapping[str, str]
+    facts: Mapping[str, str]
+    comma: bool
+
+    def trial(self, space: SearchSpace) -> Trial:
+        params: dict[str, Any] = {}
+        for name in space.names:
+            column = self.params[name]
+            cell = self.cells[column].strip()
+            active = _may_be_active(space[name], params)
+            if active and (_is_none(space[name]) or cell.lower() not in EMPTY or _is_choice(space[name], cell)):
+                params[name] = self._parsed(space[name], column)
+        state, value, reason = self._end()
+        failed = state is TrialState.FAILED
+        outcomes = {
+            column.removeprefix("outcomes."): measured
+            for column in self.cells
+            if column.startswith("outcomes.") and (measured := self._number(column)) is not None
+        }
+        return Trial(
+            self.number,
+            params,
+            seed=0,
+            origin="added",
+            state=state,
+            value=value,
+            outcomes=outcomes,
+            cost=self._number(self.facts["cost"]) if "cost" in self.facts else None,
+            reason=reason,
+            cause=cause_of(reason or "") if failed else None if reason is None else Cause.ABANDONED,
+            error=self._fact("error") or reason,
+        )
+
+    def _end(self) -> tuple[TrialState, float | None, str | None]:
+        """The state, the value of a complete trial, and the reason of any other."""
+        word = self._fact("state").lower().removeprefix("trialstate.")
+        if word not in STATES:
+            place = f"row {self.number + 1}, column {self.facts['state']!r}"
+            raise SettingsError(f"{place}: must be one of {list(STATES)}, but got {word!r}")
+        state, value = STATES[word], self._number(self.facts["value"])
+        if state in (TrialState.RUNNING, TrialState.LOST):
+            return TrialState.LOST, None, word
+        if state is TrialState.FAILED or (value is not None and math.isnan(value)):
+            return TrialState.FAILED, None, self._fact("reason") or ("unknown" if state is TrialState.FAILED else "nan")
+        return (TrialState.LOST, None, "without a value") if value is None else (TrialState.COMPLETE, value, None)
+
+    def _fact(self, name: str) -> str:
+        return self.cells[self.facts[name]].strip() if name in self.facts else ""
+
+    def _number(self, column: str) -> float | None:
+        cell = self.cells[column].strip()
+        if not cell:
+            return None
+        try:
+            return float(cell.replace(",", ".") if self.comma and cell.count(",") == 1 else cell)
+        except ValueError:
+            if cell.lower() in EMPTY:
+                return None
+            place = f"row {self.number + 1}, column {column!r}"
+            raise SettingsError(f"{place}: must be a number, but got {cell[:100]!r}") from None
+
+    def _parsed(self, parameter: Parameter, column: str) -> Any:
+        if isinstance(parameter, Categorical):
+            return self._choice(parameter, column)
+        number = self._number(column)
+        return int(number) if isinstance(parameter, Integer) and number is not None and number.is_integer() else number
+
+    def _choice(self, parameter: Categorical, column: str) -> Any:
+        """The choice that a cell stands for: as it is written here, or else as other programs write it."""
+        cell = self.cells[column].strip()
+        named = {"" if choice is None else str(choice): choice for choice in parameter.choices}
+        named = {printable(shown): choice for shown, choice in named.items()} | named
+        if cell in named:
+            return named[cell]
+        meant = [choice for choice in parameter.choices if _means(cell, choice, self.comma)]
+        if len(meant) != 1:
+            place = f"row {self.number + 1}, column {column!r}"
+            raise ParamsError(f"{place}: must be one of {list(named)}, but got {cell[:100]!r}")
+        return meant[0]
+
+
+def _means(cell: str, choice: Any, comma: bool) -> bool:
+    if choice is None:
+        return cell.lower() in EMPTY
+    if isinstance(choice, bool):
+        return BOOLEANS.get(cell.lower()) is choice
+    if isinstance(choice, (int, float)):
+        try:
+            return float(cell.replace(",", ".") if comma else cell) == choice
+        except ValueError:
+            return False
+    return False
 
 
 def _may_be_active(parameter: Parameter, params: Mapping[str, Any]) -> bool:
@@ -147,21 +313,6 @@ def _is_none(parameter: Parameter) -> bool:
     return isinstance(parameter, Categorical) and None in parameter.choices
 
 
-def _parsed(parameter: Parameter, cell: str, place: str) -> Any:
-    if isinstance(parameter, Categorical):
-        named = {"" if choice is None else str(choice): choice for choice in parameter.choices}
-        if cell not in named:
-            raise ParamsError(f"{place}: must be one of {list(named)}, but got {cell!r}")
-        return named[cell]
-    number = _number(cell, place)
-    assert number is not None
-    return int(number) if isinstance(parameter, Integer) and number.is_integer() else number
-
-
-def _number(cell: str, place: str) -> float | None:
-    if not cell.strip():
-        return None
-    try:
-        return float(cell)
-    except ValueError:
-        raise SettingsError(f"{place}: must be a number, but got {cell!r}") from None
+def _is_choice(parameter: Parameter, cell: str) -> bool:
+    """True if a cell that looks empty is the text of a choice, such as "none"."""
+    return bool(cell) and isinstance(parameter, Categorical) and cell in map(str, parameter.choices)

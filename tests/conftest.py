@@ -7,6 +7,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a download fails at once, not after a minute
 
 import itertools
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -37,6 +38,10 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=1000
 hypothesis.settings.load_profile("repeatable")
 
 STARTED = time.monotonic()
+
+# The command line remembers there what was run: not in the home of whoever runs the tests.
+STATE = tempfile.TemporaryDirectory(prefix="llamatune-state-")
+os.environ["XDG_STATE_HOME"] = STATE.name
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -20,6 +20,8 @@ ENGINE = sorted((PACKAGE / "engine").glob("*.py"))
 # The records, each of which may import those before it.
 RECORDS = [
     "errors",
+    "files",
+    "text",
     "parameter_base",
     "parameters",
     "space",

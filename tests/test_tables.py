@@ -11,7 +11,7 @@ import pytest
 from strategies import make_study
 
 from llamatune_torch import Categorical, Integer, ParamsError, Real, SearchSpace, SettingsError, TrialState
-from llamatune_torch.tables import read_table, show_params, show_value, trials_table
+from llamatune_torch.tables import decode_table, read_table, show_params, show_value, trials_table
 
 SPACE = SearchSpace({"lr": (0.0, 1.0), "opt": ["adamw", "sgd"]})
 
@@ -133,3 +133,76 @@ def test_a_choice_that_does_not_exist() -> None:
     space = SearchSpace({"how": Categorical(["a", None])})
     with pytest.raises(ParamsError, match=r"row 1, column 'how': must be one of \['a', ''\], but got 'c'"):
         read_table(["how,value\n", "c,1\n"], space, "value")
+
+
+SCORED = SearchSpace({"x": Real(0, 1), "fp16": Categorical([True, False]), "n": Categorical([8, 16])})
+
+
+@pytest.mark.parametrize("word", ["running", "RUNNING", "TrialState.RUNNING", "scheduled", "WAITING"])
+def test_a_row_that_is_running_is_not_complete_though_it_has_a_value(word: str) -> None:
+    (trial,) = read_table(["x,state,value\n", f"0.5,{word},0.25\n"], SearchSpace({"x": Real(0, 1)}), "value")
+    assert (trial.state, trial.value) == (TrialState.LOST, None)
+    assert trial.reason == word.lower().removeprefix("trialstate.")
+
+
+@pytest.mark.parametrize("word", ["failed", "FAIL", "crashed", "Error"])
+def test_a_row_that_crashed_is_a_failed_trial(word: str) -> None:
+    (trial,) = read_table(["x,Status,value\n", f"0.5,{word},0.25\n"], SearchSpace({"x": Real(0, 1)}), "value")
+    assert (trial.state, trial.value) == (TrialState.FAILED, None)
+
+
+def test_a_state_that_nobody_knows_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"row 1, column 'state': must be one of .*, but got 'so la la'"):
+        read_table(["x,state,value\n", "0.5,so la la,0.25\n"], SearchSpace({"x": Real(0, 1)}), "value")
+
+
+@pytest.mark.parametrize("cell", ["true", "TRUE", "True", "yes", "1"])
+def test_a_boolean_as_other_programs_write_it(cell: str) -> None:
+    (trial,) = read_table(["x,fp16,n,value\n", f"0.5,{cell},16.0,0.25\n"], SCORED, "value")
+    assert (trial.params["fp16"], trial.params["n"]) == (True, 16)
+    assert isinstance(trial.params["n"], int)
+
+
+@pytest.mark.parametrize("column", ["eval_loss", "eval/loss", "metrics.eval_loss", "summary.eval/loss"])
+@pytest.mark.parametrize("prefix", ["", "params.", "config.", "config/", "params_"])
+def test_the_columns_of_other_programs(column: str, prefix: str) -> None:
+    (trial,) = read_table([f"{prefix}x,{column}\n", "0.5,0.25\n"], SearchSpace({"x": Real(0, 1)}), "eval_loss")
+    assert (trial.params, trial.value) == ({"x": 0.5}, 0.25)
+
+
+def test_columns_may_be_named() -> None:
+    columns = {"x": "Learning rate", "value": "F1 (dev)", "cost": "Runtime"}
+    lines = ["Learning rate,value,F1 (dev),Runtime\n", "0.5,9,0.25,60\n"]
+    (trial,) = read_table(lines, SearchSpace({"x": Real(0, 1)}), "f1", columns)
+    assert (trial.params, trial.value, trial.cost) == ({"x": 0.5}, 0.25, 60)
+    with pytest.raises(SettingsError, match=r"a column can be given for one of .* but got .'y'"):
+        read_table(lines, SearchSpace({"x": Real(0, 1)}), "f1", columns | {"y": "value"})
+    with pytest.raises(SettingsError, match="needs a column for parameter 'x', 'lr', but has"):
+        read_table(lines, SearchSpace({"x": Real(0, 1)}), "f1", {"x": "lr"})
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        "\ufeffx;value\r\n0,5;0,25\r\n;;\r\n".encode(),  # a spreadsheet where a comma is the decimal sign
+        b"sep=;\nx;value\n0,5;0,25\n",
+        "x\tvalue\n0.5\t0.25\n".encode("utf-16"),  # "Unicode text"
+        b'"x","value"\n"0.5","0.25"',
+    ],
+)
+def test_what_spreadsheets_write(data: bytes) -> None:
+    (trial,) = read_table([decode_table(data)], SearchSpace({"x": Real(0, 1)}), "value")
+    assert (trial.params, trial.value) == ({"x": 0.5}, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ("x,value\n0.5,0.5,7\n", "row 1 has 3 cells, but the header has 2"),
+        ("x,x,value\n0.5,0.5,7\n", "several columns 'x'"),
+        ('x,value\n"' + "1" * 200_000 + '",7\n', "cannot be read: field larger than"),
+    ],
+)
+def test_a_table_that_is_out_of_joint(table: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        read_table([table], SearchSpace({"x": Real(0, 1)}), "value")

@@ -3,44 +3,57 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
-from llamatune_torch.cli.search import reopened
+from llamatune_torch.cli.output import say, say_beside
 from llamatune_torch.cli.spec import load_file
-from llamatune_torch.errors import ParamsError, SettingsError, SpecError
+from llamatune_torch.errors import ParamsError, SettingsError, SpecError, StudyMismatchError
+from llamatune_torch.files import replacing
 from llamatune_torch.runtime.optimizer import ARGUMENTS, LlamaTune
+from llamatune_torch.space import Params
+from llamatune_torch.storage.definition import compare_scores
 from llamatune_torch.storage.document import from_document, restore, to_document
-from llamatune_torch.storage.reader import Reader, find_study
+from llamatune_torch.storage.durable import DurableStore
+from llamatune_torch.storage.reader import Reader, Snapshot, find_study
 from llamatune_torch.storage.serialization import to_json
+from llamatune_torch.storage.store import Change
 from llamatune_torch.study import Study
-from llamatune_torch.tables import read_table
-from llamatune_torch.trial import Outcome, Trial, TrialState
+from llamatune_torch.tables import decode_table, read_table
+from llamatune_torch.text import printable, redact
+from llamatune_torch.trial import Cause, Trial, TrialState, as_outcome
 
 T = TypeVar("T")
+
+#: The reason of a trial that was stopped early, as Optuna calls it. It has a curve, but no value.
+PRUNED = "pruned"
+#: Larger files are no studies of ours.
+MAX_BYTES = 2**30
 
 
 def export(options: Namespace) -> int:
     """Writes a study to a file, to standard output, or to an Optuna storage."""
     stored = Reader(options.storage).look(options.name)
     if options.optuna is not None:
-        from llamatune_torch.integrations.optuna.studies import hide_password, to_optuna
+        from llamatune_torch.integrations.optuna.studies import to_optuna
 
         count = to_optuna(stored.study, options.optuna, stored.name)
-        print(f"{count} finished trials of {stored.name!r} are now in {hide_password(options.optuna)}", file=sys.stderr)
+        say_beside(f"{count} finished trials of {stored.name!r} are now in {redact(options.optuna)}")
     elif options.csv is not None:
         with _to(options.csv) as file:
             rows = stored.study.rows()
             columns = list(dict.fromkeys(column for row in rows for column in row))
-            table = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+            table = csv.DictWriter(file, [printable(column) for column in columns], restval="", lineterminator="\n")
             table.writeheader()
-            table.writerows(rows)
+            table.writerows({printable(column): _cell(value) for column, value in row.items()} for row in rows)
     else:
         with _to(options.json) as file:
             json.dump(to_document(stored), file, indent=1, allow_nan=False)
@@ -48,83 +61,162 @@ def export(options: Namespace) -> int:
     return 0
 
 
+def _cell(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value
+
+
 def import_(options: Namespace) -> int:
     """Takes in finished trials that were run elsewhere, or restores a study that ``export --json`` has written.
 
-    What was taken in before is not taken in again.
+    What was taken in before is not taken in again. Nothing is written unless all that was read can be understood.
     """
+    if options.csv is None and (options.map or options.value_column):
+        raise SettingsError("--map and --value-column are about the columns of a table: they need --csv")
     if options.json is not None:
         archived = from_document(_read(options.json, json.load))
         name = options.name or archived.name
         stored = find_study(options.storage, name)
-        if stored is not None:
-            return _add(reopened(options.storage, stored), archived.study.trials, options.json)
-        restore(options.storage, name, archived)
-        print(f"study {name!r} is restored, with {len(archived.study.trials)} trials")
-        return 0
+        if stored is None:
+            restore(options.storage, name, archived)
+            say(f"study {name!r} is restored, with {len(archived.study.trials)} trials")
+            return 0
+        _check_score(stored.study, archived.study, named=True)
+        return _add(_reopening(options.storage, stored), archived.study.trials, options.json)
     if options.csv is not None:
-        tuner = _opened(options, options.name)
-        if tuner is None:
+        target = _target(options, options.name)
+        if target is None:
             raise SettingsError("a table does not say what the search space is: --spec spec.py says where it stands")
-        study = tuner.study
-        return _add(tuner, _read(options.csv, lambda file: read_table(file, study.space, study.metric)), options.csv)
+        study, columns = target.study, _columns(options)
+        try:
+            text = decode_table(_read_bytes(options.csv))
+        except UnicodeDecodeError as error:
+            raise SettingsError(f"{options.csv} cannot be read: {error}") from error
+        return _add(target, read_table([text], study.space, study.metric, columns), options.csv)
 
-    from llamatune_torch.integrations.optuna.studies import from_optuna, hide_password, list_studies
+    from llamatune_torch.integrations.optuna.studies import from_optuna, list_studies
 
     names = list_studies(options.optuna)
     theirs = options.optuna_name or (names[0] if len(names) == 1 else None)
-    tuner = _opened(options, options.name or theirs)
-    elsewhere = from_optuna(options.optuna, theirs, None if tuner is None else tuner.study.space)
-    tuner = tuner or _new(options, options.name or theirs, elsewhere)
-    return _add(tuner, elsewhere.trials, hide_password(options.optuna))
+    target = _target(options, options.name or theirs)
+    elsewhere = from_optuna(options.optuna, theirs, None if target is None else target.study.space)
+    if target is None:
+        arguments = {"direction": elsewhere.direction, "metric": elsewhere.metric}
+        target = _making(options.storage, options.name or theirs, elsewhere.space, arguments)
+    _check_score(target.study, elsewhere, named=False)
+    return _add(target, elsewhere.trials, redact(options.optuna))
 
 
-def _opened(options: Namespace, name: str | None) -> LlamaTune | None:
-    """The study that is to take trials in; made, if it is new and ``--spec`` says what its space is.
+class _Target(NamedTuple):
+    """A study that is to take trials in: its record, without trials if it is new, and how to open it for writing."""
+
+    study: Study
+    open: Callable[[], DurableStore]
+
+
+def _target(options: Namespace, name: str | None) -> _Target | None:
+    """The study that is to take trials in; a new one, if ``--spec`` says what its space is.
 
     Without a name it is called as the file, or it is the only one there is.
     """
     spec = None if options.spec is None else load_file(options.spec.partition(":")[0])
     if name is None and spec is None:
-        return reopened(options.storage, Reader(options.storage).look())
+        return _reopening(options.storage, Reader(options.storage).look())
     name = name or (spec.name if spec else "")
     stored = find_study(options.storage, name)
     if stored is not None:
-        return reopened(options.storage, stored)
+        return _reopening(options.storage, stored)
     if spec is None:
         return None
     if spec.space is None:
         raise SpecError(f"{spec.path} has no `space`")
-    search = {key: value for key, value in spec.search.items() if key in ARGUMENTS}  # tune() has more
-    return LlamaTune(spec.space, **{**search, "storage": options.storage, "name": name})
+    # tune() has more arguments.
+    return _making(options.storage, name, spec.space, {k: v for k, v in spec.search.items() if k in ARGUMENTS})
 
 
-def _new(options: Namespace, name: str | None, like: Study) -> LlamaTune:
-    return LlamaTune(like.space, direction=like.direction, metric=like.metric, storage=options.storage, name=name)
+def _reopening(url: str, stored: Snapshot) -> _Target:
+    """A stored study, opened as it is: nothing in its definition changes."""
+    return _Target(stored.study, lambda: DurableStore(url, stored.name, replace(stored.study, trials=())))
 
 
-def _add(tuner: LlamaTune, trials: Sequence[Trial], source: str) -> int:
-    """Adds finished trials that fit the space, each once; each leaves a note where it is from."""
-    known = {_identity(trial, trial.notes.get("from")) for trial in tuner.study.trials}
-    added, before, unfit = 0, 0, []
+def _making(url: str, name: str | None, space: Any, arguments: Mapping[str, Any]) -> _Target:
+    """A new study, which is made when it is opened."""
+    kept = {"storage", "name", "extend", "grace", "retries"}
+    study = LlamaTune(space, **{key: value for key, value in arguments.items() if key not in kept}).study
+
+    def open_new() -> DurableStore:
+        made = LlamaTune(space, **{**arguments, "storage": url, "name": name})
+        return DurableStore(url, "study" if name is None else name, replace(made.study, trials=()))
+
+    return _Target(study, open_new)
+
+
+def _columns(options: Namespace) -> dict[str, str]:
+    """The columns that ``--map`` and ``--value-column`` name."""
+    columns = {}
+    for pair in options.map or []:
+        name, equals, column = pair.partition("=")
+        if not equals or not name or not column:
+            raise SettingsError(f"--map needs NAME=COLUMN, as in learning_rate=lr, but got {pair!r}")
+        columns[name] = column
+    return columns | ({} if options.value_column is None else {"value": options.value_column})
+
+
+def _check_score(mine: Study, theirs: Study, named: bool) -> None:
+    """Raises if the values of two studies cannot be compared; without ``named``, only the direction must agree."""
+    lines = compare_scores(mine, theirs, named) if mine.is_settled and theirs.is_settled else []
+    if lines:
+        raise StudyMismatchError(f"these trials have another score: {'; '.join(lines)}")
+
+
+def _add(target: _Target, trials: Sequence[Trial], source: str) -> int:
+    """Adds finished trials that fit the space, each once, and says what became of all others.
+
+    Each leaves a note where it is from. A pruned one is LOST, with its curve.
+    """
+    study = target.study
+    known = {_identity(trial, trial.notes.get("from")) for trial in study.trials}
+    chosen: list[tuple[Params, Change]] = []
+    before, pruned, unfit, left_out = 0, 0, list[str](), Counter[str]()
     for trial in trials:
         origin = f"{source}, trial {trial.number}"
-        if trial.state not in (TrialState.COMPLETE, TrialState.FAILED):
+        if trial.state is TrialState.LOST and trial.reason != PRUNED:
+            left_out[trial.reason or "lost"] += 1
             continue
         try:
-            canonical = replace(trial, params=tuner.study.space.validate(trial.params))
+            canonical = replace(trial, params=study.space.validate(trial.params))
         except ParamsError as error:
             unfit.append(f"trial {trial.number}: {error}")
             continue
         if _identity(canonical, origin) in known:
             before += 1
             continue
-        tuner.add_trial(trial.params, _outcome(trial, origin))
-        added += 1
-    print(f"{added} trials added" + (f", {before} were there already" if before else ""))
+        pruned += trial.state is TrialState.LOST
+        chosen.append((canonical.params, _ending(trial, origin, study)))
+    if chosen:
+        store = target.open()
+        for params, ending in chosen:
+            store.add(params, store.session.settings.get("seed") or 0, ending)
+    shown = f"{len(chosen)} trials added" + (f", {before} were there already" if before else "")
+    say(shown + (f"; {pruned} of them were pruned, and are LOST with their curves" if pruned else ""))
+    if left_out:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
+        say_beside(f"{left_out.total()} left out: {reasons}")
     if unfit:
-        print(f"{len(unfit)} do not fit the space; the first of them, {unfit[0]}", file=sys.stderr)
-    return 0 if added or before or not unfit else 1
+        say_beside(f"{len(unfit)} do not fit the space; the first of them, {unfit[0]}")
+    return 0 if chosen or before or not (unfit or left_out) else 1
+
+
+def _ending(trial: Trial, origin: str, study: Study) -> Change:
+    """The change that ends an added trial as another one has ended."""
+    notes = {**trial.notes, "from": origin}
+    if trial.state is TrialState.LOST:
+        notes["pruned"] = "stopped before its end, so it has no value"
+        told = replace(trial, notes=notes).given_up(Cause.ABANDONED, PRUNED, 0.0)
+        return lambda new, now: replace(
+            told, number=new.number, params=new.params, seed=new.seed, started=now, finished=now
+        )
+    outcome = as_outcome(replace(trial.outcome, notes=notes), study.direction)
+    return lambda new, now: new.finished_with(outcome, now)
 
 
 def _identity(trial: Trial, origin: str | None) -> tuple[str | None, str, float | None]:
@@ -132,18 +224,14 @@ def _identity(trial: Trial, origin: str | None) -> tuple[str | None, str, float 
     return origin, to_json(trial.params), trial.value
 
 
-def _outcome(trial: Trial, origin: str) -> Outcome:
-    return replace(trial.outcome, notes={**trial.notes, "from": origin})
-
-
 @contextmanager
 def _to(name: str) -> Iterator[TextIO]:
-    """A file to write, "-" for standard output."""
+    """A file to write, "-" for standard output. A file that was there stays until the new one is whole."""
     if name == "-":
         yield sys.stdout
         return
     try:
-        with Path(name).open("w", newline="") as file:
+        with replacing(Path(name)) as file:
             yield file
     except OSError as error:
         raise SettingsError(f"{name} cannot be written: {error.strerror}") from error
@@ -152,9 +240,20 @@ def _to(name: str) -> Iterator[TextIO]:
 def _read(name: str, read: Callable[[TextIO], T]) -> T:
     """Reads from a file, "-" for standard input."""
     try:
-        if name == "-":
-            return read(sys.stdin)
-        with Path(name).open(newline="") as file:
-            return read(file)
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        return read(io.StringIO(_read_bytes(name).decode("utf-8-sig")))
+    except (ValueError, RecursionError) as error:  # no JSON, no text, numbers without end, nested without end
         raise SettingsError(f"{name} cannot be read: {error}") from error
+
+
+def _read_bytes(name: str) -> bytes:
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with Path(name).open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(f"{name} cannot be read: {error.strerror}") from error
+    if len(data) > MAX_BYTES:
+        raise SettingsError(f"{name} cannot be read: it is larger than {MAX_BYTES} bytes")
+    return data

@@ -25,6 +25,7 @@ from llamatune_torch.errors import (
     SpaceError,
     SpecError,
 )
+from llamatune_torch.text import printable
 
 DEFAULT_STORAGE = "sqlite:///llamatune.db"
 
@@ -72,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _failed(what: object, code: int) -> int:
-    print(f"llamatune: {what}", file=sys.stderr)
+    print(printable(f"llamatune: {what}"), file=sys.stderr)
     return code
 
 
@@ -81,7 +82,7 @@ def _show_warning(usual: Any) -> Any:
 
     def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
         if issubclass(category, LlamaTuneWarning):
-            print(f"llamatune: {message}", file=sys.stderr)
+            print(printable(f"llamatune: {message}"), file=sys.stderr)
         else:
             usual(message, category, *rest, **named)
 
@@ -127,7 +128,7 @@ def _add_searches(command: Any) -> None:
     resume = command("resume", "search", "go on with a study, as it was last run")
     worker = command("worker", "search", "take part in a study; start as many as you like, anywhere")
     run.add_argument("target", metavar="TARGET", help=_TARGET)
-    resume.add_argument("target", metavar="TARGET", nargs="?", help=f"{_TARGET}; by default what was run last")
+    resume.add_argument("target", metavar="TARGET", nargs="?", help=f"{_TARGET}; by default what you ran last here")
     worker.add_argument("target", metavar="TARGET", help=_TARGET)
     for each in (run, resume, worker):
         search = each.add_argument_group("the search (before what the file says)")
@@ -206,3 +207,5 @@ def _add_changes(command: Any) -> None:
     shape.add_argument("--optuna", metavar="URL", help="a study of an Optuna storage")
     import_.add_argument("--optuna-name", metavar="NAME", help="of the study there, if there are several")
     import_.add_argument("--spec", metavar="TARGET", help="the file with the space, if the study is new")
+    import_.add_argument("--value-column", metavar="COLUMN", help="of the table: where the value stands")
+    import_.add_argument("--map", metavar="NAME=COLUMN", action="append", help="of the table: where a parameter stands")

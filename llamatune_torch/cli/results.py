@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shlex
 from argparse import Namespace
 from datetime import UTC, datetime
 from typing import Any
@@ -13,11 +12,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from llamatune_torch.cli.output import say
 from llamatune_torch.errors import TrialStateError
 from llamatune_torch.storage.reader import Reader, Snapshot
 from llamatune_torch.storage.serialization import to_strict
 from llamatune_torch.study import Study
 from llamatune_torch.tables import cells, show_value, trials_table
+from llamatune_torch.text import quote
 from llamatune_torch.trial import Trial
 
 
@@ -33,11 +34,11 @@ def best(options: Namespace) -> int:
         print(arguments(trial.params))
     else:
         how = f"best on average, of {len(study.completed)}" if options.recommended else f"of {len(study.completed)}"
-        print(f"{study.metric} = {trial.value:.6g} in trial {trial.number} ({how}; {study.direction})")
+        say(f"{study.metric} = {trial.value:.6g} in trial {trial.number} ({how}; {study.direction})")
         for name, value in trial.params.items():
-            print(f"  {name} = {show_value(value)}")
+            say(f"  {name} = {show_value(value)}")
         for key, note in trial.notes.items():
-            print(f"  ({key}: {note})")
+            say(f"  ({key}: {note})")
     return 0
 
 
@@ -46,7 +47,7 @@ def arguments(params: dict[str, Any]) -> str:
 
     What is ``None`` is left out: that is how to leave something unset on a command line.
     """
-    pairs = [f"--{name} {shlex.quote(str(value))}" for name, value in params.items() if value is not None]
+    pairs = [f"{quote(f'--{name}')} {quote(str(value))}" for name, value in params.items() if value is not None]
     return " ".join(pairs)
 
 
@@ -66,7 +67,7 @@ def trials(options: Namespace) -> int:
     if screen.is_terminal:
         screen.print(rich_table(cells(chosen, study.metric)))
     else:  # nothing to fold, and rich takes half a second for a thousand rows
-        print(trials_table(chosen, study.metric))
+        say(trials_table(chosen, study.metric))
     return 0
 
 
@@ -121,16 +122,16 @@ def _print_trial(stored: Snapshot, number: int) -> None:
         "cause": trial.cause,
         **trial.notes,
     }
-    print(f"trial {number} of study {stored.name!r}")
+    say(f"trial {number} of study {stored.name!r}")
     for name, fact in facts.items():
         if fact is not None:
-            print(f"{name}: {fact}")
+            say(f"{name}: {fact}")
     curve = trial.curve
     for step, value, progress in zip(curve.steps, curve.values, curve.progress, strict=True):
         share = "" if progress is None else f"  ({progress:.0%})"
-        print(f"  step {step:g}{share}: {value:.6g}")
+        say(f"  step {step:g}{share}: {value:.6g}")
     if trial.error:
-        print(f"\n{trial.error}")
+        say(f"\n{trial.error}")
 
 
 def _time(seconds: float | None) -> str | None:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+from llamatune_torch.cli.launches import find_launch, remember_launch
+from llamatune_torch.cli.output import say
 from llamatune_torch.cli.spec import Spec, load_spec
 from llamatune_torch.errors import SpecError
 from llamatune_torch.runtime.evaluation import OnParams
@@ -26,19 +28,34 @@ def run(options: Namespace) -> int:
 
 
 def resume(options: Namespace) -> int:
-    """Goes on with a study that is there: what it remembers counts before what the file says."""
+    """Goes on with a study that is there: what it remembers counts before what the file says.
+
+    Without a target it runs the one that this user has run last on this host, never one that the database names.
+    """
     stored = Reader(options.storage).look(options.name)
-    launch = stored.settings.get("launch")
     if options.target is not None:
         spec = load_spec(options.target, trainer=options.trainer)
-    elif launch is None:
-        raise SpecError(f"study {stored.name!r} was not started by `llamatune run`: say what to run")
     else:
+        launch = find_launch(options.storage, stored.name)
+        if launch is None:
+            raise SpecError(_describe_unknown(stored))
         try:
             spec = load_spec(**launch)
         except SpecError as error:
             raise SpecError(f"{error}: say where it is now, as in `llamatune resume spec.py`") from error
     return _search(options, spec, stored.name, stored, {**spec.search, **_remembered(stored, spec)})
+
+
+def _describe_unknown(stored: Snapshot) -> str:
+    """Says why a study cannot go on without a target. The stored one is shown, but it may be anybody's."""
+    launch = stored.settings.get("launch")
+    if launch is None:
+        return f"study {stored.name!r} was not started by `llamatune run`: say what to run"
+    target, folder = (launch.get("target"), launch.get("folder")) if isinstance(launch, Mapping) else (launch, None)
+    return (
+        f"you have not run study {stored.name!r} on this host, so say what to run, as in `llamatune resume spec.py`; "
+        f"its last run, as the database has it, was of {str(target)[:200]!r} in {str(folder)[:200]!r}"
+    )
 
 
 def worker(options: Namespace) -> int:
@@ -48,13 +65,6 @@ def worker(options: Namespace) -> int:
     stored = find_study(options.storage, name)
     arguments = {**spec.search, **_remembered(stored, spec), "progress": False}
     return _search(options, spec, name, stored, arguments)
-
-
-def reopened(url: str, stored: Snapshot) -> LlamaTune:
-    """A stored study opened as it is, to enter something by hand."""
-    study, metric = stored.study, stored.study.goal.metric
-    arguments = _lasting(stored) | {"metric": metric, "direction": study.direction}
-    return LlamaTune(study.space, storage=url, name=stored.name, **arguments)
 
 
 def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, arguments: Mapping[str, Any]) -> int:
@@ -79,10 +89,11 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
         search = partial(tuner.run, OnParams(spec.function))
     first = rank() == 0  # under torchrun, one speaks for all
     if first:
-        remember(options.storage, name, {"launch": dict(spec.launch)})
+        remember(options.storage, name, {"launch": dict(spec.launch)})  # to be shown; what runs is remembered here:
+        remember_launch(options.storage, name, spec.launch)
     study = search(runner)
     if first:
-        print(study.summary())
+        say(study.summary())
     if tuner.interrupted:
         raise KeyboardInterrupt
     return 0 if study.completed else 1

@@ -19,6 +19,7 @@ from llamatune_torch.cli.results import console
 from llamatune_torch.storage.reader import Reader, Snapshot
 from llamatune_torch.storage.serialization import to_strict
 from llamatune_torch.tables import show_params
+from llamatune_torch.text import printable
 from llamatune_torch.trial import Trial, TrialState
 
 #: Workers give a sign of life every ten seconds at least (unless ``grace`` is very long): after three it shows.
@@ -135,7 +136,7 @@ def shown(stored: Snapshot, url: str) -> RenderableType:
         best = study.best_trial
         lines.append(f"best {study.metric} ({study.direction}): {best.value:.6g} in trial {best.number}")
         lines.append(f"  {show_params(best.params)}")
-    parts: list[RenderableType] = [Text("\n".join(lines))]
+    parts: list[RenderableType] = [Text(printable("\n".join(lines)))]
     if study.pending:
         parts.append(_running_table(stored))
     if study.failed:
@@ -155,7 +156,7 @@ def _running_table(stored: Snapshot) -> Table:
         facts = _running(trial, stored)
         report = "-" if facts["last_report"] is None else f"{facts['last_report']:.5g}"
         share = "" if facts["progress"] is None else f" at {facts['progress']:.0%}"
-        worker = "unknown" if facts["host"] is None else f"{facts['host']}:{facts['pid']}"
+        worker = "unknown" if facts["host"] is None else printable(f"{facts['host']}:{facts['pid']}")
         if (facts["silent_for"] or 0.0) > QUIET:
             worker += f", silent for {duration(facts['silent_for'])}"
         params = show_params(trial.params)
@@ -167,7 +168,7 @@ def _failures_table(stored: Snapshot) -> Table:
     table = Table("failed", "reason", "last of them", box=box.SIMPLE_HEAD, pad_edge=False)
     last = {trial.reason or "unknown": trial.number for trial in stored.study.failed}
     for reason, count in stored.study.failures_by_reason().items():
-        table.add_row(str(count), reason, f"trial {last[reason]}")
+        table.add_row(str(count), printable(reason), f"trial {last[reason]}")
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import replace
 
+from llamatune_torch.cli.output import say
 from llamatune_torch.errors import SettingsError
 from llamatune_torch.storage.durable import DurableStore
 from llamatune_torch.storage.reader import Reader
@@ -28,5 +29,5 @@ def tell(options: Namespace) -> int:
     store = DurableStore(options.storage, stored.name, replace(stored.study, trials=()))
     checked = as_outcome(outcome, store.study.direction)
     told = store.change(options.number, lambda running, now: running.finished_with(checked, now))
-    print(f"trial {told.number} of study {stored.name!r}: {told.state}, {describe_result(told)}")
+    say(f"trial {told.number} of study {stored.name!r}: {told.state}, {describe_result(told)}")
     return 0

@@ -13,6 +13,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llamatune_torch.study import Study
 from llamatune_torch.tables import show_params, show_value
+from llamatune_torch.text import printable
 from llamatune_torch.trial import Trial
 
 logger = logging.getLogger("llamatune_torch")
@@ -56,7 +57,7 @@ def log_trial(study: Study, trial: Trial) -> None:
     line = f"trial {trial.number}: {show_params(trial.params)}"
     if trial.value is None:
         last = (trial.error or "").strip().splitlines()[-1:] or [""]
-        logger.warning("%s %s: %s (%s)", line, trial.state, trial.reason, last[0])
+        logger.warning("%s %s: %s (%s)", line, trial.state, printable(trial.reason), printable(last[0]))
         return
     best = study.best_trial
     logger.info("%s -> %s | best %s (trial %d)", line, show_value(trial.value), show_value(best.value), best.number)

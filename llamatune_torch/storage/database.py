@@ -23,6 +23,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
 
 from llamatune_torch.errors import SchemaError, SettingsError, StorageError
 from llamatune_torch.storage.schema import MIGRATIONS
+from llamatune_torch.text import redact
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,9 @@ CLOCKS = {
     "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
     "postgresql": "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)",
 }
+
+# The drivers that a URL may name, which take the options below.
+DRIVERS = {"sqlite": ("", "pysqlite"), "postgresql": ("", "psycopg", "psycopg2")}
 
 # A machine that is switched off does not say so: after half a minute its connection and its locks are given up, so that
 # nobody else waits for them. A worker that is suspended within a transaction is disconnected.
@@ -99,7 +103,7 @@ class Database:
     def __init__(self, url: str, *, reading: bool = False) -> None:
         parsed = _parse_url(url)
         #: The URL without the password.
-        self.display_url = parsed.render_as_string(hide_password=True)
+        self.display_url = redact(parsed.render_as_string(hide_password=False))
         self.kind = parsed.get_backend_name()
         #: The file of an SQLite database, ``None`` for PostgreSQL.
         self.file = find_sqlite_file(url)
@@ -232,18 +236,25 @@ def find_sqlite_file(url: str) -> Path | None:
 
 
 def _parse_url(url: Any) -> URL:
+    """Parses the URL of a storage; no message has a password of it, nor has the chain of exceptions."""
     expected = "storage must be a URL such as 'sqlite:///study.db' or 'postgresql://user@host/name'"
     if not isinstance(url, str):
         raise SettingsError(f"{expected}, but got {url!r}")
     try:
         parsed = make_url(url)
         kind = parsed.get_backend_name()
-    except (ArgumentError, ValueError) as error:
-        raise SettingsError(f"{expected}, but got {url!r}") from error
+    except (ArgumentError, ValueError):
+        raise SettingsError(f"{expected}, but got {redact(url)!r}") from None
     if kind not in CLOCKS:
         raise SettingsError(f"{expected}, but got one of {kind!r}")
+    driver = parsed.drivername.partition("+")[2]
+    if driver not in DRIVERS[kind]:
+        known = [known for known in DRIVERS[kind] if known]
+        raise SettingsError(f"the driver in a URL of {kind} must be one of {known} or left out, but got {driver!r}")
+    if "@" in (parsed.host or ""):
+        raise SettingsError(f"an @ in a password must be written as %40, but got {redact(url)!r}")
     if kind == "sqlite" and (not parsed.database or parsed.database == ":memory:" or "uri" in parsed.query):
-        raise SettingsError(f"storage must name a file, as in 'sqlite:///study.db', but got {url!r}")
+        raise SettingsError(f"storage must name a file, as in 'sqlite:///study.db', but got {redact(url)!r}")
     return parsed
 
 
@@ -265,8 +276,9 @@ def _make_engine(url: URL, reading: bool) -> Engine:
     options = {key: value for key, value in POSTGRES_OPTIONS.items() if key not in url.query}
     try:
         return sa.create_engine(url, connect_args=options)
-    except ModuleNotFoundError as error:
-        raise SettingsError(f"PostgreSQL needs {error.name}: pip install 'llamatune-torch[postgres]'") from error
+    except ImportError as error:  # also a driver that is there without its library
+        needed = error.name or url.get_driver_name()
+        raise SettingsError(f"PostgreSQL needs {needed}: pip install 'llamatune-torch[postgres]'") from error
 
 
 def _open_read_only(url: URL) -> URL:

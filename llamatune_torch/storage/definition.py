@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from llamatune_torch.errors import ParamsError, StudyMismatchError
+from llamatune_torch.errors import ParamsError, SchemaError, SettingsError, StudyMismatchError
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.storage.serialization import compare_spaces, read_space, to_json, write_space
+from llamatune_torch.storage.validation import clip, mapping, optional, parsed, sequence, shorten, whole
 from llamatune_torch.study import Goal, Study
 
 logger = logging.getLogger(__name__)
@@ -131,9 +132,25 @@ def read_definition(row: Mapping[str, Any]) -> Definition:
     Raises:
         SchemaError: the space cannot be read.
     """
-    points = tuple(json.loads(row["initial_points"]))
-    study = Study(read_space(row["space"]), Goal(row["direction"], row["metric"]), points)
-    return Definition(study, json.loads(row["settings"]))
+    place = f"the stored study {shorten(row['name'])}"
+    points = sequence(parsed(row["initial_points"], f"{place}: initial_points"), f"{place}: initial_points")
+    try:
+        goal = Goal(row["direction"], row["metric"])
+    except SettingsError as error:
+        raise SchemaError(f"{place} cannot be read: {clip(error)}") from error
+    study = Study(read_space(row["space"]), goal, tuple(mapping(point, f"{place}: initial_points") for point in points))
+    return Definition(study, read_settings(mapping(parsed(row["settings"], place), f"{place}: settings"), place))
+
+
+def read_settings(settings: dict[str, Any], place: str) -> dict[str, Any]:
+    """Checks the settings that are used before ``LlamaTune`` checks them all.
+
+    Raises:
+        SchemaError: the budget or the seed is no integer.
+    """
+    for name in ("max_evals", "seed"):
+        optional(whole)(settings.get(name), f"{place}: {name}")
+    return settings
 
 
 def remember(url: str, name: str, settings: Mapping[str, Any]) -> None:

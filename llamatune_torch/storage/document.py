@@ -13,10 +13,11 @@ from typing import Any
 
 from llamatune_torch.errors import SchemaError, StorageError
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
-from llamatune_torch.storage.definition import Definition, open_study
+from llamatune_torch.storage.definition import Definition, open_study, read_settings
 from llamatune_torch.storage.reader import Snapshot
 from llamatune_torch.storage.serialization import read_space, read_trial, to_json, to_strict, write_space, write_trial
 from llamatune_torch.storage.session import LockedStudy
+from llamatune_torch.storage.validation import ODD, clip, mapping, optional, sequence, take, text
 from llamatune_torch.study import Goal, Study
 from llamatune_torch.trial import Cause, Trial, TrialState
 
@@ -41,23 +42,33 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
 def from_document(document: Any) -> Snapshot:
     """Reads what :func:`to_document` wrote; trials that were running are LOST, since nobody runs them here.
 
+    The code that the study was run with is left out: a document must not decide what runs here.
+
     Raises:
         SchemaError: the document is anything else, or of a newer version.
     """
     if not isinstance(document, Mapping) or document.get("llamatune_study") != FORMAT:
         found = document.get("llamatune_study") if isinstance(document, Mapping) else None
         raise SchemaError(f"this is no study that export has written: its llamatune_study is {found!r}, not {FORMAT}")
+    place = "the exported study"
     try:
-        space = read_space(to_json(document["space"]))
+        points = take(document, "initial_points", place, sequence)
         study = Study(
-            space,
-            Goal(document["direction"], document["metric"]),
-            tuple(document["initial_points"]),
-            tuple(_to_trial(entry) for entry in document["trials"]),
+            read_space(to_json(take(document, "space", place, sequence))),
+            _read_goal(document, place),
+            tuple(mapping(point, f"{place}: initial_points[{i}]") for i, point in enumerate(points)),
+            tuple(_to_trial(entry, i) for i, entry in enumerate(take(document, "trials", place, sequence))),
         )
-        return Snapshot(document["name"], study, dict(document["settings"]), {}, 0.0)
-    except (KeyError, TypeError, ValueError) as error:
-        raise SchemaError(f"the exported study cannot be read: {error!r}") from error
+        for i, trial in enumerate(study.trials):
+            if type(trial.number) is not int or trial.number != i:
+                raise SchemaError(f"trials[{i}].number must be {i}, but got {trial.number!r}")
+            if trial.first not in range(i + 1):
+                raise SchemaError(f"trials[{i}].retry_of must be a number before it, but got {trial.retry_of!r}")
+        settings = read_settings(take(document, "settings", place, mapping), place)
+        settings.pop("launch", None)
+        return Snapshot(take(document, "name", place, text), study, settings, {}, 0.0)
+    except ODD as error:
+        raise SchemaError(f"the exported study cannot be read: {clip(error)}") from error
 
 
 def restore(url: str, name: str, archived: Snapshot) -> None:
@@ -87,7 +98,20 @@ def _to_entry(trial: Trial) -> dict[str, Any]:
     return {key: to_strict(value) for key, value in entry.items()}
 
 
-def _to_trial(entry: Mapping[str, Any]) -> Trial:
+def _read_goal(document: Mapping[str, Any], place: str) -> Goal:
+    direction: Any = take(document, "direction", place, text)  # `Goal` checks it
+    return Goal(direction, take(document, "metric", place, optional(text)))
+
+
+def _to_trial(entry: Any, number: int) -> Trial:
+    """Reads a trial of a document; ``number`` is its place there."""
+    try:
+        return _read_entry(mapping(entry, f"trials[{number}]"))
+    except ODD as error:
+        raise SchemaError(f"trials[{number}] cannot be read: {clip(repr(error))}") from error
+
+
+def _read_entry(entry: Mapping[str, Any]) -> Trial:
     row = {key: entry[key] for key in ("number", "state", "origin", "value", "worker", "retry_of")}
     details = {key: entry[key] for key in entry if key not in (*row, "params")}
     row["value"] = _to_number(row["value"])

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
-from llamatune_torch.errors import StorageError
+from llamatune_torch.errors import SchemaError, StorageError
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction, find_sqlite_file
 from llamatune_torch.storage.definition import read_definition
 from llamatune_torch.storage.heartbeat import Worker
 from llamatune_torch.storage.serialization import read_trial
 from llamatune_torch.storage.session import COLUMNS
+from llamatune_torch.storage.validation import number, take
 from llamatune_torch.study import Study
 
 T = TypeVar("T")
@@ -111,5 +112,11 @@ def _take_snapshot(transaction: Transaction, name: str) -> Snapshot:
     )
     now = transaction.now
     study = replace(definition.study, trials=tuple(read_trial(trial, definition.study.space) for trial in trials))
-    running = {w["id"]: Worker(w["id"], w["host"], w["pid"], now - w["heartbeat"]) for w in workers}
+    for i, trial in enumerate(study.trials):
+        if trial.number != i:
+            raise SchemaError(f"trial {i} is not in the database, but trial {trial.number} is")
+    running = {
+        w["id"]: Worker(w["id"], w["host"], w["pid"], now - take(w, "heartbeat", f"worker {w['id']}", number))
+        for w in workers
+    }
     return Snapshot(name, study, definition.settings, running, now)

@@ -10,13 +10,30 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast, get_args
 
 from llamatune_torch.errors import ParamsError, SchemaError, SpaceError
 from llamatune_torch.parameter_base import Parameter, describe, to_python
 from llamatune_torch.parameters import Categorical, Integer, Real
 from llamatune_torch.space import SearchSpace
-from llamatune_torch.trial import Cause, Curve, Trial, TrialState
+from llamatune_torch.storage.validation import (
+    ODD,
+    Check,
+    clip,
+    mapping,
+    number,
+    optional,
+    parsed,
+    refuse,
+    scalars,
+    sequence,
+    shorten,
+    take,
+    text,
+    whole,
+    words,
+)
+from llamatune_torch.trial import Cause, Curve, Origin, Trial, TrialState
 
 KINDS: Mapping[str, type[Any]] = {"Real": Real, "Integer": Integer, "Categorical": Categorical}
 
@@ -60,16 +77,16 @@ def write_space(space: SearchSpace) -> str:
     return to_json([{"name": name, **_list_fields(parameter)} for name, parameter in space.parameters.items()])
 
 
-def read_space(text: str) -> SearchSpace:
+def read_space(written: str) -> SearchSpace:
     """Reads the space that :func:`write_space` wrote.
 
     Raises:
         SchemaError: the text is anything else.
     """
     try:
-        return SearchSpace({entry.pop("name"): _make_parameter(entry) for entry in json.loads(text)})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # a SpaceError is a ValueError
-        raise SchemaError(f"the stored search space cannot be read ({error}): {text[:200]}") from error
+        return SearchSpace({entry.pop("name"): _make_parameter(entry) for entry in json.loads(written)})
+    except ODD as error:  # a SpaceError is a ValueError
+        raise SchemaError(f"the stored search space cannot be read ({clip(error)}): {str(written)[:200]}") from error
 
 
 def compare_spaces(stored: SearchSpace, given: SearchSpace) -> tuple[list[str], bool]:
@@ -123,22 +140,23 @@ def read_trial(row: Mapping[str, Any], space: SearchSpace | None = None) -> Tria
     Raises:
         SchemaError: the row cannot be read.
     """
-    try:
-        details = json.loads(row["details"])
-        details["curve"] = Curve(*map(tuple, details["curve"]))
-        details["cause"] = None if details["cause"] is None else Cause(details["cause"])
-        trial = Trial(
-            number=row["number"],
-            params=json.loads(row["params"]),
-            origin=row["origin"],
-            state=TrialState(row["state"]),
-            value=row["value"],
-            worker=row["worker"],
-            retry_of=row["retry_of"],
-            **details,
-        )
-    except (ValueError, TypeError, KeyError) as error:
-        raise SchemaError(f"trial {row.get('number')} cannot be read ({error})") from error
+    place = f"trial {shorten(row.get('number'))} cannot be read"
+    details = mapping(parsed(row.get("details"), f"{place}: details"), f"{place}: details")
+    facts = {name: take(details, name, place, check) for name, check in _DETAILS.items()}
+    if unknown := sorted(details.keys() - _DETAILS.keys()):
+        raise SchemaError(f"{place}: it has {shorten(unknown)}, which this version does not know")
+    trial = Trial(
+        number=take(row, "number", place, whole),
+        params=mapping(parsed(row.get("params"), f"{place}: params"), f"{place}: params"),
+        origin=take(row, "origin", place, _read_origin),
+        state=take(row, "state", place, _read_state),
+        value=take(row, "value", place, optional(number)),
+        worker=take(row, "worker", place, optional(text)),
+        retry_of=take(row, "retry_of", place, optional(whole)),
+        **facts,
+    )
+    if trial.state is TrialState.COMPLETE and (trial.value is None or math.isnan(trial.value)):
+        raise refuse(f"{place}: the value of a complete trial", "a number", trial.value)
     return trial if space is None else as_seen_by(trial, space)
 
 
@@ -160,6 +178,50 @@ def as_seen_by(trial: Trial, space: SearchSpace) -> Trial:
         reason = "outside the space"
         return replace(trial, state=TrialState.LOST, cause=Cause.OUTSIDE, reason=reason, error=str(error))
     return trial
+
+
+def _read_state(value: Any, place: str) -> TrialState:
+    if value not in list(TrialState):
+        raise refuse(place, f"one of {[str(state) for state in TrialState]}", value)
+    return TrialState(value)
+
+
+def _read_origin(value: Any, place: str) -> Origin:
+    for origin in get_args(Origin):
+        if value == origin:
+            return cast(Origin, origin)
+    raise refuse(place, f"one of {list(get_args(Origin))}", value)
+
+
+def _read_cause(value: Any, place: str) -> Cause:
+    if value not in list(Cause):
+        raise refuse(place, f"one of {[str(cause) for cause in Cause]}", value)
+    return Cause(value)
+
+
+def _read_curve(value: Any, place: str) -> Curve:
+    columns = [sequence(column, place) for column in sequence(value, place)]
+    if len(columns) not in (0, 3) or len({len(column) for column in columns}) > 1:
+        raise refuse(place, "three lists of one length", value)
+    for column, check in zip(columns, (number, number, optional(number)), strict=False):
+        for entry in column:
+            check(entry, place)
+    return Curve(*map(tuple, columns))
+
+
+#: The fields of a trial in ``details``.
+_DETAILS: Mapping[str, Check[Any]] = {
+    "seed": whole,
+    "curve": _read_curve,
+    "outcomes": scalars,
+    "cost": optional(number),
+    "error": optional(words),
+    "reason": optional(words),
+    "cause": optional(_read_cause),
+    "notes": scalars,
+    "started": optional(number),
+    "finished": optional(number),
+}
 
 
 def _to_text(key: str, value: Any) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from llamatune_torch.errors import StorageError
+from llamatune_torch.errors import SchemaError, StorageError
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.storage.definition import Definition, open_study
 from llamatune_torch.storage.serialization import as_seen_by, read_trial, write_trial
@@ -85,7 +85,11 @@ class LockedStudy:
         return read_trial(rows[0])
 
     def put(self, trial: Trial) -> None:
-        """Writes a trial: a new one, or in the place of its number."""
+        """Writes a trial: a new one, or in the place of its number.
+
+        Raises:
+            StorageError: there is no trial of that number to replace.
+        """
         values = {**write_trial(trial), "study": self.id, "revision": self.revision}
         if trial.number == len(self.trials):
             names = ", ".join(values)
@@ -93,9 +97,9 @@ class LockedStudy:
             self.transaction.run(f"INSERT INTO llamatune_trials ({names}) VALUES ({marks})", **values)
         else:
             new = ", ".join(f"{name} = :{name}" for name in values if name not in ("study", "number"))
-            self.transaction.run(
-                f"UPDATE llamatune_trials SET {new} WHERE study = :study AND number = :number", **values
-            )
+            update = f"UPDATE llamatune_trials SET {new} WHERE study = :study AND number = :number"
+            if self.transaction.run(update, **values) != 1:
+                raise StorageError(f"trial {trial.number} cannot be written: the database has no such trial")
         self._place(as_seen_by(trial, self.space))
 
     def settle(self, metric: str, direction: Direction) -> None:
@@ -109,6 +113,8 @@ class LockedStudy:
         self._known = replace(self._known, goal=Goal(direction, metric))
 
     def _place(self, trial: Trial) -> None:
+        if not 0 <= trial.number <= len(self.trials):
+            raise SchemaError(f"trial {len(self.trials)} is not in the database, but trial {trial.number} is")
         self.trials[trial.number : trial.number + 1] = [trial]
 
 

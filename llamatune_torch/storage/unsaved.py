@@ -8,9 +8,9 @@ There is one file for each result, so that processes do not get into each other'
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
+import stat
 import tempfile
 import uuid
 import warnings
@@ -20,11 +20,17 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from llamatune_torch.errors import StorageError, StorageWarning, TrialStateError
+from llamatune_torch.errors import SchemaError, StorageError, StorageWarning, TrialStateError
+from llamatune_torch.files import replacing
 from llamatune_torch.storage.serialization import is_same_record, read_trial, to_json, write_trial
 from llamatune_torch.storage.session import LockedStudy, StudySession
 from llamatune_torch.storage.store import Change, check_number, check_open
+from llamatune_torch.storage.validation import mapping, parsed, take
+from llamatune_torch.text import printable, quote
 from llamatune_torch.trial import Trial
+
+#: Larger files are no results of ours.
+MAX_BYTES = 2**28
 
 logger = logging.getLogger(__name__)
 
@@ -109,14 +115,11 @@ class UnsavedResults:
         for folder, stem in self._places:
             path = folder / f"{stem}{key}.json"
             try:
-                with path.open("w") as file:
+                with replacing(path, private=True) as file:
                     file.write(to_json(entry) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
                 return path
             except OSError:
-                with suppress(OSError):
-                    path.unlink(missing_ok=True)
+                continue
         return None
 
     def find(self) -> list[tuple[Path, Trial]]:
@@ -127,15 +130,28 @@ class UnsavedResults:
                 if not path.name.startswith(stem):
                     continue
                 try:
-                    if path.stat().st_uid == os.getuid():
-                        found.append((path.stat().st_mtime, path, json.loads(path.read_text())))
-                except (OSError, ValueError):  # another process has picked it up, or was killed while it wrote
+                    status = path.lstat()
+                    if stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid():
+                        found.append((status.st_mtime, path, self._read(path)))
+                except OSError:  # another process has picked it up
                     continue
-        return [
-            (path, read_trial(entry["trial"]))
-            for _, path, entry in sorted(found, key=lambda item: item[:2])
-            if entry.get("study") == self._session.name
-        ]
+                except (SchemaError, ValueError) as error:
+                    _set_aside(path, error)
+        return [(path, trial) for _, path, trial in sorted(found, key=lambda item: item[:2]) if trial is not None]
+
+    def _read(self, path: Path) -> Trial | None:
+        """Reads a kept result; ``None`` if it is of another study.
+
+        Raises:
+            SchemaError, UnicodeDecodeError: the file has something else in it.
+        """
+        with path.open("rb") as file:
+            written = file.read(MAX_BYTES + 1)
+        if len(written) > MAX_BYTES:
+            raise SchemaError(f"it is larger than {MAX_BYTES} bytes")
+        entry = mapping(parsed(written.decode(), "it"), "it")
+        trial = read_trial(take(entry, "trial", "it", mapping))
+        return trial if entry.get("study") == self._session.name else None
 
     def pick_up(self) -> None:
         """Writes the results that an earlier run could not write, and removes their files.
@@ -159,6 +175,13 @@ class UnsavedResults:
             path.unlink(missing_ok=True)
             logger.info("picked up the result of trial %d, %s, from %s", trial.number, describe_result(trial), path)
         self.waiting = False
+
+
+def _set_aside(path: Path, error: Exception) -> None:
+    """Renames a file that cannot be read, with a warning: it may be mended by hand, and it blocks no start."""
+    with suppress(OSError):
+        path = path.rename(path.with_suffix(".damaged"))
+    warnings.warn(f"{path} has a result that cannot be read: {error}", StorageWarning, stacklevel=3)
 
 
 def recover(kept: Trial, locked: LockedStudy) -> None:
@@ -185,7 +208,7 @@ def find_added(trials: Iterable[Trial], like: Trial) -> Trial | None:
 def describe_unwritten(error: StorageError, trial: Trial, kept: Path | None) -> str:
     """Says of a result that could not be written why, what it is, and where it has gone."""
     what = "a trial to be added" if trial.origin == "added" else f"trial {trial.number}"
-    told = f"{trial.value!r}" if trial.value is not None else f"--failed {trial.reason!r}"
+    told = f"{trial.value!r}" if trial.value is not None else f"--failed {quote(trial.reason or 'unknown')}"
     how = "add_trial()" if trial.origin == "added" else f"`llamatune tell {trial.number} {told}`"
     where = (
         f"kept in {kept}, which the next start picks up"
@@ -197,7 +220,7 @@ def describe_unwritten(error: StorageError, trial: Trial, kept: Path | None) -> 
 
 def describe_result(trial: Trial) -> str:
     """Says what came of a trial in a few words, with all digits of its value."""
-    return f"value={trial.value!r}" if trial.value is not None else f"{trial.state}: {trial.reason}"
+    return f"value={trial.value!r}" if trial.value is not None else printable(f"{trial.state}: {trial.reason}")
 
 
 def _digest(text: str) -> str:

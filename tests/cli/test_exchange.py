@@ -74,12 +74,6 @@ def test_a_file_that_has_changed_since_is_taken_in_again(cli: Cli, mine: LlamaTu
         assert cli("import", "--csv", "runs.csv").out.startswith(said)
 
 
-def test_no_password_is_shown_or_kept() -> None:
-    optuna_studies = pytest.importorskip("llamatune_torch.integrations.optuna.studies", exc_type=ImportError)
-    shown = optuna_studies.hide_password("postgresql://me:secret@host/optuna")
-    assert shown == "postgresql://me:***@host/optuna"
-
-
 def test_trials_that_do_not_fit_are_counted_and_named(cli: Cli, mine: LlamaTune) -> None:
     Path("odd.csv").write_text("lr,method,rank,value\n1,full,,0.5\n0.001,full,,0.25\n")
     result = cli("import", "--csv", "odd.csv", "--name", "mine")
@@ -138,3 +132,66 @@ def test_to_optuna_and_back(cli: Cli, mine: LlamaTune, url: str, tmp_path: Path)
     assert load_study(other, "mine").best_params == study.best_params
     missing = cli("import", "--optuna", there, "--optuna-name", "yours")
     assert (missing.code, "no Optuna study 'yours', only ['mine']" in missing.err) == (1, True)
+
+
+def test_rows_that_are_left_out_are_counted(cli: Cli, mine: LlamaTune) -> None:
+    rows = "0.001,full,,0.5,running\n0.002,full,,,finished\n0.003,full,,0.5,killed\n0.004,full,,0.5,finished\n"
+    Path("runs.csv").write_text("lr,method,rank,eval/f1,Status\n" + rows + "0.005,full,,0.5,crashed\n")
+    result = cli("import", "--csv", "runs.csv", "--value-column", "eval/f1")
+    assert (result.code, result.out) == (0, "2 trials added\n"), result
+    assert result.err == "3 left out: 1 running, 1 without a value, 1 killed\n"
+    result = cli("import", "--csv", "runs.csv", "--map", "value=eval/f1", "--map", "lr=lr")
+    assert result.out == "0 trials added, 2 were there already\n"
+    assert cli("import", "--csv", "runs.csv", "--map", "lr").code == 2
+    assert cli("import", "--json", "runs.csv", "--value-column", "lr").code == 2
+
+
+def test_nothing_is_written_when_an_import_is_refused(cli: Cli, tmp_path: Path) -> None:
+    file = write_spec(tmp_path, text=f"from llamatune_torch import *\nspace = {SPACE!r}")
+    for row in ("0.001,full,,good", "7,full,,0.5"):
+        Path("runs.csv").write_text(f"lr,method,rank,value\n0.002,full,,{row.split(',')[-1]}\n{row}\n")
+        if row[0] == "7":
+            Path("runs.csv").write_text(f"lr,method,rank,value\n{row}\n")
+        assert cli("import", "--csv", "runs.csv", "--spec", file).code != 0
+        assert not (tmp_path / "llamatune.db").exists()
+
+
+def test_trials_with_another_score_are_refused(cli: Cli, mine: LlamaTune, tmp_path: Path) -> None:
+    cli("export", "--json", "study.json")
+    document = json.loads((tmp_path / "study.json").read_text())
+    (tmp_path / "study.json").write_text(json.dumps(document | {"direction": "minimize"}))
+    result = cli("import", "--json", "study.json")
+    assert (result.code, "direction: stored 'maximize', given 'minimize'" in result.err) == (1, True)
+    assert len(mine.study.trials) == 5
+
+
+def test_pruned_trials_are_kept_with_their_curves(cli: Cli, url: str, tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
+    there = f"sqlite:///{tmp_path}/optuna.db"
+    study = optuna.create_study(storage=there, study_name="theirs")
+    for pruned in (False, True, False):
+        trial = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+        trial.report(0.5, 1)
+        state = optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.COMPLETE
+        study.tell(trial, None if pruned else 0.25, state=state)
+    said = "3 trials added; 1 of them were pruned, and are LOST with their curves\n"
+    assert cli("import", "--optuna", there).out == said
+    lost = load_study(url, "theirs").trials[1]
+    assert (lost.state, lost.reason, lost.curve.values) == (TrialState.LOST, "pruned", (0.5,))
+    assert "no value" in lost.notes["pruned"]
+    assert cli("import", "--optuna", there).out == "0 trials added, 3 were there already\n"
+
+
+def test_an_export_that_fails_leaves_the_old_one(cli: Cli, mine: LlamaTune, monkeypatch: pytest.MonkeyPatch) -> None:
+    for shape, name, module in (("--json", "study.json", "json.dump"), ("--csv", "t.csv", "csv.DictWriter.writerows")):
+        assert cli("export", shape, name).code == 0
+        old = Path(name).read_text()
+
+        def fail(*_: object, **__: object) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as broken:
+            broken.setattr(module, fail)
+            assert cli("export", shape, name).code == 130
+        assert Path(name).read_text() == old
+    assert sorted(p.name for p in Path().iterdir() if p.suffix == ".part") == []

@@ -182,3 +182,36 @@ def test_the_result_of_a_worker_that_fell_silent(cli: Cli, tmp_path: Path) -> No
     study = load_study(url)
     assert study.trials[trial.number].value == 0.25
     assert study.num_counted == 1
+
+
+EVIL = "\x1b]0;owned\x07"
+
+
+def test_no_command_obeys_escapes(cli: Cli, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/llamatune.db"
+    space = {f"x {EVIL}": Real(0, 1), "how": Categorical([EVIL, "it's"])}
+    tuner = LlamaTune(space, metric=f"m{EVIL}", storage=url, name="mine", n_initial=1000, max_evals=9)
+    tuner.tell(tuner.ask(), Outcome(0.5, notes={EVIL: EVIL}, outcomes={EVIL: 1.0}))
+    tuner.tell(tuner.ask(), Outcome.failure(EVIL, f"first\n{EVIL}"))
+    tuner.ask()
+    looks = [
+        "status",
+        "best",
+        "best --args",
+        "best --json",
+        "trials",
+        "trials 0",
+        "trials 1",
+        "export --csv",
+        "export --json",
+    ]
+    for look in looks:
+        result = cli(*look.split())
+        assert result.code == 0, result
+        assert "\x1b" not in result.out + result.err, look
+        assert "\x07" not in result.out + result.err, look
+    assert "\x1b" not in tuner.study.summary()
+    result = cli("status", "--name", EVIL)
+    assert (result.code, "\x1b" in result.err) == (1, False)
+    cli("export", "--csv", "trials.csv")
+    assert cli("import", "--csv", "trials.csv").out == "2 trials added\n"  # the table has its names and choices still

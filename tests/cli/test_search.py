@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,8 @@ import torch.distributed as dist
 from commands import Cli, finish, start, write_spec
 from strategies import OTHERS
 
-from llamatune_torch import StorageError, Study, TrialState, load_study
+from llamatune_torch import Categorical, LlamaTune, Real, StorageError, Study, TrialState, load_study
+from llamatune_torch.storage.definition import remember
 from llamatune_torch.storage.reader import Reader
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +84,49 @@ def test_resume_needs_no_file_named_and_no_folder(
     assert "llamatune resume spec.py" in gone.err
 
 
+HOSTILE = {"target": "subprocess:check_call", "folder": "/tmp", "trainer": False}
+
+
+def test_resume_never_runs_what_the_database_names(cli: Cli, spec: str, tmp_path: Path) -> None:
+    LlamaTune({"args": Categorical(["touch owned"])}, storage=storage(tmp_path), name="theirs", max_evals=3)
+    remember(storage(tmp_path), "theirs", {"launch": HOSTILE})
+    result = cli("resume", "--name", "theirs")
+    assert (result.code, len(load_study(storage(tmp_path), "theirs").trials)) == (2, 0), result
+    assert "you have not run study 'theirs' on this host" in result.err
+    assert "'subprocess:check_call' in '/tmp'" in result.err
+    # Also of a study that was run here: what this user typed counts.
+    assert cli("run", spec, "--name", "mine", "--trials", 2).code == 0
+    remember(storage(tmp_path), "mine", {"launch": HOSTILE})
+    assert cli("resume", "--name", "mine", "--trials", 3).code == 0
+    assert len(load_study(storage(tmp_path), "mine").trials) == 3
+
+
+def test_an_imported_study_names_no_code(cli: Cli, spec: str, tmp_path: Path) -> None:
+    cli("run", spec, "--name", "mine", "--trials", 1)
+    cli("export", "--json", "mine.json")
+    document = json.loads((tmp_path / "mine.json").read_text())
+    document["settings"]["launch"] = HOSTILE
+    (tmp_path / "mine.json").write_text(json.dumps(document))
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert cli("import", "--json", "mine.json", "--storage", other).code == 0
+    assert "launch" not in Reader(other).look().settings
+    assert "say what to run" in cli("resume", "--storage", other).err
+
+
+def test_another_host_and_a_missing_home_ask_for_the_target(
+    cli: Cli, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli("run", spec, "--trials", 2).code == 0
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("socket.gethostname", lambda: "another")
+        assert "on this host" in cli("resume").err
+    assert cli("resume").code == 0
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file" / "no folder"))
+    assert cli("run", spec, "--trials", 3).code == 0  # no reason not to run
+    assert "on this host" in cli("resume").err
+
+
 def test_resume_of_what_is_not_there(cli: Cli, spec: str) -> None:
     assert "there is no " in cli("resume").err
     cli("run", spec, "--name", "a", "--trials", 1)
@@ -90,8 +135,6 @@ def test_resume_of_what_is_not_there(cli: Cli, spec: str) -> None:
 
 
 def test_a_study_that_a_program_has_made(cli: Cli, tmp_path: Path) -> None:
-    from llamatune_torch import LlamaTune, Real
-
     tuner = LlamaTune({"x": Real(0, 1)}, storage=storage(tmp_path), name="mine", max_evals=3, n_initial=1000, seed=5)
     tuner.tell(tuner.ask(), 0.5)
     result = cli("resume")

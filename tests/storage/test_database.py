@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import time
+import traceback
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,34 @@ def test_passwords_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     ) as caught:
         database.Database("postgresql://me:secret@127.0.0.1:1/x?connect_timeout=1")
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://me:s3cr3t@host:s3cr3t/db",
+        "postgresql://me:s3cr3t@s3cr3t@host/db",
+        "postgresql+nodriver://me:s3cr3t@host/db",
+        "postgresql+asyncpg://me:s3cr3t@host/db",
+        "mysql://me:s3cr3t@host/db",
+        "me:s3cr3t@host/db",
+        "sqlite+nodriver:///study.db?password=s3cr3t",
+        "sqlite:///:memory:?password=s3cr3t",
+    ],
+)
+def test_a_url_that_is_of_no_use_is_an_error_without_its_password(url: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        database.Database(url)
+    assert "s3cr3t" not in "".join(traceback.format_exception(caught.value))
+    assert caught.value.__cause__ is None
+
+
+def test_a_password_in_the_query_is_not_shown() -> None:
+    url = "postgresql://me@127.0.0.1:1/db?password=s3cr3t&sslpassword=s3cr3t&connect_timeout=1"
+    with pytest.raises(StorageError) as caught:
+        database.Database(url)
+    assert "s3cr3t" not in str(caught.value)
+    assert "postgresql://me@127.0.0.1:1/db" in str(caught.value)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:

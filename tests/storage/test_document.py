@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sqlite3
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from strategies import make_study, make_trial, params_of, spaces
 
@@ -24,10 +26,12 @@ from llamatune_torch import (
     Study,
     Trial,
     TrialState,
+    load_study,
 )
 from llamatune_torch.storage.document import from_document, restore, to_document
 from llamatune_torch.storage.reader import Reader, Snapshot
 from llamatune_torch.study import Goal
+from llamatune_torch.tables import trials_table
 
 NUMBERS = st.floats(allow_nan=False)
 GOALS = st.builds(Goal, st.sampled_from(["maximize", "minimize"]), st.sampled_from([None, "value", "eval_f1"]))
@@ -91,8 +95,117 @@ def test_nan_survives_too_and_running_trials_are_lost() -> None:
     ],
 )
 def test_anything_else_is_named(document: Any) -> None:
-    with pytest.raises(SchemaError, match=r"no study that export has written|cannot be read"):
+    with pytest.raises(SchemaError, match=r"no study that export has written|cannot be read|has no"):
         from_document(document)
+
+
+@pytest.mark.parametrize("numbers", [[2, 1, 0], [0, 2, 3], [0, 1, 1], [0, 1, True], [0, 1, "2"]])
+def test_numbers_that_are_not_in_order_are_refused(numbers: list[Any]) -> None:
+    document = to_document(snapshot(make_study({"x": Real(0, 1)}, [({"x": i / 4}, 0.5) for i in range(3)])))
+    for entry, number in zip(document["trials"], numbers, strict=True):
+        entry["number"] = number
+    with pytest.raises(SchemaError, match=r"number must be .*, but got"):
+        from_document(document)
+
+
+NESTED: list[Any] = []
+for _ in range(5000):
+    NESTED = [NESTED]
+ODD: list[Any] = [None, True, -1, 0.5, 10**400, -(10**5000), "x", "nan", "\ud800", [], {}, [[]], {"a": {}}, NESTED]
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The way to each value within a document."""
+    if value is NESTED:
+        return [path]
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(way for key, within in inner for way in paths(within, (*path, key)))]
+
+
+def full_document() -> dict[str, Any]:
+    """A document with something in each field."""
+    space = {"x": Real(0, 1, special=[2.0]), "how": ["a", None], "n": Integer(1, 8, when={"how": "a"})}
+    study = make_study(space, [({"x": 0.5, "how": "a", "n": 2}, 0.5), ({"x": 2.0, "how": None}, None)])
+    curve = Curve((1.0, 2.0), (0.5, math.inf), (0.5, None))
+    rest: Any = {
+        "outcomes": {"gb": 1.0},
+        "notes": {"a": "b"},
+        "cost": 1.0,
+        "started": 1.0,
+        "retry_of": 1,
+        "worker": "w",
+    }
+    study = study.with_trial(make_trial(2, {"x": 0.25, "how": None}, 0.25, curve=curve, **rest))
+    document: dict[str, Any] = json.loads(json.dumps(to_document(snapshot(study)), allow_nan=False))
+    return document
+
+
+@given(st.data())
+@settings(max_examples=300)
+def test_a_damaged_document_is_refused_or_loses_nothing(data: st.DataObject) -> None:
+    document = full_document()
+    for _ in range(data.draw(st.integers(1, 2))):
+        way = data.draw(st.sampled_from(paths(document)[1:]))
+        place: Any = document
+        for key in way[:-1]:
+            place = place[key]
+        if data.draw(st.booleans()):
+            del place[way[-1]]
+        else:
+            place[way[-1]] = data.draw(st.sampled_from(ODD))
+    said = ""
+    try:
+        study = from_document(document).study
+    except SchemaError as error:
+        said = str(error)
+    assert len(said) < 2000
+    if said:
+        return
+    assert len(study.trials) == len(document["trials"])
+    # All that is done with a study takes it.
+    json.dumps(to_document(snapshot(study)), allow_nan=False)
+    assert study.summary()
+    assert len(study.rows()) == len(study.trials)
+    assert trials_table(study.trials)
+    assert study.num_counted <= len(study.trials)
+
+
+ROW_ODD: list[Any] = [None, -1, 1.5, 2**62, "x", b"\xff", "[" * 5000, "{}", "[]", "1" * 5000, "null", float("inf")]
+
+
+@given(st.sampled_from(["trials", "studies"]), st.data())
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_damaged_row_is_named_or_loses_nothing(stored: Path, table: str, data: st.DataObject) -> None:
+    columns = {
+        "trials": ["number", "state", "origin", "value", "params", "worker", "retry_of", "details"],
+        "studies": ["space", "direction", "metric", "initial_points", "settings"],
+    }[table]
+    column, value = data.draw(st.sampled_from(columns)), data.draw(st.sampled_from(ROW_ODD))
+    file = stored.with_name("damaged.db")
+    file.write_bytes(stored.read_bytes())
+    with closing(sqlite3.connect(file)) as connection, suppress(sqlite3.IntegrityError):
+        where = " WHERE number = 1" if table == "trials" else ""
+        connection.execute(f"UPDATE llamatune_{table} SET {column} = ?{where}", (value,))
+        connection.commit()
+    said = ""
+    try:
+        study = load_study(f"sqlite:///{file}")
+    except SchemaError as error:
+        said = str(error)
+    assert len(said) < 2000
+    if said:
+        return
+    assert len(study.trials) == 3
+    assert study.summary()
+    assert len(study.rows()) == 3
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    restore(f"sqlite:///{tmp_path}/study.db", "mine", from_document(full_document()))
+    with closing(sqlite3.connect(tmp_path / "study.db")) as connection:
+        connection.execute("PRAGMA journal_mode = DELETE")  # all of it in one file
+    return tmp_path / "study.db"
 
 
 def test_a_restored_study_advises_what_the_first_would_have(url: str, tmp_path: Path) -> None:

@@ -38,13 +38,14 @@ def trials(draw: st.DrawFn) -> tuple[SearchSpace, Trial]:
     space, params = draw(spaces_with_params())
     length = draw(st.integers(0, 3))
     points = st.lists(NUMBERS, min_size=length, max_size=length)
+    state = draw(st.sampled_from(TrialState))
     trial = Trial(
         number=draw(st.integers(0, 2**40)),
         params=space.validate(params),
         seed=draw(st.integers(0, 2**63 - 1)),
         origin=draw(st.sampled_from(["initial", "sobol", "surrogate", "added", "retry"])),
-        state=draw(st.sampled_from(TrialState)),
-        value=draw(st.one_of(st.none(), NUMBERS)),
+        state=state,
+        value=draw(NUMBERS if state is TrialState.COMPLETE else st.one_of(st.none(), NUMBERS)),
         curve=Curve(tuple(draw(points)), tuple(draw(points)), tuple([None] * length)),
         outcomes=draw(st.dictionaries(st.text(max_size=5), NUMBERS, max_size=2)),
         cost=draw(st.one_of(st.none(), NUMBERS)),
@@ -122,7 +123,7 @@ def test_text_that_is_no_space_is_a_named_error(text: str) -> None:
 
 def test_a_row_that_is_no_trial_is_a_named_error() -> None:
     row = write_trial(make_trial(7, {"x": 1.0}, 0.5))
-    for broken in ({"state": "asleep"}, {"details": "{"}, {"details": "{}"}, {"params": "x"}):
+    for broken in ({"state": "asleep"}, {"details": "{"}, {"details": "{}"}, {"params": "x"}, {"params": "[" * 5000}):
         with pytest.raises(SchemaError, match="trial 7 cannot be read"):
             read_trial({**row, **broken})
 

@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 from durable import execute, store_of, tuner
 
-from llamatune_torch import Cause, Integer, Outcome, Real, StorageError, Trial, TrialState, TrialStateError
+from llamatune_torch import (
+    Cause,
+    Integer,
+    Outcome,
+    Real,
+    SchemaError,
+    StorageError,
+    Trial,
+    TrialState,
+    TrialStateError,
+    load_study,
+)
 from llamatune_torch.storage import session
 from llamatune_torch.storage.serialization import read_trial
 from llamatune_torch.storage.session import LockedStudy
@@ -79,3 +90,23 @@ def test_what_could_not_be_written_is_known_here_until_somebody_changes_it(url: 
         here.find_open(0)
     other.tell(0, 0.75)
     assert here.refresh().best_value == 0.75
+
+
+def test_a_trial_that_has_gone_from_the_database_is_not_written_in_silence(url: str) -> None:
+    mine = tuner(url)
+    mine.tell(mine.ask(), 0.5)
+    trial = mine.ask()
+    execute(url, "DELETE FROM llamatune_trials WHERE number = 1")
+    with pytest.raises(StorageError, match="trial 1 cannot be written: the database has no such trial"):
+        store_of(mine).session.write(lambda locked: locked.put(trial), "a test")
+
+
+def test_a_gap_between_trials_is_named(url: str) -> None:
+    mine = tuner(url)
+    for _ in range(3):
+        mine.tell(mine.ask(), 0.5)
+    execute(url, "DELETE FROM llamatune_trials WHERE number = 1")
+    with pytest.raises(SchemaError, match="trial 1 is not in the database, but trial 2 is"):
+        load_study(url)
+    with pytest.raises(SchemaError, match="trial 1 is not in the database, but trial 2 is"):
+        tuner(url)

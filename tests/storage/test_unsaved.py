@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sqlite3
 import subprocess
 import threading
@@ -137,6 +138,38 @@ def test_a_pick_up_that_fails_is_tried_again_by_the_next_ask(sqlite_url: str, tm
     assert mine.ask().number == 1
     assert unsaved(tmp_path) == []
     assert load_study(sqlite_url, "s").best_value == 0.5
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"{}", b"\xff", b"[" * 5000, b"1" * 5000, b'{"study": "study", "trial": {"number": "x"}}'],
+)
+def test_a_kept_file_that_is_damaged_blocks_no_start_and_is_set_aside(
+    sqlite_url: str, tmp_path: Path, impatient: None, content: bytes
+) -> None:
+    mine = tuner(sqlite_url)
+    trial = mine.ask()
+    with locked(tmp_path / "study.db"), pytest.raises(StorageError):
+        mine.tell(trial, 0.5)
+    (kept,) = unsaved(tmp_path)
+    kept.write_bytes(content)
+    with pytest.warns(StorageWarning, match="damaged has a result that cannot be read: ") as caught:
+        tuner(sqlite_url)
+    assert len(caught) == 1
+    assert [path.suffix for path in unsaved(tmp_path)] == [".damaged"]
+    assert unsaved(tmp_path)[0].read_bytes() == content
+    tuner(sqlite_url)  # once is enough
+
+
+def test_what_is_no_plain_file_is_left_alone(sqlite_url: str, tmp_path: Path, impatient: None) -> None:
+    mine = tuner(sqlite_url)
+    trial = mine.ask()
+    with locked(tmp_path / "study.db"), pytest.raises(StorageError):
+        mine.tell(trial, 0.5)
+    (kept,) = unsaved(tmp_path)
+    kept.unlink()
+    os.mkfifo(kept)  # which would be read for ever
+    tuner(sqlite_url)
 
 
 def tell(mine: LlamaTune) -> Any:

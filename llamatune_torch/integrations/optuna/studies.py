@@ -7,7 +7,6 @@ as it was. The space of anybody else's study is inferred from the distributions 
 from __future__ import annotations
 
 import logging
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from llamatune_torch.integrations.optuna.trials import SPECIAL, from_frozen_tria
 from llamatune_torch.space import SearchSpace
 from llamatune_torch.storage.serialization import read_space, write_space
 from llamatune_torch.study import Goal, Study
+from llamatune_torch.text import redact
 from llamatune_torch.trial import Direction, Trial, TrialState
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def to_optuna(study: Study, storage: str, name: str) -> int:
     trials = [to_frozen_trial(trial, study.space) for trial in study.in_state(TrialState.COMPLETE, TrialState.FAILED)]
     with _open_storage(storage, create=True) as there:
         if name in optuna.get_all_study_names(there):
-            raise StorageError(f"{hide_password(storage)} has an Optuna study {name!r} already: choose another name")
+            raise StorageError(f"{redact(storage)} has an Optuna study {name!r} already: choose another name")
         written = optuna.create_study(storage=there, study_name=name, direction=study.direction)
         try:
             written.set_metric_names([study.metric])
@@ -151,11 +151,6 @@ def list_studies(storage: str) -> list[str]:
         return optuna.get_all_study_names(there)
 
 
-def hide_password(url: str) -> str:
-    """Replaces the password in a URL by ``***``, for messages."""
-    return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", url)
-
-
 @dataclass(frozen=True)
 class _Found:
     """An Optuna study as far as it is read: its finished trials, and its space if it was exported from here."""
@@ -171,13 +166,13 @@ def _read(url: str, name: str | None) -> _Found:
     with _open_storage(url, create=False) as there:
         names = optuna.get_all_study_names(there)
         if name is None and len(names) != 1:
-            raise StorageError(f"{hide_password(url)} has the Optuna studies {names}: say which, by its name")
+            raise StorageError(f"{redact(url)} has the Optuna studies {names}: say which, by its name")
         if name is not None and name not in names:
-            raise StorageError(f"{hide_password(url)} has no Optuna study {name!r}, only {names}")
+            raise StorageError(f"{redact(url)} has no Optuna study {name!r}, only {names}")
         study = optuna.load_study(study_name=names[0] if name is None else name, storage=there)
         if len(study.directions) != 1:
             raise StorageError(
-                f"a study has one objective, but Optuna study {study.study_name!r} in {hide_password(url)} has "
+                f"a study has one objective, but Optuna study {study.study_name!r} in {redact(url)} has "
                 f"{len(study.directions)}"
             )
         return _Found(
@@ -202,9 +197,9 @@ def _open_storage(url: str, create: bool) -> Iterator[RDBStorage]:
         except LlamaTuneError:
             raise
         except Exception as error:  # they have no class in common
-            reason = str(error.__cause__ or error).strip().split("\n")[0]
+            reason = str(error.__cause__ or error).replace(url, redact(url)).strip().split("\n")[0]
             use = "written to" if create else "read"
-            raise StorageError(f"{hide_password(url)} cannot be {use} as an Optuna storage: {reason}") from error
+            raise StorageError(f"{redact(url)} cannot be {use} as an Optuna storage: {reason}") from error
         finally:
             if storage is not None:
                 storage.remove_session()
@@ -227,15 +222,16 @@ def _silence() -> Iterator[None]:
 
 
 def _check_url(url: Any, create: bool) -> None:
+    shown = redact(url) if isinstance(url, str) else url
     if not isinstance(url, str) or "://" not in url:
-        raise SettingsError(f"storage must be a URL of Optuna's such as 'sqlite:///optuna.db', but got {url!r}")
+        raise SettingsError(f"storage must be a URL of Optuna's such as 'sqlite:///optuna.db', but got {shown!r}")
     kind, _, database = url.partition("://")
     file = database.removeprefix("/").split("?")[0]
     if kind.split("+")[0] != "sqlite" or file.startswith("file:"):
         return
     if file in ("", ":memory:"):
-        raise SettingsError(f"storage must name a file, as in 'sqlite:///optuna.db', but got {url!r}")
+        raise SettingsError(f"storage must name a file, as in 'sqlite:///optuna.db', but got {shown!r}")
     if create and not Path(file).parent.is_dir():
-        raise StorageError(f"{url} cannot be made: there is no folder {Path(file).parent}")
+        raise StorageError(f"{shown} cannot be made: there is no folder {Path(file).parent}")
     if not create and not Path(file).exists():  # Optuna would make it
         raise StorageError(f"there is no {file}")

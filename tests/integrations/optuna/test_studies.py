@@ -48,6 +48,7 @@ from llamatune_torch import (
 from llamatune_torch.integrations.optuna.spaces import MAX_STEPS
 from llamatune_torch.integrations.optuna.studies import SPACE, from_optuna, to_optuna
 from llamatune_torch.parameter_base import type_key
+from llamatune_torch.study import Goal
 
 SPACE_OF_ALL_KINDS = SearchSpace(
     {
@@ -193,7 +194,7 @@ def test_round_trip_with_the_space_inferred(shared: Callable[[], tuple[str, str]
 
 def test_what_optuna_sees_of_an_exported_study(url: str) -> None:
     study = make_study(SPACE_OF_ALL_KINDS, [(FULL, 0.5), (LORA, 0.9), (FULL, None), (LORA, -math.inf)])
-    study = replace(study, goal=replace(study.goal, metric="accuracy"))
+    study = replace(study, goal=Goal(study.direction, "accuracy"))
     assert to_optuna(study, url, "ours") == 4
     with Opened(url, "ours") as exported:
         assert exported.metric_names == ["accuracy"]

@@ -1,0 +1,74 @@
+"""Text that leaves the program: safe for a terminal, quoted for a shell, without passwords."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from urllib.parse import unquote_plus
+
+_SQLITE = re.compile(r"sqlite(\+\w+)?:///")  # then comes a file
+#: A scheme, if there is one, a user, and the password up to the last "@": it may have others in it.
+_PASSWORD = re.compile(r"^((?>(?:[\w+.-]+:/+)?)[^:@?]*):.*@", re.DOTALL)
+#: Control characters, marks that turn the direction of writing, other ends of lines, and halves of characters.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
+)
+#: Names of secrets in the query of a URL.
+_SECRET = re.compile(r"passw|pwd|secret|token|credential", re.IGNORECASE)
+
+
+def redact(url: str) -> str:
+    """Replaces the passwords in a URL by ``***``: before the host, and in the query, also if the URL cannot be parsed.
+
+    Where it is not clear how far a password goes, more is replaced.
+
+    Example:
+        >>> redact("postgresql://me:p@ss/word@host/db?sslpassword=secret&sslmode=require")
+        'postgresql://me:***@host/db?sslpassword=***&sslmode=require'
+    """
+    if not _SQLITE.match(url):
+        url = _PASSWORD.sub(r"\1:***@", url)
+    head, mark, query = url.partition("?")
+    shown: list[str] = []
+    hiding = False
+    for part in re.split("([&;])", query):
+        name, equals, value = part.partition("=")
+        if equals:
+            hiding = bool(_SECRET.search(unquote_plus(name)) or _SECRET.search(unquote_plus(value)))
+        if not hiding:
+            shown.append(part)
+        elif equals:
+            shown.append(f"{name}=***")
+        elif part in "&;":
+            shown.append(part)  # what follows without a name may be the rest of the secret
+    return head + mark + "".join(shown)
+
+
+def printable(text: object) -> str:
+    r"""Makes text safe for a terminal: what would move its cursor, or turn the writing round, becomes visible.
+
+    Line ends and tabs stay.
+
+    Example:
+        >>> printable("\x1b[2Jgone")
+        '\\x1b[2Jgone'
+    """
+    return _UNPRINTABLE.sub(lambda found: _escape(found[0]), str(text))
+
+
+def quote(text: str) -> str:
+    r"""Quotes text for a shell; bash, zsh and ksh read back the same, and a terminal that shows it comes to no harm.
+
+    Example:
+        >>> quote("it's"), quote("\x1b[2J")
+        ('\'it\'"\'"\'s\'', "$'\\x1b[2J'")
+    """
+    if not _UNPRINTABLE.search(text):
+        return shlex.quote(text)
+    safe = text.replace("\\", "\\\\").replace("'", "\\'")
+    return "$'" + _UNPRINTABLE.sub(lambda found: _escape(found[0]), safe) + "'"
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}"
