@@ -11,7 +11,8 @@ import os
 import sqlite3
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +23,7 @@ from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
 
 from llamatune_torch.errors import SchemaError, SettingsError, StorageError
+from llamatune_torch.storage.files import DatabaseFiles
 from llamatune_torch.storage.schema import MIGRATIONS
 
 logger = logging.getLogger(__name__)
@@ -110,6 +112,7 @@ class Database:
             if not self.file.parent.is_dir():
                 raise StorageError(f"{self.display_url} cannot be made: there is no folder {self.file.parent}")
         self._engine = _make_engine(parsed, reading)
+        self._files = None if self.file is None or reading else DatabaseFiles(self.file)
         self._pid = os.getpid()
         weakref.finalize(self, _close, self._engine, self._pid)  # at the interpreter's exit at the latest
         opening = partial(self.read, self._check) if reading else partial(self.write, self._migrate, exclusive=True)
@@ -126,7 +129,7 @@ class Database:
             exclusive: whether only one process at a time may run such a transaction.
             durable: whether the commit waits for the disk. Otherwise a power failure may undo it, but nothing else.
         """
-        with self._live_engine().connect().execution_options(durable=durable) as connection, connection.begin():
+        with self._connect(durable=durable) as connection:
             if self.kind == "postgresql":
                 if exclusive:
                     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({OPENING_LOCK})")
@@ -136,8 +139,24 @@ class Database:
 
     def read(self, work: Callable[[Transaction], T]) -> T:
         """Runs ``work`` in a transaction that waits for nobody and changes nothing."""
-        with self._live_engine().connect().execution_options(reading=True) as connection, connection.begin():
+        with self._connect(reading=True) as connection:
             return work(Transaction(connection, CLOCKS[self.kind]))
+
+    @contextmanager
+    def _connect(self, **options: bool) -> Iterator[Connection]:
+        """Connects for one transaction; what is written goes to the files that other programs will read."""
+        if self._files is None:
+            with self._live_engine().connect().execution_options(**options) as connection, connection.begin():
+                yield connection
+            return
+        self._files.check_identity()
+        with self._live_engine().connect().execution_options(**options) as connection:
+            notes = connection.connection.info
+            self._files.check(notes)
+            with connection.begin():
+                self._files.check_identity()
+                yield connection
+            self._files.note(notes)
 
     def keep_trying(
         self, attempt: Callable[[], T], what: str, patience: float, at_failure: Callable[[], object] | None = None
