@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sqlite3
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +23,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
+from sqlalchemy.pool import NullPool
 
 from llamatune_torch.errors import SchemaError, SettingsError, StorageError
 from llamatune_torch.storage.files import DatabaseFiles
@@ -46,6 +49,9 @@ POSTGRES_OPTIONS: Mapping[str, Any] = {
     "tcp_user_timeout": 30_000,
     "options": "-c lock_timeout=30s -c idle_in_transaction_session_timeout=30s",
 }
+
+# A server that was suspended, or a network that swallows packets, answers nothing and refuses nothing.
+SILENCE_SECONDS = 30.0  # how long a transaction in PostgreSQL may take before this side gives its connection up
 
 # Only one process at a time creates tables and studies. No other program should use the same number.
 OPENING_LOCK = 0x11A3A7E
@@ -146,7 +152,11 @@ class Database:
     def _connect(self, **options: bool) -> Iterator[Connection]:
         """Connects for one transaction; what is written goes to the files that other programs will read."""
         if self._files is None:
-            with self._live_engine().connect().execution_options(**options) as connection, connection.begin():
+            with (
+                self._live_engine().connect().execution_options(**options) as connection,
+                _hang_up_after(SILENCE_SECONDS, connection),
+                connection.begin(),
+            ):
                 yield connection
             return
         self._files.check_identity()
@@ -266,6 +276,32 @@ def _parse_url(url: Any) -> URL:
     return parsed
 
 
+@contextmanager
+def _hang_up_after(seconds: float, connection: Connection) -> Iterator[None]:
+    """Cuts a connection's socket if the body takes longer, so that a wait for the server ends with an error."""
+    if connection.dialect.name == "sqlite":
+        yield
+        return
+    descriptor = connection.connection.dbapi_connection.fileno()  # type: ignore[union-attr]  # PostgreSQL's drivers
+    lock, ended = threading.Lock(), False
+
+    def hang_up() -> None:
+        with lock, suppress(OSError):
+            if not ended:  # later, the descriptor may be another's
+                with socket.socket(fileno=os.dup(descriptor)) as line:
+                    line.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, hang_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            ended = True
+        timer.cancel()
+
+
 def _close(engine: Engine, pid: int) -> None:
     if os.getpid() == pid:  # in a fork's child, they are the parent's to close
         engine.dispose()
@@ -273,10 +309,13 @@ def _close(engine: Engine, pid: int) -> None:
 
 def _make_engine(url: URL, reading: bool) -> Engine:
     if url.get_backend_name() == "sqlite":
-        if reading:
-            url = _open_read_only(url)
-        engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
-        sa.event.listen(engine, "connect", _prepare_reading if reading else _prepare_sqlite)
+        if reading:  # opened for each look: what was opened as a file that never changes shows no change
+            engine = sa.create_engine(
+                "sqlite://", creator=partial(_open_read_only, str(url.database)), poolclass=NullPool
+            )
+        else:
+            engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+            sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin)
         return engine
     if "+" not in url.drivername:
@@ -288,24 +327,22 @@ def _make_engine(url: URL, reading: bool) -> Engine:
         raise SettingsError(f"PostgreSQL needs {error.name}: pip install 'llamatune-torch[postgres]'") from error
 
 
-def _open_read_only(url: URL) -> URL:
-    """Changes a URL so that nothing is written, not even SQLite's own files beside it where that is forbidden.
+def _open_read_only(database: str) -> sqlite3.Connection:
+    """Opens a file so that nothing is written, not even SQLite's own files beside it where that is forbidden.
 
     A reader leaves a mark in such a file, so that no writer moves what it reads. Where it cannot, and no process is
     writing, SQLite takes the file for one that never changes.
     """
-    file = Path(str(url.database))
+    file = Path(database)
     idle = not file.with_name(f"{file.name}-wal").exists()
     may_mark = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
-    frozen = {"immutable": "1"} if idle and not may_mark else {}
-    return url.set(
-        database=f"file:{quote(str(file))}", query={"mode": "ro" if frozen else "rw", "uri": "true", **frozen}
+    how = "mode=ro&immutable=1" if idle and not may_mark else "mode=rw"
+    connection = sqlite3.connect(
+        f"file:{quote(str(file))}?{how}", uri=True, timeout=BUSY_SECONDS, check_same_thread=False
     )
-
-
-def _prepare_reading(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     connection.execute("PRAGMA query_only = 1")
+    return connection
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:
