@@ -114,7 +114,7 @@ class _Loop:
                 f"instead, each trial has a process of its own, and one that kills it is a failed trial"
             )
         try:
-            trial = self.search.ask()
+            trial = self.search.ask_while(lambda: not self.interrupts.count and self.may_start())
         except BudgetSpentError as error:
             # Trials of other processes may still be lost and run again. While something runs here, there is time.
             if self.jobs:
@@ -137,6 +137,8 @@ class _Loop:
             self.bear(error)
             return False
         self.outage = None
+        if trial is None:  # an interrupt, a timeout or stop(): seen when it tries again
+            return True
         self.jobs[trial.number] = None
         notify(self.search.callbacks, "on_start", self.search, trial)
         job = self.submit(trial)
