@@ -293,7 +293,8 @@ def _hang_up_after(seconds: float, connection: Connection) -> Iterator[None]:
 
     timer = threading.Timer(seconds, hang_up)
     timer.daemon = True
-    timer.start()
+    with suppress(RuntimeError):  # no new threads at the interpreter's end
+        timer.start()
     try:
         yield
     finally:

@@ -105,7 +105,8 @@ class UnsavedResults:
         patience = min(AWAY_PATIENCE, self._session.patience) if self.waiting else None
         hanging = threading.Timer(HANGING_SECONDS, keep_a_hanging_one)
         hanging.daemon = True
-        hanging.start()
+        with suppress(RuntimeError):  # no new threads at the interpreter's end
+            hanging.start()
         try:
             trial = self._session.write(write, what, patience=patience, at_failure=keep)
             with lock:
@@ -116,7 +117,8 @@ class UnsavedResults:
             raise StorageError(describe_unwritten(error, result(), kept[0])) from error
         finally:
             hanging.cancel()
-            hanging.join()  # it holds this object
+            if hanging.is_alive():
+                hanging.join()  # it holds this object
         for path in kept:
             if path is not None:
                 path.unlink(missing_ok=True)
