@@ -112,7 +112,7 @@ class Place:
         name: the study's name in its storage; "study" by default.
         extend: whether a stored study may be opened with other ranges and choices. Old trials that do not fit any more
             stay on record and are used for nothing.
-        grace: seconds without a sign of life after which the trials of another process are LOST.
+        grace: seconds without a sign of life after which the trials of another process are LOST, at a second look.
         retries: how often at most the parameters of such a trial run again. If the last time ends so too, they have
             FAILED, which counts once, and the search steers away from them.
 

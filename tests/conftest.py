@@ -89,6 +89,14 @@ def postgres_url(postgres_server: str) -> str:
     return postgres_server.replace("//tuner@", f"//{name}@")
 
 
+@pytest.fixture(autouse=True)
+def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A silence is believed at the first look: the second takes 20 seconds. Tests of the second set it back."""
+    from llamatune_torch.storage import heartbeat
+
+    monkeypatch.setattr(heartbeat, "LOOKS_APART", 0.0)
+
+
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     return f"sqlite:///{tmp_path}/study.db"

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a study runs: the first ends it cleanly, the second ends it at once."""
+"""Ctrl-C, SIGTERM and SIGHUP while a study runs: the first ends it cleanly, the second ends it at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Self
 
 
 class Interrupts:
-    """Turns SIGINT and SIGTERM into a ``KeyboardInterrupt`` where it does no harm; a context manager.
+    """Turns SIGINT, SIGTERM and SIGHUP into a ``KeyboardInterrupt`` where it does no harm; a context manager.
 
     The first signal is raised inside :meth:`allowed` only, that is, while a trial is evaluated or waited for. It thus
     never hits between two steps of writing the record. Elsewhere it waits for :meth:`check`. It stays known even if
@@ -28,7 +28,10 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number, usual in ((signal.SIGINT, signal.default_int_handler), (signal.SIGTERM, signal.SIG_DFL)):
+            usual_handlers = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+            if hasattr(signal, "SIGHUP"):  # not on Windows
+                usual_handlers[signal.SIGHUP] = signal.SIG_DFL
+            for number, usual in usual_handlers.items():
                 if signal.getsignal(number) is usual:
                     self._former[number] = signal.signal(number, self._handle)
         return self

@@ -20,6 +20,7 @@ from llamatune_torch.errors import (
     ExecutorError,
     LlamaTuneError,
     SpaceExhaustedError,
+    StorageError,
     TrialStateError,
 )
 from llamatune_torch.runtime.display import live_display, log_trial
@@ -38,6 +39,7 @@ OnOutcome = Callable[[Trial, Outcome], Outcome]
 #: The same exception in so many trials in a row is a mistake in the code, unless something has completed.
 SAME_ERRORS = 3
 
+_OUTAGE = 30.0  # seconds until the next attempt to start a trial, while the storage is away and others still run
 _POLL = 0.5  # seconds between looks at jobs that cannot say by themselves that they are done
 
 
@@ -87,6 +89,9 @@ class _Loop:
         #: How often the same exception has come, with nothing else between and nothing completed.
         self.repeated: Counter[str] = Counter()
         self.said: set[str] = set()
+        #: Why the storage could not be written last; ``None`` once it was written again.
+        self.outage: StorageError | None = None
+        self.outage_until = 0.0
 
     def run(self) -> None:
         try:
@@ -105,6 +110,10 @@ class _Loop:
     def start_trial(self) -> bool:
         """Starts a trial if there is room and budget. True if it makes sense to try again at once."""
         self.interrupts.check()
+        if self.outage is not None and not self.jobs:
+            raise self.outage
+        if self.outage is not None and time.monotonic() < self.outage_until:
+            return False
         if len(self.jobs) >= self.runner.capacity or self.exhausted or self.spent or not self.may_start():
             return False
         if self.lost_in_a_row > 3 * self.runner.capacity:
@@ -113,7 +122,7 @@ class _Loop:
                 f"instead, each trial has a process of its own, and one that kills it is a failed trial"
             )
         try:
-            trial = self.search.ask()
+            trial = self.search.ask_while(lambda: not self.interrupts.count and self.may_start())
         except BudgetSpentError as error:
             # Trials of other processes may still be lost and run again. While something runs here, there is time.
             if self.jobs:
@@ -130,6 +139,14 @@ class _Loop:
             if not self.jobs:
                 self.log_once(logging.INFO, f"stopped early: {error}")
             return False
+        except StorageError as error:
+            if not self.jobs:
+                raise
+            self.bear(error)
+            return False
+        self.outage = None
+        if trial is None:  # an interrupt, a timeout or stop(): seen when it tries again
+            return True
         self.jobs[trial.number] = None
         notify(self.search.callbacks, "on_start", self.search, trial)
         job = self.submit(trial)
@@ -137,6 +154,11 @@ class _Loop:
         if hasattr(job, "add_done_callback"):
             job.add_done_callback(lambda _: self.messages.put((trial.number, "done", None)))
         return True
+
+    def bear(self, error: StorageError) -> None:
+        """Goes on without the storage while trials run: each is worth hours. Their results are kept in files."""
+        logger.error("the storage is away; %d running trials go on: %s", len(self.jobs), error)
+        self.outage, self.outage_until = error, time.monotonic() + _OUTAGE
 
     def submit(self, trial: Trial) -> Job:
         try:
@@ -226,7 +248,7 @@ class _Loop:
                 raise result
             result = failure_of(result)
         try:
-            finished = self.search.tell(trial, self.on_outcome(trial, result))
+            finished = self.record(trial, self.on_outcome(trial, result))
         except TrialStateError:
             finished = self.search.study.trials[number]
             if finished.is_open:
@@ -236,6 +258,20 @@ class _Loop:
         self.exhausted = False
         self.lost_in_a_row = 0
         self.announce(finished)
+
+    def record(self, trial: Trial | int, outcome: Outcome) -> Trial:
+        """Records an outcome: in the storage, or in a file until the storage is back."""
+        number = trial if isinstance(trial, int) else trial.number
+        try:
+            finished = self.search.tell(trial, outcome)
+        except StorageError as error:
+            finished = self.search.study.trials[number]
+            if finished.is_open:  # not even here
+                raise
+            self.bear(error)
+            return finished
+        self.outage = None
+        return finished
 
     def announce(self, finished: Trial) -> None:
         del self.jobs[finished.number]
@@ -262,13 +298,16 @@ class _Loop:
         there = [n for n, job in self.jobs.items() if job is not None and not (job.done() and _has_result(job))]
         if len(there) == 1:
             died = Outcome.failure("worker died", f"its process ended abruptly: {error}")
-            self.announce(self.search.tell(there[0], died))
+            self.announce(self.record(there[0], died))
             return
         for number in there:  # any of them may have killed the worker, so none is blamed
             self.lose(number, "a worker of its pool died")
 
     def lose(self, number: int, reason: str) -> None:
-        self.search.abandon(number, reason)
+        try:
+            self.search.abandon(number, reason)
+        except StorageError as error:
+            self.bear(error)
         del self.jobs[number]
         self.exhausted = False
         self.lost_in_a_row += 1
@@ -278,9 +317,8 @@ class _Loop:
         """Records what is done, stops the rest and gives it back: a LOST trial counts for nothing."""
         if os.getpid() != self.pid:  # an evaluation has forked, and its child unwinds: all of this is the parent's
             return
-        finished = self.list_finished()
         try:
-            for number in finished:
+            for number in self.list_finished():
                 # A mistake that shows in several trials has been raised once already.
                 with contextlib.suppress(LlamaTuneError):
                     if number in self.jobs:
@@ -288,12 +326,22 @@ class _Loop:
         finally:
             for job in self.jobs.values():
                 getattr(job, "cancel", lambda: None)()
-            for number in list(self.jobs):
-                if self.search.study.trials[number].state is TrialState.RUNNING:
-                    with contextlib.suppress(TrialStateError):  # somebody has told it by hand
-                        self.search.abandon(number, "interrupted")
-            self.jobs.clear()
-            self.runner.close()
+            try:
+                self.give_back()
+            finally:
+                self.jobs.clear()
+                self.runner.close()
+
+    def give_back(self) -> None:
+        """Gives back what is running; where that cannot be written, its worker falls silent."""
+        for number in list(self.jobs):
+            if self.search.study.trials[number].state is TrialState.RUNNING:
+                try:
+                    self.search.abandon(number, "interrupted")
+                except TrialStateError:  # somebody has told it by hand
+                    continue
+                except StorageError as error:
+                    logger.warning("trial %d could not be given back: %s", number, error)
 
 
 def _has_result(job: Job) -> bool:

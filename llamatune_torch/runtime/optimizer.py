@@ -86,8 +86,9 @@ class LlamaTune(Search):
     ) -> tuple[Params, float]:
         """Evaluates ``model_eval_fn`` until the budget is used up; the best parameters and their score.
 
-        An exception in ``model_eval_fn`` is a FAILED trial. Ctrl-C and SIGTERM end the search, give back what was
-        running and return the best so far, a second one ends it at once; everything learnt is in ``study`` either way.
+        An exception in ``model_eval_fn`` is a FAILED trial. Ctrl-C, SIGTERM and SIGHUP end the search, give back what
+        was running and return the best so far, a second one ends it at once; everything learnt is in ``study`` either
+        way.
 
         Without further arguments, one trial after the other runs in this thread. Several run at the same time, in
         other processes or on other machines, with ``n_workers`` or with ``executor``. As soon as one of them ends,

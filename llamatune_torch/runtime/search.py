@@ -85,6 +85,11 @@ class Search:
         trials = self._store.start(n or 1, self._choose, self.settings.seed, self.limits.max_evals)
         return trials[0] if n is None else trials
 
+    def ask_while(self, goes_on: Callable[[], bool]) -> Trial | None:
+        """:meth:`ask` for the loop: ``None`` if ``goes_on()`` becomes False while others compute their suggestions."""
+        trials = self._store.start(1, self._choose, self.settings.seed, self.limits.max_evals, goes_on)
+        return trials[0] if trials else None
+
     def tell(self, trial: Trial | int, outcome: float | Outcome) -> Trial:
         """Records what came of a trial, and returns its final record.
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sqlite3
+import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,8 +23,10 @@ from urllib.parse import quote
 import sqlalchemy as sa
 from sqlalchemy.engine import URL, Connection, Engine, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
+from sqlalchemy.pool import NullPool
 
 from llamatune_torch.errors import SchemaError, SettingsError, StorageError
+from llamatune_torch.storage.files import DatabaseFiles
 from llamatune_torch.storage.schema import MIGRATIONS
 from llamatune_torch.text import redact
 
@@ -48,6 +53,9 @@ POSTGRES_OPTIONS: Mapping[str, Any] = {
     "tcp_user_timeout": 30_000,
     "options": "-c lock_timeout=30s -c idle_in_transaction_session_timeout=30s",
 }
+
+# A server that was suspended, or a network that swallows packets, answers nothing and refuses nothing.
+SILENCE_SECONDS = 30.0  # how long a transaction in PostgreSQL may take before this side gives its connection up
 
 # Only one process at a time creates tables and studies. No other program should use the same number.
 OPENING_LOCK = 0x11A3A7E
@@ -114,6 +122,7 @@ class Database:
             if not self.file.parent.is_dir():
                 raise StorageError(f"{self.display_url} cannot be made: there is no folder {self.file.parent}")
         self._engine = _make_engine(parsed, reading)
+        self._files = None if self.file is None or reading else DatabaseFiles(self.file)
         self._pid = os.getpid()
         weakref.finalize(self, _close, self._engine, self._pid)  # at the interpreter's exit at the latest
         opening = partial(self.read, self._check) if reading else partial(self.write, self._migrate, exclusive=True)
@@ -130,7 +139,7 @@ class Database:
             exclusive: whether only one process at a time may run such a transaction.
             durable: whether the commit waits for the disk. Otherwise a power failure may undo it, but nothing else.
         """
-        with self._live_engine().connect().execution_options(durable=durable) as connection, connection.begin():
+        with self._connect(durable=durable) as connection:
             if self.kind == "postgresql":
                 if exclusive:
                     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({OPENING_LOCK})")
@@ -140,8 +149,28 @@ class Database:
 
     def read(self, work: Callable[[Transaction], T]) -> T:
         """Runs ``work`` in a transaction that waits for nobody and changes nothing."""
-        with self._live_engine().connect().execution_options(reading=True) as connection, connection.begin():
+        with self._connect(reading=True) as connection:
             return work(Transaction(connection, CLOCKS[self.kind]))
+
+    @contextmanager
+    def _connect(self, **options: bool) -> Iterator[Connection]:
+        """Connects for one transaction; what is written goes to the files that other programs will read."""
+        if self._files is None:
+            with (
+                self._live_engine().connect().execution_options(**options) as connection,
+                _hang_up_after(SILENCE_SECONDS, connection),
+                connection.begin(),
+            ):
+                yield connection
+            return
+        self._files.check_identity()
+        with self._live_engine().connect().execution_options(**options) as connection:
+            notes = connection.connection.info
+            self._files.check(notes)
+            with connection.begin():
+                self._files.check_identity()
+                yield connection
+            self._files.note(notes)
 
     def keep_trying(
         self, attempt: Callable[[], T], what: str, patience: float, at_failure: Callable[[], object] | None = None
@@ -258,6 +287,33 @@ def _parse_url(url: Any) -> URL:
     return parsed
 
 
+@contextmanager
+def _hang_up_after(seconds: float, connection: Connection) -> Iterator[None]:
+    """Cuts a connection's socket if the body takes longer, so that a wait for the server ends with an error."""
+    if connection.dialect.name == "sqlite":
+        yield
+        return
+    descriptor = connection.connection.dbapi_connection.fileno()  # type: ignore[union-attr]  # PostgreSQL's drivers
+    lock, ended = threading.Lock(), False
+
+    def hang_up() -> None:
+        with lock, suppress(OSError):
+            if not ended:  # later, the descriptor may be another's
+                with socket.socket(fileno=os.dup(descriptor)) as line:
+                    line.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(seconds, hang_up)
+    timer.daemon = True
+    with suppress(RuntimeError):  # no new threads at the interpreter's end
+        timer.start()
+    try:
+        yield
+    finally:
+        with lock:
+            ended = True
+        timer.cancel()
+
+
 def _close(engine: Engine, pid: int) -> None:
     if os.getpid() == pid:  # in a fork's child, they are the parent's to close
         engine.dispose()
@@ -265,10 +321,13 @@ def _close(engine: Engine, pid: int) -> None:
 
 def _make_engine(url: URL, reading: bool) -> Engine:
     if url.get_backend_name() == "sqlite":
-        if reading:
-            url = _open_read_only(url)
-        engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
-        sa.event.listen(engine, "connect", _prepare_reading if reading else _prepare_sqlite)
+        if reading:  # opened for each look: what was opened as a file that never changes shows no change
+            engine = sa.create_engine(
+                "sqlite://", creator=partial(_open_read_only, str(url.database)), poolclass=NullPool
+            )
+        else:
+            engine = sa.create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+            sa.event.listen(engine, "connect", _prepare_sqlite)
         sa.event.listen(engine, "begin", _begin)
         return engine
     if "+" not in url.drivername:
@@ -281,24 +340,22 @@ def _make_engine(url: URL, reading: bool) -> Engine:
         raise SettingsError(f"PostgreSQL needs {needed}: pip install 'llamatune-torch[postgres]'") from error
 
 
-def _open_read_only(url: URL) -> URL:
-    """Changes a URL so that nothing is written, not even SQLite's own files beside it where that is forbidden.
+def _open_read_only(database: str) -> sqlite3.Connection:
+    """Opens a file so that nothing is written, not even SQLite's own files beside it where that is forbidden.
 
     A reader leaves a mark in such a file, so that no writer moves what it reads. Where it cannot, and no process is
     writing, SQLite takes the file for one that never changes.
     """
-    file = Path(str(url.database))
+    file = Path(database)
     idle = not file.with_name(f"{file.name}-wal").exists()
     may_mark = os.access(file, os.W_OK) and os.access(file.parent, os.W_OK)
-    frozen = {"immutable": "1"} if idle and not may_mark else {}
-    return url.set(
-        database=f"file:{quote(str(file))}", query={"mode": "ro" if frozen else "rw", "uri": "true", **frozen}
+    how = "mode=ro&immutable=1" if idle and not may_mark else "mode=rw"
+    connection = sqlite3.connect(
+        f"file:{quote(str(file))}?{how}", uri=True, timeout=BUSY_SECONDS, check_same_thread=False
     )
-
-
-def _prepare_reading(connection: Any, _record: Any) -> None:
     connection.isolation_level = None
     connection.execute("PRAGMA query_only = 1")
+    return connection
 
 
 def _prepare_sqlite(connection: Any, _record: Any) -> None:

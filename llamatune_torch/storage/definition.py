@@ -101,14 +101,16 @@ def describe_mismatch(name: str, display_url: str, lines: Sequence[str], extensi
 def merge(stored: Definition, given: Definition) -> Definition:
     """Combines two definitions that do not contradict each other.
 
-    The given space and settings count; a seed of ``None`` is none. The stored score stays, if none is given. New
-    initial points come behind the stored ones, which stay on record even where they do not fit the space.
+    The given space and settings count; a seed of ``None`` is none. The parameters stay in the stored order, so that
+    all processes search the same space. The stored score stays, if none is given. New initial points come behind the
+    stored ones, which stay on record even where they do not fit the space.
     """
-    study = given.study
+    space = given.study.space
+    study = replace(given.study, space=SearchSpace({name: space[name] for name in stored.study.space.names}))
     if not study.is_settled:
         study = replace(study, goal=stored.study.goal)
-    known = {to_json(point) for point in stored.study.initial_points}
-    new = [point for point in study.initial_points if to_json(point) not in known]
+    known = {_to_key(point) for point in stored.study.initial_points}
+    new = [point for point in study.initial_points if _to_key(point) not in known]
     settings = {key: value for key, value in given.settings.items() if key != "seed" or value is not None}
     return Definition(
         replace(study, initial_points=(*stored.study.initial_points, *new)),
@@ -179,6 +181,10 @@ def _to_columns(definition: Definition) -> dict[str, Any]:
         "points": to_json(study.initial_points),
         "settings": to_json(definition.settings),
     }
+
+
+def _to_key(point: Params) -> str:
+    return to_json(sorted(point.items()))
 
 
 def _keep_fitting(space: SearchSpace, points: Sequence[Params]) -> Iterator[Params]:

@@ -25,8 +25,9 @@ from typing import Any
 from llamatune_torch.errors import StorageError, StorageWarning, StudyMismatchError
 from llamatune_torch.settings import Place
 from llamatune_torch.space import Params
+from llamatune_torch.storage import heartbeat
 from llamatune_torch.storage.definition import Definition, compare_scores, describe_mismatch
-from llamatune_torch.storage.heartbeat import Heartbeat, give_sign_of_life
+from llamatune_torch.storage.heartbeat import Doubts, Heartbeat, beat_interval, give_sign_of_life
 from llamatune_torch.storage.serialization import is_same_record, write_space
 from llamatune_torch.storage.session import LockedStudy, StudySession
 from llamatune_torch.storage.store import Change, Choose, check_number, check_open, is_settled, start_trial
@@ -103,29 +104,33 @@ class DurableStore:
     def may_start(self, max_evals: int) -> bool:
         return True  # others may have given some back: the start sees
 
-    def start(self, n: int, choose: Choose, seed: int, max_evals: int) -> list[Trial]:
+    def start(
+        self, n: int, choose: Choose, seed: int, max_evals: int, goes_on: Callable[[], bool] = lambda: True
+    ) -> list[Trial]:
         """See ``Store``."""
         if os.getpid() != self._pid:  # after a fork: what ran is the parent's
             self._become_worker()
         if self._unsaved.waiting:
             self._unsaved.pick_up()
         with self._asking:
-            trials = start_trials(self.session, self._ask(n, max_evals, seed), choose)
+            trials = start_trials(self.session, self._ask(n, max_evals, seed)._replace(goes_on=goes_on), choose)
             self._heartbeat.add(trial.number for trial in trials)
         return trials
 
     def wait_for_others(self, max_evals: int, goes_on: Callable[[], bool]) -> bool:
-        """See ``Store``. It takes ``grace`` seconds at most."""
+        """See ``Store``. It takes ``grace`` seconds and a second look at most."""
         return wait_for_others(self.session, self._ask(1, max_evals), goes_on)
 
     def _ask(self, n: int, max_evals: int, seed: int = 0) -> Ask:
-        return Ask(n, seed, max_evals, self.worker, self._heartbeat.numbers, self.grace, self.retries)
+        begun = self._heartbeat.numbers
+        return Ask(n, seed, max_evals, self.worker, begun, self.grace, self.retries, self._doubts)
 
     def _become_worker(self) -> None:
         """Takes a name of its own, and runs nothing yet."""
         self._pid = os.getpid()
         self.worker = f"{socket.gethostname()}:{self._pid}:{uuid.uuid4().hex[:8]}"
-        self._heartbeat = Heartbeat(self.beat, min(10.0, self.grace / 4))
+        self._heartbeat = Heartbeat(self.beat, beat_interval(self.grace))
+        self._doubts = Doubts(heartbeat.LOOKS_APART * beat_interval(self.grace))
 
     def beat(self) -> None:
         """Gives a sign of life."""

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import NamedTuple
@@ -72,6 +73,36 @@ class Heartbeat:
             del beat  # it holds the object
 
 
+LOOKS_APART = 2.0  # beats between the two looks at a silence
+
+
+def beat_interval(grace: float) -> float:
+    """Returns the seconds between two signs of life of a worker with this ``grace``."""
+    return min(10.0, grace / 4)
+
+
+class Doubts:
+    """Silences that were seen once. A trial is taken from its worker only after a second look.
+
+    When a machine wakes up, its clock is set or a database comes back, all workers seem to have been silent, until each
+    has given its next sign. Between the two looks lie ``pause`` seconds, by a clock that stands still in a suspended
+    machine and that nobody sets.
+    """
+
+    def __init__(self, pause: float) -> None:
+        self._pause = pause
+        self._seen: dict[str, tuple[float, float]] = {}
+
+    def are_confirmed(self, worker: str, heartbeat: float) -> bool:
+        """Looks at the last sign of a worker that seems silent; True if it is one that was seen ``pause`` ago."""
+        now = time.monotonic()
+        seen, since = self._seen.get(worker, (None, now))
+        if seen != heartbeat:
+            since = now
+        self._seen[worker] = heartbeat, since
+        return now - since >= self._pause
+
+
 class Worker(NamedTuple):
     """A process that runs trials: its name, host, process id, and the seconds since its last sign of life."""
 
@@ -104,19 +135,25 @@ def give_sign_of_life(transaction: Transaction, worker: str) -> None:
     transaction.run("UPDATE llamatune_workers SET heartbeat = :now WHERE id = :id", id=worker, now=transaction.now)
 
 
-def mark_stalled(locked: LockedStudy, grace: float, retries: int, own: str) -> None:
+def mark_stalled(locked: LockedStudy, grace: float, retries: int, own: str, doubts: Doubts) -> None:
     """Marks the trials of workers other than ``own`` that have given no sign of life for ``grace`` seconds.
 
+    A sign in the future, from before a clock was set back, is none. What has been seen only once stays in ``doubts``.
     They are LOST, and may run again. A trial whose parameters have run again ``retries`` times already is FAILED.
     """
     for row in locked.transaction.rows(
-        f"SELECT t.number, w.id, w.heartbeat {RUNNING_WITH_WORKERS} AND w.heartbeat < :latest",
+        f"SELECT t.number, w.id, w.heartbeat {RUNNING_WITH_WORKERS} AND (w.heartbeat < :latest OR w.heartbeat > :now)",
         study=locked.id,
         latest=locked.now - grace,
+        now=locked.now,
         own=own,
     ):
+        if not doubts.are_confirmed(row["id"], row["heartbeat"]):
+            continue
         trial = locked.read(row["number"])
-        error = f"no sign of life of worker {row['id']} for {locked.now - row['heartbeat']:.0f} s"
+        seconds = locked.now - row["heartbeat"]
+        since = f"for {seconds:.0f} s" if seconds >= 0 else f"since the clock was set back, by {-seconds:.0f} s or more"
+        error = f"no sign of life of worker {row['id']} {since}"
         others = [t for t in locked.trials if t.first == trial.first and t.number != trial.number]
         times = 1 + sum(t.cause is Cause.SILENT for t in others)
         state, verdict = TrialState.LOST, "is lost"

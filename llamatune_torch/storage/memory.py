@@ -36,7 +36,9 @@ class MemoryStore:
         study = self.study
         return num_left(study, max_evals, to_retry(study.trials, study.space)) > 0
 
-    def start(self, n: int, choose: Choose, seed: int, max_evals: int) -> list[Trial]:
+    def start(
+        self, n: int, choose: Choose, seed: int, max_evals: int, goes_on: Callable[[], bool] = lambda: True
+    ) -> list[Trial]:
         # Only this process starts trials, so the loop itself counts the budget.
         with self._lock:
             study, now = self.study, time.time()
@@ -80,7 +82,9 @@ class FollowerStore(MemoryStore):
         super().__init__(study)
         self.worker = worker
 
-    def start(self, n: int, choose: Choose, seed: int, max_evals: int) -> list[Trial]:
+    def start(
+        self, n: int, choose: Choose, seed: int, max_evals: int, goes_on: Callable[[], bool] = lambda: True
+    ) -> list[Trial]:
         raise SettingsError("under torchrun only rank 0 asks for trials of a stored study; optimize() and tune() do")
 
     def settle(self, metric: str, direction: Direction) -> None:

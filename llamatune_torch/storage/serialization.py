@@ -90,16 +90,18 @@ def read_space(written: str) -> SearchSpace:
 
 
 def compare_spaces(stored: SearchSpace, given: SearchSpace) -> tuple[list[str], bool]:
-    """Lists the differences between two spaces, a line each; True if ``extend=True`` would accept them."""
-    lines, extensible = [], stored.names == given.names
-    if stored.names != given.names:
+    """Lists the differences between two spaces, a line each; True if ``extend=True`` would accept them.
+
+    The order of the parameters is none, nor is that of the parents and their values in a condition.
+    """
+    lines, extensible = [], sorted(stored.names) == sorted(given.names)
+    if not extensible:
         lines.append(f"parameters: stored {stored.names}, given {given.names}")
     for name in stored.names:
         if name not in given.names:
             continue
         old, new = _list_fields(stored[name]), _list_fields(given[name])
-        # As text, because 1, 1.0 and True are different choices; as bounds, 1 and 1.0 are the same.
-        changed = [key for key in old if old[key] != new.get(key) or _to_text(key, old[key]) != _to_text(key, new[key])]
+        changed = [key for key in old if key not in new or not _is_same(key, old[key], new[key])]
         if changed:
             lines.append(f"{name}: stored {stored[name]!r}, given {given[name]!r}")
             extensible = extensible and set(changed) <= EXTENSIBLE
@@ -224,8 +226,13 @@ _DETAILS: Mapping[str, Check[Any]] = {
 }
 
 
-def _to_text(key: str, value: Any) -> str:
-    return "" if key in ("low", "high") else to_json(value)
+def _is_same(key: str, old: Any, new: Any) -> bool:
+    """Compares a field: as text, because 1, 1.0 and True are different choices; as bounds, 1 and 1.0 are the same."""
+    if key in ("low", "high"):
+        return bool(old == new)
+    if key == "when":
+        old, new = ({name: sorted(map(to_json, when[name])) for name in sorted(when)} for when in (old, new))
+    return to_json(old) == to_json(new)
 
 
 def _list_fields(parameter: Parameter) -> dict[str, Any]:

@@ -41,14 +41,19 @@ class Store(Protocol):
     def may_start(self, max_evals: int) -> bool:
         """Tells whether one more trial may start, as far as this process knows; :meth:`start` has the last word."""
 
-    def start(self, n: int, choose: Choose, seed: int, max_evals: int) -> list[Trial]:
+    def start(
+        self, n: int, choose: Choose, seed: int, max_evals: int, goes_on: Callable[[], bool] = ...
+    ) -> list[Trial]:
         """Starts ``n`` trials: those to run again first, then new ones from ``choose``.
+
+        The list is empty if ``goes_on()`` has become False while another process computed its suggestion.
 
         Args:
             n: the number of trials, at least 1.
             choose: computes suggestions for the study as it is, with what is running in it.
             seed: the study's seed, from which each new trial derives its own.
             max_evals: the number of trials that may count, over all processes.
+            goes_on: tells whether trials are still wanted; called again and again during a wait.
 
         Raises:
             SpaceExhaustedError: from ``choose``; then nothing has started.

@@ -19,14 +19,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from llamatune_torch.errors import BudgetSpentError
 from llamatune_torch.storage.database import Transaction
-from llamatune_torch.storage.heartbeat import mark_stalled, register_worker, signs_of_life
+from llamatune_torch.storage.heartbeat import Doubts, mark_stalled, register_worker, signs_of_life
 from llamatune_torch.storage.session import LockedStudy, StudySession
 from llamatune_torch.storage.store import Choose, num_left, start_trial, to_retry
 from llamatune_torch.study import Study
@@ -51,6 +51,8 @@ class Ask(NamedTuple):
         begun: the numbers of the trials that it knows it is running; may change at any time.
         grace: seconds without a sign of life after which a worker has stalled.
         retries: how often at most the parameters of a stalled worker run again.
+        doubts: the silences that this worker has seen once.
+        goes_on: tells whether trials are still wanted, while another worker's suggestion is waited for.
     """
 
     n: int
@@ -60,6 +62,8 @@ class Ask(NamedTuple):
     begun: AbstractSet[int]
     grace: float
     retries: int
+    doubts: Doubts
+    goes_on: Callable[[], bool] = lambda: True
 
 
 class Plan(NamedTuple):
@@ -85,6 +89,8 @@ class Plan(NamedTuple):
 def start_trials(session: StudySession, ask: Ask, choose: Choose) -> list[Trial]:
     """Starts trials for a worker when it is its turn; those to run again come first.
 
+    The list is empty if ``ask.goes_on()`` has become False before.
+
     Raises:
         BudgetSpentError: too few of ``max_evals`` are left.
         SpaceExhaustedError: from ``choose``.
@@ -98,14 +104,15 @@ def start_trials(session: StudySession, ask: Ask, choose: Choose) -> list[Trial]
         if plan.left < ask.n:
             raise BudgetSpentError(describe_budget(session, ask, plan.left))
         if plan.wait:
-            wait_for_lease(session, plan.wait)
+            if not wait_for_lease(session, plan.wait, ask.goes_on):
+                return []
         elif trials := suggest_and_start(session, ask, plan, choose):
             return trials
 
 
 def make_plan(locked: LockedStudy, ask: Ask) -> Plan:
     """Takes stock, and takes the lease if a suggestion is needed and nobody else has it."""
-    mark_stalled(locked, ask.grace, ask.retries, ask.worker)
+    mark_stalled(locked, ask.grace, ask.retries, ask.worker, ask.doubts)
     unacknowledged = find_unacknowledged(locked, ask)
     if len(unacknowledged) >= ask.n:
         return Plan(locked.study, started=unacknowledged[: ask.n])
@@ -170,15 +177,25 @@ def find_unacknowledged(locked: LockedStudy, ask: Ask) -> list[Trial]:
 def take_lease(locked: LockedStudy, worker: str) -> float:
     """Takes the lease on computing the next suggestion; returns 0, or the seconds to wait if another worker has it."""
     row = locked.row
-    if row["lease_owner"] not in (None, worker) and row["lease_until"] > locked.now:
+    if row["lease_owner"] != worker and is_leased(row, locked.now):
         return float(min(0.05, max(0.002, row["suggest_seconds"] / 4)))
     locked.transaction.run(
         "UPDATE llamatune_studies SET lease_owner = :worker, lease_until = :until WHERE id = :study",
         study=locked.id,
         worker=worker,
-        until=locked.now + min(max(3 * row["suggest_seconds"], SHORTEST_LEASE), LONGEST_LEASE),
+        until=locked.now + lease_seconds(row),
     )
     return 0.0
+
+
+def lease_seconds(row: Mapping[str, Any]) -> float:
+    """Returns how long a lease lasts that is taken now."""
+    return float(min(max(3 * row["suggest_seconds"], SHORTEST_LEASE), LONGEST_LEASE))
+
+
+def is_leased(row: Mapping[str, Any], now: float) -> bool:
+    """Tells whether a worker has the lease; one that would end later than a new one is from before a clock was set."""
+    return row["lease_owner"] is not None and now < row["lease_until"] <= now + lease_seconds(row)
 
 
 def release_lease(locked: LockedStudy, worker: str, seconds: float | None = None) -> None:
@@ -192,26 +209,32 @@ def release_lease(locked: LockedStudy, worker: str, seconds: float | None = None
     )
 
 
-def wait_for_lease(session: StudySession, pause: float) -> None:
-    """Waits until nobody has the lease; looks every ``pause`` seconds at first, and soon every 20 ms at most."""
+def wait_for_lease(session: StudySession, pause: float, goes_on: Callable[[], bool]) -> bool:
+    """Waits until nobody has the lease, and returns True; False if ``goes_on()`` has become False before.
+
+    It looks every ``pause`` seconds at first, and soon every 20 ms at most.
+    """
 
     def is_taken(transaction: Transaction) -> bool:
-        query = "SELECT lease_owner, lease_until FROM llamatune_studies WHERE id = :study"
+        query = "SELECT lease_owner, lease_until, suggest_seconds FROM llamatune_studies WHERE id = :study"
         (row,) = transaction.rows(query, study=session.id)
-        return row["lease_owner"] is not None and row["lease_until"] > transaction.now
+        return is_leased(row, transaction.now)
 
     taken = True
     while taken:
+        if not goes_on():
+            return False
         time.sleep(pause)
         pause = max(pause, min(1.2 * pause, 0.02))
         taken = session.read(is_taken)
+    return True
 
 
 def wait_for_others(session: StudySession, ask: Ask, goes_on: Callable[[], bool]) -> bool:
-    """Waits for the trials of other workers, as ``Store.wait_for_others``; ``grace`` seconds at most."""
+    """Waits for the trials of other workers, as ``Store.wait_for_others``: ``grace`` and a second look at most."""
 
     def look(locked: LockedStudy) -> tuple[int, dict[int, float]]:
-        mark_stalled(locked, ask.grace, ask.retries, ask.worker)
+        mark_stalled(locked, ask.grace, ask.retries, ask.worker, ask.doubts)
         due = to_retry(locked.trials, locked.space, ask.retries)
         return num_left(locked.study, ask.max_evals, due), signs_of_life(locked, ask.worker)
 

@@ -12,6 +12,7 @@ import logging
 import os
 import stat
 import tempfile
+import threading
 import uuid
 import warnings
 from collections.abc import Callable, Iterable
@@ -34,23 +35,28 @@ MAX_BYTES = 2**28
 
 logger = logging.getLogger(__name__)
 
+HANGING_SECONDS = 3.0  # after so long, an attempt to write a result is no longer trusted to come to an end
+AWAY_PATIENCE = 2.0  # seconds for which a write that fails is tried again, once a result waits in a file
+
 
 class Once:
     """A change of a trial that is computed once, so that each attempt to write it writes the same.
 
     Only if the trial is another one than in the last attempt, since somebody else has changed it, a call computes the
-    change again. ``result`` is what the last call returned, ``None`` before the first.
+    change again. ``result`` is what the last call returned, ``None`` before the first. Two threads may call.
     """
 
     def __init__(self, change: Change) -> None:
         self.result: Trial | None = None
+        self._lock = threading.Lock()
         self._change = change
         self._before: Trial | None = None
 
     def __call__(self, current: Trial, now: float) -> Trial:
-        if self.result is None or self._before is None or not is_same_record(current, self._before):
-            self._before, self.result = current, self._change(current, now)
-        return self.result
+        with self._lock:
+            if self.result is None or self._before is None or not is_same_record(current, self._before):
+                self._before, self.result = current, self._change(current, now)
+            return self.result
 
 
 class UnsavedResults:
@@ -75,6 +81,9 @@ class UnsavedResults:
     def write_or_keep(self, write: Callable[[LockedStudy], Trial], result: Callable[[], Trial], what: str) -> Trial:
         """Writes a result, in as many attempts as it takes; from the first failure on, the result is also in a file.
 
+        It is in the file too as soon as the first attempt has taken ``HANGING_SECONDS``: it may never come to an end.
+        While other results wait in files, the database is away, and the attempts end after ``AWAY_PATIENCE`` seconds.
+
         Args:
             write: writes the result within a transaction, unless an earlier attempt has come through.
             result: returns the result that the last attempt would have written; called only after a failure. It may
@@ -87,22 +96,39 @@ class UnsavedResults:
         Raises:
             StorageError: no attempt succeeded; the message has the result, and says where it is kept.
         """
-        kept: Path | None = None
+        kept: list[Path | None] = []  # empty until it was tried
+        lock, written = threading.Lock(), False
 
         def keep() -> None:
-            nonlocal kept
-            kept = self.keep(result())
+            with lock:
+                if not kept and not written:
+                    kept.append(self.keep(result()))
 
-        try:
-            written = self._session.write(write, what, at_failure=keep)
-        except StorageError as error:
-            if kept is None:
+        def keep_a_hanging_one() -> None:
+            with suppress(TrialStateError):  # nothing to keep: the attempt itself will say so
                 keep()
-            self.waiting = self.waiting or kept is not None
-            raise StorageError(describe_unwritten(error, result(), kept)) from error
-        if kept is not None:
-            kept.unlink(missing_ok=True)
-        return written
+
+        patience = min(AWAY_PATIENCE, self._session.patience) if self.waiting else None
+        hanging = threading.Timer(HANGING_SECONDS, keep_a_hanging_one)
+        hanging.daemon = True
+        with suppress(RuntimeError):  # no new threads at the interpreter's end
+            hanging.start()
+        try:
+            trial = self._session.write(write, what, patience=patience, at_failure=keep)
+            with lock:
+                written = True
+        except StorageError as error:
+            keep()
+            self.waiting = self.waiting or kept[0] is not None
+            raise StorageError(describe_unwritten(error, result(), kept[0])) from error
+        finally:
+            hanging.cancel()
+            if hanging.is_alive():
+                hanging.join()  # it holds this object
+        for path in kept:
+            if path is not None:
+                path.unlink(missing_ok=True)
+        return trial
 
     def keep(self, trial: Trial) -> Path | None:
         """Writes a result to the first place that takes it, and returns the file; ``None`` if none does."""

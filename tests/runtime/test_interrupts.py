@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM, with real processes and real signals."""
+"""Ctrl-C, SIGTERM and SIGHUP, with real processes and real signals."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def gone(pids: set[int], seconds: float = 5) -> bool:
     return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["sigint", "sigterm"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["sigint", "sigterm", "sighup"])
 def test_one_signal_ends_processes_and_gives_their_trials_back(number: signal.Signals, tmp_path: Path) -> None:
     with started(tmp_path, SLOW.replace("LAST", "3"), "n_workers=2") as process:
         process.send_signal(number)

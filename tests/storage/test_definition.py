@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from durable import SPACE, tuner
 
-from llamatune_torch import Categorical, Cause, Integer, Real, StudyMismatchError, TrialState, load_study
+from llamatune_torch import Categorical, Cause, Integer, LlamaTune, Real, StudyMismatchError, TrialState, load_study
 
 
 def test_another_search_is_an_error_that_shows_the_difference(url: str) -> None:
@@ -32,6 +32,28 @@ def test_each_difference_alone_is_one(sqlite_url: str, changes: dict[str, Any]) 
     tuner(sqlite_url)
     with pytest.raises(StudyMismatchError):
         tuner(sqlite_url, **changes)
+
+
+def test_the_order_of_the_parameters_is_no_part_of_a_study(url: str) -> None:
+    parameters: dict[str, Any] = {
+        "x": Real(-1, 1),
+        "method": ["full", "lora", "dora"],
+        "quant": [True, False],
+        "rank": Integer(1, 8, when={"method": ["lora", "dora"], "quant": [True]}),
+    }
+    turned = {**parameters, "rank": Integer(1, 8, when={"quant": [True], "method": ["dora", "lora"]})}
+    turned = dict(reversed(turned.items()))
+    point = {"x": 0.5, "method": "lora", "quant": True, "rank": 4}
+    first = tuner(url, space=parameters, initial_points=[point])
+    again = tuner(url, space=turned, initial_points=[dict(reversed(point.items()))])
+    assert again.study.space.names == first.study.space.names
+    trials = [first.ask(), again.ask(), first.ask()]
+    assert [trial.origin for trial in trials] == ["initial", "sobol", "sobol"]  # the point is the same one
+    alone = LlamaTune(parameters, n_initial=100, initial_points=[point])
+    assert [alone.ask().params for _ in trials] == [trial.params for trial in trials]
+    wider = tuner(url, space={**turned, "x": Real(-2, 1)}, extend=True)
+    assert wider.study.space.names == first.study.space.names
+    assert wider.study.trials == tuple(trials)
 
 
 def test_extending_keeps_old_trials_where_they_fit_and_counts_all(url: str) -> None:

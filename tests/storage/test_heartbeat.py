@@ -11,6 +11,7 @@ import pytest
 from durable import (
     SPACE,
     everybody_falls_silent,
+    execute,
     fall_silent,
     hill,
     locked,
@@ -31,6 +32,7 @@ from llamatune_torch import (
     TrialState,
     TrialStateError,
 )
+from llamatune_torch.storage import database, heartbeat
 from llamatune_torch.storage.reader import Reader
 
 
@@ -269,3 +271,69 @@ def test_clocks_of_machines_do_not_matter(url: str, monkeypatch: pytest.MonkeyPa
     assert finished.cost is not None
     assert 0 <= finished.cost < 60
     assert abs((trial.started or 0) - now) < 5
+
+
+def set_clock(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """The clock of the machine, which is SQLite's, is set by so many seconds."""
+    clock = f"(julianday('now') - 2440587.5) * 86400.0 + {seconds}"
+    monkeypatch.setitem(database.CLOCKS, "sqlite", clock)  # type: ignore[arg-type]
+
+
+def test_a_machine_that_wakes_up_loses_nothing(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(heartbeat, "LOOKS_APART", 2.0)
+    one, two = tuner(sqlite_url, grace=2.0), tuner(sqlite_url, grace=2.0)
+    trials = [one.ask(), two.ask()]
+    set_clock(monkeypatch, 8 * 3600)
+    deadline = time.monotonic() + 2.5  # some beats
+    while time.monotonic() < deadline:
+        one.ask()
+        time.sleep(0.1)
+    assert [trial.state for trial in one.study.trials if trial.worker == trials[1].worker] == [TrialState.RUNNING]
+    assert "no sign of life of worker" not in caplog.text
+    assert two.tell(trials[1], 0.5).state is TrialState.COMPLETE
+
+
+def test_a_silence_is_believed_at_the_second_look(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "LOOKS_APART", 2.0)
+    dead, alive = tuner(url, grace=2.0), tuner(url, grace=2.0)
+    dead.ask()
+    store_of(dead)._heartbeat.numbers.clear()
+    fall_silent(url, dead)
+    assert alive.ask().origin == "sobol"
+    time.sleep(1.1)
+    assert alive.ask().retry_of == 0
+
+
+def test_the_last_worker_waits_for_its_second_look(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeat, "LOOKS_APART", 2.0)
+    dead = tuner(sqlite_url, max_evals=1, grace=2.0)
+    dead.ask()
+    store_of(dead)._heartbeat.numbers.clear()
+    fall_silent(sqlite_url, dead)
+    last = tuner(sqlite_url, hill, max_evals=1, grace=2.0)
+    last.optimize()
+    assert states(last.study) == ["lost", "complete"]
+
+
+def test_a_sign_of_life_in_the_future_is_none(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    dead, alive = tuner(sqlite_url), tuner(sqlite_url)
+    dead.ask()
+    store_of(dead)._heartbeat.numbers.clear()
+    set_clock(monkeypatch, -7200)
+    assert alive.ask().retry_of == 0
+    assert "no sign of life of worker" in caplog.text
+    assert "since the clock was set back, by 7200 s or more" in caplog.text
+
+
+def test_a_lease_from_before_the_clock_was_set_back_keeps_nobody_waiting(
+    sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tuner(sqlite_url)
+    execute(sqlite_url, "UPDATE llamatune_studies SET lease_owner = 'dead', lease_until = 1e12")
+    start = time.monotonic()
+    tuner(sqlite_url).ask()
+    assert time.monotonic() - start < 60

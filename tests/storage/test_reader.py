@@ -144,3 +144,21 @@ def test_a_running_study_is_read_while_somebody_writes(sqlite_url: str) -> None:
     mine.ask()
     with store_of(mine).session.database._engine.connect() as writer, writer.begin():
         assert len(load_study(sqlite_url).in_state(TrialState.RUNNING)) == 1
+
+
+def test_a_reader_that_may_not_mark_the_file_sees_what_happens_later(
+    sqlite_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of another user. Nobody writes at the first look, so that SQLite takes the file for one that never changes."""
+    mine = tuner(sqlite_url)
+    mine.tell(mine.ask(), 0.5)
+    store_of(mine).session.database._engine.dispose()
+    assert not (tmp_path / "study.db-wal").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(database.os, "access", lambda *_: False)
+        reader = Reader(sqlite_url)
+        assert reader.look().study.best_value == 0.5
+        mine.tell(mine.ask(), 0.75)
+        assert reader.look().study.best_value == 0.75
+        store_of(mine).session.database._engine.dispose()
+        assert reader.look().study.best_value == 0.75

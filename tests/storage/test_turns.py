@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import threading
 import time
 from typing import Any
@@ -11,7 +12,15 @@ from typing import Any
 import pytest
 from durable import SPACE, eventually, execute, fall_silent, hill, states, store_of, tuner
 
-from llamatune_torch import BudgetSpentError, LlamaTune, SpaceExhaustedError, Study, Trial, TrialState
+from llamatune_torch import (
+    BudgetSpentError,
+    LlamaTune,
+    NoCompletedTrialError,
+    SpaceExhaustedError,
+    Study,
+    Trial,
+    TrialState,
+)
 from llamatune_torch.storage import database, turns
 
 
@@ -174,6 +183,49 @@ def test_stop_ends_the_wait_for_others(url: str, caplog: pytest.LogCaptureFixtur
     assert time.monotonic() - start < 10
     stopping.join()
     assert states(last.study) == ["running", "complete"]
+
+
+def take_a_long_lease(url: str) -> None:
+    """As of a worker whose suggestions take a minute."""
+    execute(url, "UPDATE llamatune_studies SET lease_owner = 'slow', suggest_seconds = 60")
+    opened = database.Database(url)
+    opened.write(lambda t: t.run("UPDATE llamatune_studies SET lease_until = :until", until=t.now + 100))
+
+
+def test_the_timeout_ends_the_wait_for_anothers_suggestion(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "llamatune_torch")
+    mine = tuner(url, hill, max_evals=2, timeout=1.0)
+    take_a_long_lease(url)
+    start = time.monotonic()
+    with pytest.raises(NoCompletedTrialError):
+        mine.optimize()
+    assert 1.0 <= time.monotonic() - start < 20
+    assert "stopped: the timeout of 1 s has passed" in caplog.text
+
+
+def test_stop_ends_the_wait_for_anothers_suggestion(url: str) -> None:
+    mine = tuner(url, hill, max_evals=2)
+    take_a_long_lease(url)
+    stopping = threading.Timer(0.5, mine.stop)
+    stopping.start()
+    start = time.monotonic()
+    with pytest.raises(NoCompletedTrialError):
+        mine.optimize()
+    assert time.monotonic() - start < 20
+    stopping.join()
+
+
+def test_the_first_ctrl_c_ends_the_wait_for_anothers_suggestion(url: str) -> None:
+    mine = tuner(url, hill, max_evals=2)
+    take_a_long_lease(url)
+    pressing = threading.Timer(0.5, signal.raise_signal, [signal.SIGINT])
+    pressing.start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        mine.optimize()
+    assert time.monotonic() - start < 20
+    pressing.join()
+    assert (mine.interrupted, mine.study.trials) == (True, ())
 
 
 def test_a_trial_runs_again_while_another_worker_has_the_lease(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import logging
 import os
 import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -369,3 +370,14 @@ def test_a_file_that_becomes_read_only(small_disk: Path, tmp_path: Path, monkeyp
         mine.tell(trial, 0.75)
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     assert tuner(f"sqlite:///{small_disk}/study.db").study.best_value == 0.75
+
+
+def test_a_result_told_at_the_interpreters_end_is_written(sqlite_url: str) -> None:
+    """No thread can be started there any more, so nobody watches over the write."""
+    program = (
+        "import atexit; from llamatune_torch import LlamaTune\n"
+        f"mine = LlamaTune({{'x': (0.0, 1.0)}}, storage={sqlite_url!r}, name='s', progress=False)\n"
+        "trial = mine.ask(); atexit.register(lambda: mine.tell(trial, 0.5))"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert load_study(sqlite_url).best_value == 0.5
