@@ -92,17 +92,20 @@ def choose_device(device: str, n: int) -> torch.device:
     return torch.device(device)
 
 
-def ignoring_default_device(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorates ``function``: tensors made without a device are on the CPU, whatever torch's default device is.
+def with_own_modes(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorates ``function``: gradients are on, inference mode is off, and tensors without a device are on the CPU.
 
-    Some of torch's and BoTorch's code makes such tensors. Those of the engine follow the data.
+    An evaluation may leave torch otherwise, and a caller may do so on purpose. The search for candidates needs
+    gradients. Some of torch's and BoTorch's code makes tensors without a device; those of the engine follow the data.
+    Afterwards all is as before.
     """
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        if torch.get_default_device().type == "cpu":
-            return function(*args, **kwargs)  # the context below would double the time of every small operation
-        with torch.device("cpu"):
-            return function(*args, **kwargs)
+        with torch.inference_mode(False), torch.enable_grad():
+            if torch.get_default_device().type == "cpu":
+                return function(*args, **kwargs)  # the context below would double the time of every small operation
+            with torch.device("cpu"):
+                return function(*args, **kwargs)
 
     return wrapped

@@ -14,7 +14,7 @@ from llamatune_torch.engine.acquisition import Factor, make_acquisition, posteri
 from llamatune_torch.engine.candidates import maximize
 from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.data import TrainingData, choose_device, ignoring_default_device, training_data
+from llamatune_torch.engine.data import TrainingData, choose_device, training_data, with_own_modes
 from llamatune_torch.engine.initial import initial_suggestions
 from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.stagnation import exploration, is_stuck
@@ -27,7 +27,7 @@ from llamatune_torch.trial import Suggestion
 NUM_INCUMBENTS = 4  # the best observed points, around which the search for candidates also starts
 
 
-@ignoring_default_device
+@with_own_modes
 def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[Suggestion]:
     """The next ``n`` sets of parameters to evaluate, all different, none done or running.
 

@@ -8,7 +8,7 @@ from strategies import make_trial
 from test_suggest import MIXED, explored
 
 from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.data import CUDA_FROM_TRIALS, choose_device, ignoring_default_device, training_data
+from llamatune_torch.engine.data import CUDA_FROM_TRIALS, choose_device, training_data, with_own_modes
 from llamatune_torch.trial import Cause
 
 
@@ -54,7 +54,7 @@ def test_no_parameters_are_a_matrix_without_rows() -> None:
 
 
 def test_a_decorated_function_does_not_notice_the_default_device() -> None:
-    @ignoring_default_device
+    @with_own_modes
     def made(n: int) -> torch.Tensor:
         return torch.ones(n)
 
