@@ -35,4 +35,4 @@ def recommend(study: Study, settings: Settings | None = None) -> Trial:
     settings = settings or Settings()
     data = training_data(study, choose_device(settings.device, len(completed)), [])
     mean = posterior_mean(fit_surrogate(data), data.X)
-    return completed[int(mean.argmax())]
+    return completed[int(data.rows[int(mean.argmax())])]

@@ -35,8 +35,8 @@ def test_what_is_tried_is_done_failed_running_or_killed() -> None:
     failed = study.trials[5]
     killed = make_trial(len(study.trials), failed.params, cause=Cause.KILLED)
     data = training_data(study.with_trial(killed), torch.device("cpu"), [])
-    assert torch.equal(data.X_failed, data.X_killed)  # one of each, with the same parameters
-    assert torch.equal(data.tried, torch.cat([data.X, data.X_failed, data.X_pending, data.X_killed]))
+    assert torch.equal(data.X_failed, data.X_unused)  # one of each, with the same parameters
+    assert torch.equal(data.tried, torch.cat([data.X, data.X_failed, data.X_pending, data.X_unused]))
     x = torch.full((4,), 0.5, dtype=torch.float64)
     more = data.with_pending(x)
     assert torch.equal(more.X_pending, torch.cat([data.X_pending, x.unsqueeze(0)]))
