@@ -35,6 +35,7 @@ MAX_ASCENT = 100  # iterations of L-BFGS-B
 ASCENT_TOLERANCE = 2e-5  # of the acquisition, relative to the larger of its size and 1
 MAX_STEPS = 20  # of move in one round
 CHUNK = 2048  # points evaluated at once, to bound the memory
+CHUNK_OF_NEW = 512  # points compared at once with all that are tried, which may be thousands
 # Starting places of parameters that were special before, as shares of their range.
 LANDMARKS = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
 NUM_ACTIVATIONS = 8  # starting places of parameters that were inactive before
@@ -111,8 +112,9 @@ def is_new(space: Cube, X: Tensor, avoid: Tensor) -> Tensor:
     """Marks the rows of ``X`` that differ from all of ``avoid`` by what the space resolves; boolean, shape ``n``."""
     if len(avoid) == 0:
         return torch.ones(len(X), dtype=torch.bool, device=X.device)
-    distance = torch.cdist(space.resolved(X), space.resolved(avoid), p=torch.inf)
-    return distance.amin(dim=-1) >= 1
+    avoid = space.resolved(avoid)
+    distances = [torch.cdist(chunk, avoid, p=torch.inf).amin(dim=-1) for chunk in space.resolved(X).split(CHUNK_OF_NEW)]
+    return torch.cat(distances) >= 1
 
 
 def evaluate(acquisition: Score, X: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.features import Features
-from llamatune_torch.engine.outcome import robust
+from llamatune_torch.engine.outcome import robust, standardize
+from llamatune_torch.engine.thinning import keep, without
 from llamatune_torch.space import Params
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Trial
@@ -34,7 +35,9 @@ class TrainingData(NamedTuple):
     Y          n         their outcomes: larger is better, robust, standardised
     X_failed   m_f x d   trials whose failure says something about their parameters
     X_pending  m x d     running trials, and points already chosen in this batch
-    X_killed   k x d     trials that somebody killed: tried, but their parameters are not to blame
+    X_unused   k x d     tried, but no model is given them: those that somebody killed, since their parameters are not
+                         to blame, and those above the number that ``thinning.py`` keeps
+    rows       n         the places of ``X`` among the study's completed trials
     features             what the kernels see of such points
     """
 
@@ -42,13 +45,14 @@ class TrainingData(NamedTuple):
     Y: Tensor
     X_failed: Tensor
     X_pending: Tensor
-    X_killed: Tensor
+    X_unused: Tensor
+    rows: Tensor
     features: Features
 
     @property
     def tried(self) -> Tensor:
         """All points that are done or running, which are not suggested again."""
-        return torch.cat([self.X, self.X_failed, self.X_pending, self.X_killed])
+        return torch.cat([self.X, self.X_failed, self.X_pending, self.X_unused])
 
     def with_pending(self, x: Tensor) -> TrainingData:
         """The same with one more running trial at ``x``, shape ``d``."""
@@ -67,15 +71,23 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
     sign = 1.0 if study.direction == "maximize" else -1.0
     Y = torch.tensor([sign * float(t.value or 0.0) for t in study.completed], dtype=torch.float64)
 
-    def points(trials: list[Trial]) -> list[Params]:
-        return [trial.params for trial in trials]
+    def points(trials: list[Trial]) -> Tensor:
+        return cube.encode_all([trial.params for trial in trials]).to(device)
 
+    X, Y = points(study.completed), robust(Y.to(device))
+    X_failed = points([t for t in study.failed if t.cause is not Cause.KILLED])
+    unused = [points([t for t in study.failed if t.cause is Cause.KILLED])]
+    rows, failed_rows = keep(X, Y, X_failed)
+    if len(rows) + len(failed_rows) < len(X) + len(X_failed):
+        unused += [without(X, rows), without(X_failed, failed_rows)]
+        X, Y, X_failed = X[rows], standardize(Y[rows]), X_failed[failed_rows]
     return TrainingData(
-        X=cube.encode_all(points(study.completed)).to(device),
-        Y=robust(Y.to(device)),
-        X_failed=cube.encode_all(points([t for t in study.failed if t.cause is not Cause.KILLED])).to(device),
-        X_pending=cube.encode_all(points(study.pending) + also_pending).to(device),
-        X_killed=cube.encode_all(points([t for t in study.failed if t.cause is Cause.KILLED])).to(device),
+        X=X,
+        Y=Y,
+        X_failed=X_failed,
+        X_pending=torch.cat([points(study.pending), cube.encode_all(also_pending).to(device)]),
+        X_unused=torch.cat(unused),
+        rows=rows,
         features=Features(study.space),
     )
 
@@ -92,17 +104,20 @@ def choose_device(device: str, n: int) -> torch.device:
     return torch.device(device)
 
 
-def ignoring_default_device(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorates ``function``: tensors made without a device are on the CPU, whatever torch's default device is.
+def with_own_modes(function: Callable[P, T]) -> Callable[P, T]:
+    """Decorates ``function``: gradients are on, inference mode is off, and tensors without a device are on the CPU.
 
-    Some of torch's and BoTorch's code makes such tensors. Those of the engine follow the data.
+    An evaluation may leave torch otherwise, and a caller may do so on purpose. The search for candidates needs
+    gradients. Some of torch's and BoTorch's code makes tensors without a device; those of the engine follow the data.
+    Afterwards all is as before.
     """
 
     @wraps(function)
     def wrapped(*args: P.args, **kwargs: P.kwargs) -> T:
-        if torch.get_default_device().type == "cpu":
-            return function(*args, **kwargs)  # the context below would double the time of every small operation
-        with torch.device("cpu"):
-            return function(*args, **kwargs)
+        with torch.inference_mode(False), torch.enable_grad():
+            if torch.get_default_device().type == "cpu":
+                return function(*args, **kwargs)  # the context below would double the time of every small operation
+            with torch.device("cpu"):
+                return function(*args, **kwargs)
 
     return wrapped

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from llamatune_torch.engine.candidates import is_new
+from llamatune_torch.engine.candidates import MAX_ENUMERATED, is_new
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.qmc import sobol
 from llamatune_torch.errors import SpaceExhaustedError
@@ -32,13 +34,21 @@ def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Sugges
     return suggestions + [Suggestion(p, "sobol") for p in next_sobol_points(study, settings, taken, wanted)]
 
 
-def next_sobol_points(study: Study, settings: Settings, taken: Tensor, n: int) -> list[Params]:
-    """The next ``n`` points of the study's Sobol sequence that are not ``taken`` (``m x d``)."""
+def next_sobol_points(
+    study: Study, settings: Settings, taken: Tensor, n: int, preferred: Callable[[Tensor], Tensor] | None = None
+) -> list[Params]:
+    """The next ``n`` points of the study's Sobol sequence that are not ``taken`` (``m x d``).
+
+    If ``preferred`` marks some of the next points, these come first.
+    """
     space = Cube(study.space)
     start = sum(trial.origin == "sobol" for trial in study.trials)
     pool = sobol(space, n + 256, settings.seed, start)
-    if space.size is not None and space.size <= len(pool):
+    if space.size is not None and space.size <= MAX_ENUMERATED:
         pool = torch.cat([pool, space.grid()])  # what a short sequence may miss
+    if preferred is not None:
+        first = preferred(pool)
+        pool = torch.cat([pool[first], pool[~first]])
     chosen: list[Params] = []
     for x in pool:
         if len(chosen) < n and is_new(space, x.unsqueeze(0), taken).all():

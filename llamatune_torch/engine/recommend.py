@@ -7,14 +7,14 @@ has seen all of them: its mean estimates the average outcome of each.
 from __future__ import annotations
 
 from llamatune_torch.engine.acquisition import posterior_mean
-from llamatune_torch.engine.data import choose_device, ignoring_default_device, training_data
+from llamatune_torch.engine.data import choose_device, training_data, with_own_modes
 from llamatune_torch.engine.suggest import fit_surrogate
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Trial
 
 
-@ignoring_default_device
+@with_own_modes
 def recommend(study: Study, settings: Settings | None = None) -> Trial:
     """The completed trial for whose parameters the surrogate's mean is best; the earliest among equals.
 
@@ -35,4 +35,4 @@ def recommend(study: Study, settings: Settings | None = None) -> Trial:
     settings = settings or Settings()
     data = training_data(study, choose_device(settings.device, len(completed)), [])
     mean = posterior_mean(fit_surrogate(data), data.X)
-    return completed[int(mean.argmax())]
+    return completed[int(data.rows[int(mean.argmax())])]

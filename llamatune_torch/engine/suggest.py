@@ -14,7 +14,8 @@ from llamatune_torch.engine.acquisition import Factor, make_acquisition, posteri
 from llamatune_torch.engine.candidates import maximize
 from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.data import TrainingData, choose_device, ignoring_default_device, training_data
+from llamatune_torch.engine.data import TrainingData, choose_device, training_data, with_own_modes
+from llamatune_torch.engine.filling import fill_space, knows_nothing
 from llamatune_torch.engine.initial import initial_suggestions
 from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.stagnation import exploration, is_stuck
@@ -27,14 +28,14 @@ from llamatune_torch.trial import Suggestion
 NUM_INCUMBENTS = 4  # the best observed points, around which the search for candidates also starts
 
 
-@ignoring_default_device
+@with_own_modes
 def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[Suggestion]:
     """The next ``n`` sets of parameters to evaluate, all different, none done or running.
 
     The user's initial points come first. A scrambled Sobol sequence follows until ``n_initial`` trials are on record
-    and one of them has completed. From then on it is the maximiser of the acquisition under the surrogate, or the point
-    that is least known if the search is stuck (``stagnation.py``). A batch is chosen one by one, each point knowing
-    those before it.
+    and one of them has completed. It goes on while outcomes say nothing about parameters (``filling.py``). From then on
+    it is the maximiser of the acquisition under the surrogate, or the point that is least known if the search is stuck
+    (``stagnation.py``). A batch is chosen one by one, each point knowing those before it.
 
     Raises:
         SpaceExhaustedError: a finite space has fewer than ``n`` points left.
@@ -53,6 +54,8 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     data = training_data(study, device, [s.params for s in suggestions])
     surrogate = fit_surrogate(data)
     further = further_factors(data)
+    if knows_nothing(surrogate):
+        return suggestions + fill_space(study, settings, data, further, n - len(suggestions))
     incumbents = data.X[posterior_mean(surrogate, data.X).topk(min(NUM_INCUMBENTS, len(data.X))).indices]
     while len(suggestions) < n:
         seed = derived_seed(settings.seed, len(study.trials), len(suggestions))

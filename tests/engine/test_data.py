@@ -8,7 +8,7 @@ from strategies import make_trial
 from test_suggest import MIXED, explored
 
 from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.data import CUDA_FROM_TRIALS, choose_device, ignoring_default_device, training_data
+from llamatune_torch.engine.data import CUDA_FROM_TRIALS, choose_device, training_data, with_own_modes
 from llamatune_torch.trial import Cause
 
 
@@ -35,8 +35,8 @@ def test_what_is_tried_is_done_failed_running_or_killed() -> None:
     failed = study.trials[5]
     killed = make_trial(len(study.trials), failed.params, cause=Cause.KILLED)
     data = training_data(study.with_trial(killed), torch.device("cpu"), [])
-    assert torch.equal(data.X_failed, data.X_killed)  # one of each, with the same parameters
-    assert torch.equal(data.tried, torch.cat([data.X, data.X_failed, data.X_pending, data.X_killed]))
+    assert torch.equal(data.X_failed, data.X_unused)  # one of each, with the same parameters
+    assert torch.equal(data.tried, torch.cat([data.X, data.X_failed, data.X_pending, data.X_unused]))
     x = torch.full((4,), 0.5, dtype=torch.float64)
     more = data.with_pending(x)
     assert torch.equal(more.X_pending, torch.cat([data.X_pending, x.unsqueeze(0)]))
@@ -54,7 +54,7 @@ def test_no_parameters_are_a_matrix_without_rows() -> None:
 
 
 def test_a_decorated_function_does_not_notice_the_default_device() -> None:
-    @ignoring_default_device
+    @with_own_modes
     def made(n: int) -> torch.Tensor:
         return torch.ones(n)
 

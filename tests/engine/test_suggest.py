@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import training_data
 from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.kernel import ProductKernel
+from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.engine.surrogate import fit_gp
 from llamatune_torch.seeds import derived_seed
@@ -120,6 +121,31 @@ def test_global_generators_and_defaults_are_left_as_they_were() -> None:
     assert random.getstate() == before[2]
     assert torch.get_default_dtype() == before[3]
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@contextmanager
+def gradients_left_off() -> Iterator[None]:
+    """What an evaluation may leave behind."""
+    torch.set_grad_enabled(False)
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(True)
+
+
+MODES: list[Callable[[], AbstractContextManager[Any]]] = [gradients_left_off, torch.no_grad, torch.inference_mode]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_same_advice_whatever_the_modes_of_torch(
+    mode: Callable[[], AbstractContextManager[Any]], advice: list[Suggestion]
+) -> None:
+    study = explored()
+    with mode():
+        assert suggest(study, quick(), 2) == advice
+        assert recommend(study) == study.best_trial
+        assert not torch.is_grad_enabled()
+    assert suggest(study, quick(), 2) == advice
 
 
 def test_same_advice_in_another_process_with_another_hash_seed(advice: list[Suggestion]) -> None:
