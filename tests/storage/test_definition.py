@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from durable import SPACE, tuner
+from durable import SPACE, execute, tuner
 
 from llamatune_torch import Categorical, Cause, Integer, Real, StudyMismatchError, TrialState, load_study
+from llamatune_torch.storage.definition import remember
 
 
 def test_another_search_is_an_error_that_shows_the_difference(url: str) -> None:
@@ -84,3 +86,19 @@ def test_the_metric_that_a_first_trial_teaches_is_kept(url: str) -> None:
         again.settle_metric("eval_f1", "minimize")
     with pytest.raises(StudyMismatchError, match="direction: stored 'minimize', given 'maximize'"):
         tuner(url, metric="eval_loss")
+
+
+def test_a_study_keeps_its_token_and_another_of_its_name_has_another(url: str, tmp_path: Path) -> None:
+    first = tuner(url)
+    assert (first.name, first.token) == ("s", tuner(url, seed=3).token)
+    remember(url, "s", {"launch": {}})
+    assert tuner(url).token == first.token
+    assert len({first.token, tuner(url, name="other").token, tuner(f"sqlite:///{tmp_path}/another.db").token}) == 3
+
+
+def test_a_study_of_an_earlier_version_gets_a_token(sqlite_url: str) -> None:
+    tuner(sqlite_url)
+    execute(sqlite_url, "UPDATE llamatune_studies SET settings = :settings", settings='{"seed": 3}')
+    opened = tuner(sqlite_url)
+    assert opened.settings.seed == 3
+    assert opened.token == tuner(sqlite_url).token != ""

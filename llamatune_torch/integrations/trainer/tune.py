@@ -57,9 +57,10 @@ def tune(
         max_evals: the number of fine-tunes in total.
         keep: "best" leaves the best model and its tokenizer in ``output_dir/best``, ready for ``from_pretrained``,
             with the trial's record in ``trial.json``. It replaces the model that an earlier search has kept there.
-        output_dir: a folder for checkpoints, instead of the Trainer's own ``output_dir``. Each trial has a folder of
-            its own in it. Its checkpoints are deleted when it ends; those of a machine that died, once its trial has
-            run again. All machines of an executor must share this folder if models are kept.
+        output_dir: a folder for checkpoints, instead of the Trainer's own ``output_dir``. Each trial of each study has
+            a folder of its own in it, so searches may share it. Its checkpoints are deleted when it ends; those of a
+            machine that died, once its trial has run again. All machines of an executor must share this folder if
+            models are kept.
         executor: runs the fine-tunes; this and the next four are as in :meth:`LlamaTune.optimize`, but threads cannot
             run several at a time. The factory must then be defined at the top level of a module.
         n_workers: the number of fine-tunes that run at the same time.
