@@ -22,10 +22,12 @@ class Best:
 
     Args:
         folders: those of the study.
+        overwrite: True if the model of another study may be replaced.
     """
 
-    def __init__(self, folders: Folders) -> None:
+    def __init__(self, folders: Folders, overwrite: bool = False) -> None:
         self.folders = folders
+        self.overwrite = overwrite
         self.path = folders.best
         # The former best model, while the next one takes its place.
         self._former = folders.study / OURS / "best"
@@ -35,7 +37,7 @@ class Best:
         """Holds the folder for this study while its search runs.
 
         Raises:
-            SettingsError: another search holds it, or it cannot be written.
+            SettingsError: another search holds it, another study has its model there, or it cannot be written.
         """
         about = {"study": self.folders.name, "process": os.getpid(), "host": socket.gethostname()}
         with ExitStack() as stack:
@@ -46,6 +48,7 @@ class Best:
                 raise SettingsError(f"another search keeps its best model in {self.path} ({error}): {REMEDY}") from None
             except OSError as error:
                 raise SettingsError(f"no model can be kept in {self.path}: {error}") from error
+            self._check()
             yield
 
     def put(self, saved: Path, direction: Direction) -> None:
@@ -64,6 +67,8 @@ class Best:
                 return
             if kept is None and self.path.exists():
                 raise FileExistsError(f"{self.path} is no model that tune() has kept")
+            if kept is not None and not self.may_replace(kept):
+                raise FileExistsError(f"{self.path} has the model of another study")
             if kept is not None:
                 delete(self._former)
                 self._former.parent.mkdir(parents=True, exist_ok=True)
@@ -84,6 +89,19 @@ class Best:
         """True if the model here is that of a trial of this study."""
         record = read_record(self.path / KEPT_RECORD) or {}
         return self.is_ours(record) and record.get("trial") == trial.number
+
+    def may_replace(self, record: Mapping[str, Any]) -> bool:
+        """True for the record of a model that this study may replace."""
+        return self.overwrite or self.is_ours(record)
+
+    def _check(self) -> None:
+        kept = read_record(self.path / KEPT_RECORD)
+        if kept is not None and not self.may_replace(kept):
+            of = f"the model of trial {kept.get('trial')} of study {kept.get('study', 'study')!r}"
+            raise SettingsError(
+                f"{self.path} has {of} ({kept.get('metric')} {kept.get('value')}), which is another search: "
+                f"overwrite=True replaces it, else {REMEDY}"
+            )
 
     def _recover(self) -> None:
         """Puts the former model back, of whatever study, if a process was killed between the steps of ``put``."""

@@ -86,7 +86,7 @@ class FineTune:
     along when it is pickled.
 
     Args:
-        trainer_factory, metric, direction, keep, output_dir: as in ``tune``.
+        trainer_factory, metric, direction, keep, output_dir, overwrite: as in ``tune``.
 
     Raises:
         SettingsError: one of them is not what it should be, or ``output_dir/best`` holds something else.
@@ -97,6 +97,7 @@ class FineTune:
     direction: Direction | None = None
     keep: Literal["best"] | None = None
     output_dir: str | Path = "llamatune_output"
+    overwrite: bool = False
     #: The metric that counts, from the first Trainer on, which knows its own.
     settled: Metric | None = field(default=None, init=False)
     #: The best value of the study when a trial begins; only a model that beats it is saved.

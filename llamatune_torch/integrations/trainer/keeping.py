@@ -38,7 +38,7 @@ class Keeper(Listener):
         self.optimizer = optimizer
         self.fine_tune = fine_tune
         self.folders = Folders(fine_tune.orders.folders.output_dir, optimizer.name, optimizer.token)
-        self.best = None if fine_tune.keep is None else Best(self.folders)
+        self.best = None if fine_tune.keep is None else Best(self.folders, fine_tune.overwrite)
         fine_tune.orders = Orders(self.folders)
         self._settled = False
         # Trials that say they have saved their model, and one whose model could not be moved.

@@ -83,7 +83,7 @@ def test_a_model_whose_successor_was_killed_halfway_comes_back(token: str, tmp_p
     best.put(saved(best, 0, 0.5), "maximize")
     best._former.parent.mkdir(parents=True)
     best.path.rename(best._former)  # and then the process was killed
-    with best_of(tmp_path, token).held():
+    with Best(Folders(tmp_path, "study", token), overwrite=True).held():
         assert kept(tmp_path) == 0
 
 
@@ -115,6 +115,22 @@ def test_a_folder_that_somebody_has_put_there_meanwhile_is_not_replaced(tmp_path
         best.put(model, "maximize")
     assert model.exists()
     assert (tmp_path / "best" / "thesis.txt").exists()
+
+
+def test_the_model_of_another_study_is_replaced_only_if_that_is_meant(tmp_path: Path) -> None:
+    """Also if it comes while this search runs, on a disk that knows no locks."""
+    theirs, mine = best_of(tmp_path, "others"), best_of(tmp_path)
+    theirs.put(saved(theirs, 0, 0.9), "maximize")
+    with pytest.raises(SettingsError, match=r"has the model of trial 0 of .*: overwrite=True replaces it"), mine.held():
+        pass
+    model = saved(mine, 1, 0.5)
+    with pytest.raises(FileExistsError, match="has the model of another study"):
+        mine.put(model, "maximize")
+    assert kept(tmp_path) == 0
+    meant = Best(mine.folders, overwrite=True)
+    with meant.held():
+        meant.put(model, "maximize")
+    assert kept(tmp_path) == 1
 
 
 @pytest.fixture

@@ -195,10 +195,31 @@ def test_a_failed_save_warns_and_loses_no_result(tmp_path: Path) -> None:
     assert {path.name: path.read_bytes() for path in (out / "best").iterdir()} == before
 
 
-def test_a_later_search_replaces_the_model_of_an_earlier_one(tmp_path: Path) -> None:
-    for seed in (1, 2):
-        study = tuned(tmp_path, keep="best", seed=seed)
-        assert json.loads((tmp_path / "out" / "best" / "trial.json").read_text())["seed"] == study.best_trial.seed
+def test_the_model_of_another_search_is_replaced_only_if_that_is_meant(tmp_path: Path) -> None:
+    first = tuned(tmp_path, keep="best")
+    kept = tmp_path / "out" / "best" / "trial.json"
+    before = kept.read_text()
+    calls = Calls(tmp_path)
+    for stored in ({}, {"storage": f"sqlite:///{tmp_path}/study.db", "name": "tiny"}):
+        with pytest.raises(SettingsError) as caught:
+            tuned(tmp_path, calls, keep="best", seed=2, **stored)
+        assert str(caught.value) == (
+            f"{kept.parent} has the model of trial 0 of study 'study' (eval_loss {first.best_value}), which is another "
+            "search: overwrite=True replaces it, else choose another output_dir"
+        )
+    assert calls.trainers == []
+    assert kept.read_text() == before
+    study = tuned(tmp_path, keep="best", overwrite=True, seed=2)
+    assert json.loads(kept.read_text())["seed"] == study.best_trial.seed != first.best_trial.seed
+    assert left_in(tmp_path / "out") == ["best"]
+
+
+def test_later_starts_of_a_stored_study_replace_its_model_by_a_better_one_only(tmp_path: Path) -> None:
+    stored = {"storage": f"sqlite:///{tmp_path}/study.db", "name": "tiny", "keep": "best", "metric": "score"}
+    for number, (score, best) in enumerate([(0.5, 0), (0.4, 0), (0.6, 2)]):
+        trainer = {"compute_metrics": scripted([score] * 2)}
+        tuned(tmp_path, max_evals=number + 1, trainer=trainer, **stored)
+        assert json.loads((tmp_path / "out" / "best" / "trial.json").read_text())["trial"] == best
 
 
 def test_a_folder_of_that_name_that_is_not_ours_is_left_alone(tmp_path: Path) -> None:
