@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
@@ -33,6 +32,7 @@ from llamatune_torch.errors import (
     TrainerError,
 )
 from llamatune_torch.integrations.trainer.callback import Recorder, evaluation_prefixes, is_stock, keeps_best
+from llamatune_torch.integrations.trainer.checkpoints import with_checkpoints
 from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders
 from llamatune_torch.integrations.trainer.metric import (
     Metric,
@@ -73,9 +73,11 @@ class Orders:
 
     Args:
         folders: where its files go.
+        resumable: True if it writes checkpoints for a later trial to go on from, should its worker die.
     """
 
     folders: Folders
+    resumable: bool = False
 
 
 @dataclass
@@ -161,12 +163,9 @@ class FineTune:
         if self.settled is None:
             self.settled = self._resolve_metric(trainer)
             on_metric(self.settled)
-        # A copy, because the user may share the arguments between trainers. The rotation of checkpoints must
-        # not see other trials'.
         folders, args = self.orders.folders, trainer.args
         owned = folders.create(trial)
-        trainer.args = copy.copy(args)
-        trainer.args.output_dir = str(folders.trial(trial))
+        trainer.args = with_checkpoints(args, folders.trial(trial), self.orders.resumable)
         recorder = Recorder(trainer, self.settled, report)
         trainer.add_callback(recorder)
         try:

@@ -39,7 +39,7 @@ class Keeper(Listener):
         self.fine_tune = fine_tune
         self.folders = Folders(fine_tune.orders.folders.output_dir, optimizer.name, optimizer.token)
         self.best = None if fine_tune.keep is None else Best(self.folders, fine_tune.overwrite)
-        fine_tune.orders = Orders(self.folders)
+        fine_tune.orders = Orders(self.folders, resumable=optimizer.retries > 0)
         self._settled = False
         # Trials that say they have saved their model, and one whose model could not be moved.
         self._saved: set[int] = set()

@@ -59,9 +59,10 @@ def tune(
         keep: "best" leaves the best model and its tokenizer in ``output_dir/best``, ready for ``from_pretrained``,
             with the trial's record in ``trial.json``. Later starts of a stored study replace it by a better one only.
         output_dir: a folder for checkpoints, instead of the Trainer's own ``output_dir``. Each trial of each study has
-            a folder of its own in it, so searches may share it. Its checkpoints are deleted when it ends; those of a
-            machine that died, once its trial has run again. All machines of an executor must share this folder if
-            models are kept.
+            a folder of its own in it, so searches may share it. Checkpoints are written, whatever ``save_strategy``,
+            only for ``load_best_model_at_end``, or with a ``storage`` and ``retries`` for a retry to go on from; then
+            the newest one is kept. They are deleted when the trial ends; those of a machine that died, once its trial
+            has run again. All machines of an executor must share this folder if models are kept.
         overwrite: True to replace the best model of another search in this ``output_dir``. Without it, such a model is
             an error before the first trial.
         executor: runs the fine-tunes; this and the next four are as in :meth:`LlamaTune.optimize`, but threads cannot

@@ -28,7 +28,7 @@ from tiny import (
     tiny_trainer,
     tuned,
 )
-from transformers import AutoTokenizer, GPT2TokenizerFast, Trainer, TrainingArguments
+from transformers import AutoTokenizer, GPT2TokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
 from llamatune_torch import CheckpointWarning, Listener, LlamaTune, SettingsError, Study, Trial, TrialState, load_study
 from llamatune_torch.integrations.trainer import locks
@@ -263,6 +263,32 @@ def test_checkpoints_go_to_a_folder_for_each_trial_and_then_away(tmp_path: Path)
     assert [trial.value for trial in study.trials] == [0.9] * 3
     assert left_in(tmp_path / "out") == []
     assert (own / "precious.bin").read_text() == "mine"
+
+
+def saves_of(tmp_path: Path, trainer: dict[str, Any], **search: Any) -> list[list[str]]:
+    """The checkpoints on disk after each save of a training of four steps that the user has told to save at each."""
+    seen: list[list[str]] = []
+
+    class Look(TrainerCallback):
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(sorted(path.name for path in Path(args.output_dir).glob("checkpoint-*")))
+
+    trainer = {"save_strategy": "steps", "save_steps": 1, "callbacks": [Look()], **trainer}
+    tuned(tmp_path, trainer=trainer, **search)
+    assert left_in(tmp_path / "out") == []
+    return seen
+
+
+def test_no_checkpoint_is_written_that_nobody_can_use(tmp_path: Path) -> None:
+    stored = {"storage": f"sqlite:///{tmp_path}/study.db"}
+    assert saves_of(tmp_path, {}) == []
+    assert saves_of(tmp_path, {}, **stored, name="a", retries=0) == []
+    one_by_one = [[f"checkpoint-{step}"] for step in (1, 2, 3, 4)]
+    assert saves_of(tmp_path, {"save_only_model": True}, **stored, name="b") == one_by_one
+    assert saves_of(tmp_path, {"save_strategy": "no"}, **stored, name="c") == []
+    best = [["checkpoint-2"], ["checkpoint-2", "checkpoint-4"]]
+    assert saves_of(tmp_path, CHECKPOINTS) == best
+    assert saves_of(tmp_path, CHECKPOINTS, **stored, name="d") == best
 
 
 def test_checkpoints_of_a_failed_trial_go_away_too(tmp_path: Path) -> None:
