@@ -406,6 +406,7 @@ def run(args: argparse.Namespace) -> None:
         metric="eval_accuracy",
         keep="best",
         output_dir=str(args.output_dir),
+        overwrite=True,  # what an earlier run has left there
         seed=args.seed,
     )
 

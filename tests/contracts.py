@@ -34,6 +34,12 @@ class StoreContract:
 
     Make = Callable[..., LlamaTune]
 
+    def test_each_study_has_a_token_of_its_own(self, make: Make) -> None:
+        one, other = make(), make()
+        assert one.token == one.token != other.token
+        assert one.name
+        assert one.retries >= 0
+
     def test_ask_tell_and_the_record(self, make: Make) -> None:
         tuner = make()
         trial = tuner.ask()

@@ -52,6 +52,8 @@ class Search:
         #: Whether ``stop()`` was called during the run.
         self.stopping = False
         self._pid = os.getpid()  # of the process whose trials these are
+        #: What an evaluation is to know of the trial that starts next; rank 0's reaches the other ranks.
+        self.orders: Any = None
         self._lock = threading.RLock()  # one suggestion at a time: the number of threads is torch's, not a thread's
 
     @property
@@ -63,6 +65,21 @@ class Search:
     def worker(self) -> str | None:
         """Who runs the trials that this object asks for, as in ``Trial.worker``; only stored studies have others."""
         return self._store.worker
+
+    @property
+    def name(self) -> str:
+        """The study's name; "study" without a ``storage``."""
+        return self._store.name
+
+    @property
+    def token(self) -> str:
+        """A text that tells the study from all others, also from those of its name."""
+        return self._store.token
+
+    @property
+    def retries(self) -> int:
+        """How often a trial runs again whose worker stalled; 0 without a ``storage``."""
+        return self._store.retries
 
     @overload
     def ask(self, n: None = None) -> Trial: ...
@@ -159,8 +176,9 @@ class Search:
         """
         self._store.settle(metric, direction)
 
-    def follow(self, study: Study, worker: str | None) -> None:
-        """Takes over the study of rank 0, which is ``worker``, on the other ranks under ``torchrun``."""
+    def follow(self, study: Study, worker: str | None, orders: Any) -> None:
+        """Takes over the study and the orders of rank 0, which is ``worker``, on the other ranks under ``torchrun``."""
+        self.orders = orders
         self._store = MemoryStore(study) if worker is None else FollowerStore(study, worker)
 
     def stop(self) -> None:

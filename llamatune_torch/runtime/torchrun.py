@@ -95,14 +95,15 @@ class TorchrunRunner:
             raise mine
 
     def _broadcast(self, trial: Trial | None) -> None:
-        """Sends a trial to evaluate, or the end, with the study, so that each rank knows the best value."""
-        dist.broadcast_object_list([trial, self._search.study, self._search.worker], src=0, group=self._group)
+        """Sends a trial to evaluate, or the end, with the study and what rank 0 has decided for the trial."""
+        search = self._search
+        dist.broadcast_object_list([trial, search.study, search.worker, search.orders], src=0, group=self._group)
 
     def _receive(self) -> Trial | None:
-        message: list[Any] = [None, None, None]
+        message: list[Any] = [None] * 4
         dist.broadcast_object_list(message, src=0, group=self._group)
-        trial, study, worker = message
-        self._search.follow(study, worker)
+        trial, *rest = message
+        self._search.follow(*rest)
         assert trial is None or isinstance(trial, Trial)
         return trial
 

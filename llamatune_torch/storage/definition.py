@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -59,9 +60,10 @@ def open_study(
 
 
 def create(transaction: Transaction, name: str, given: Definition) -> tuple[int, Definition]:
-    """Writes a new study; without a seed among its settings, that is 0."""
+    """Writes a new study with a token of its own; without a seed among its settings, that is 0."""
     id = transaction.rows("SELECT coalesce(max(id), 0) + 1 AS id FROM llamatune_studies")[0]["id"]
-    created = given._replace(settings={**given.settings, "seed": given.settings.get("seed") or 0})
+    settings = {**given.settings, "seed": given.settings.get("seed") or 0, "token": uuid.uuid4().hex}
+    created = given._replace(settings=settings)
     transaction.run(
         "INSERT INTO llamatune_studies (id, name, space, direction, metric, initial_points, settings, revision, "
         "lease_until, suggest_seconds) VALUES (:id, :name, :space, :direction, :metric, :points, :settings, 0, 0, 0)",
@@ -103,7 +105,8 @@ def merge(stored: Definition, given: Definition) -> Definition:
 
     The given space and settings count; a seed of ``None`` is none. The parameters stay in the stored order, so that
     all processes search the same space. The stored score stays, if none is given. New initial points come behind the
-    stored ones, which stay on record even where they do not fit the space.
+    stored ones, which stay on record even where they do not fit the space. A study that an earlier version has written
+    gets a token.
     """
     space = given.study.space
     study = replace(given.study, space=SearchSpace({name: space[name] for name in stored.study.space.names}))
@@ -114,7 +117,7 @@ def merge(stored: Definition, given: Definition) -> Definition:
     settings = {key: value for key, value in given.settings.items() if key != "seed" or value is not None}
     return Definition(
         replace(study, initial_points=(*stored.study.initial_points, *new)),
-        {**stored.settings, **settings},
+        {"token": uuid.uuid4().hex, **stored.settings, **settings},
     )
 
 

@@ -81,6 +81,7 @@ class DurableStore:
         self.grace = grace
         self.retries = retries
         self.session = StudySession(url, name, Definition(study, settings or {}), extend)
+        self.token: str = self.settings["token"]
         self._unsaved = UnsavedResults(self.session)
         self._unwritten: dict[int, Curve] = {}  # of reports that could not be written
         self._asking = threading.Lock()  # one suggestion at a time

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -29,7 +30,10 @@ class MemoryStore:
 
     def __init__(self, study: Study) -> None:
         self.study = study
+        self.name = "study"
+        self.token = uuid.uuid4().hex
         self.worker: str | None = None  # there is only this one
+        self.retries = 0
         self._lock = threading.RLock()
 
     def may_start(self, max_evals: int) -> bool:

@@ -29,8 +29,13 @@ class Store(Protocol):
     once. Any number of threads may call at the same time.
 
     ``study`` is the record as this process last saw it. ``worker`` is the name of this process in ``Trial.worker``;
-    it is ``None`` where no other process can take part.
+    it is ``None`` where no other process can take part. ``name`` is the study's name. ``token`` tells the study from
+    all others, also from one of its name. ``retries`` is how often at most a stalled worker's trial runs again.
     """
+
+    name: str
+    token: str
+    retries: int
 
     @property
     def study(self) -> Study: ...

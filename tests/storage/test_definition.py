@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 import pytest
-from durable import SPACE, tuner
+from durable import SPACE, execute, tuner
 
 from llamatune_torch import Categorical, Cause, Integer, LlamaTune, Real, StudyMismatchError, TrialState, load_study
+from llamatune_torch.storage.definition import remember
 
 
 def test_another_search_is_an_error_that_shows_the_difference(url: str) -> None:
@@ -123,3 +125,19 @@ def test_choices_of_an_enum_are_the_same_choices_at_the_next_start(url: str) -> 
     again.optimize()
     assert [trial.state for trial in again.study.trials] == [TrialState.COMPLETE] * 3
     assert {type(trial.params["scheduler"]) for trial in again.study.trials} == {str}
+
+
+def test_a_study_keeps_its_token_and_another_of_its_name_has_another(url: str, tmp_path: Path) -> None:
+    first = tuner(url)
+    assert (first.name, first.token) == ("s", tuner(url, seed=3).token)
+    remember(url, "s", {"launch": {}})
+    assert tuner(url).token == first.token
+    assert len({first.token, tuner(url, name="other").token, tuner(f"sqlite:///{tmp_path}/another.db").token}) == 3
+
+
+def test_a_study_of_an_earlier_version_gets_a_token(sqlite_url: str) -> None:
+    tuner(sqlite_url)
+    execute(sqlite_url, "UPDATE llamatune_studies SET settings = :settings", settings='{"seed": 3}')
+    opened = tuner(sqlite_url)
+    assert opened.settings.seed == 3
+    assert opened.token == tuner(sqlite_url).token != ""

@@ -218,6 +218,7 @@ def test_a_restored_study_advises_what_the_first_would_have(url: str, tmp_path: 
     restore(url, "b", archived)
     second = LlamaTune(space, n_initial=3, max_evals=20, storage=url, name="b")
     assert second.study.trials == first.study.trials
+    assert second.token != first.token  # a copy is another study, with folders of its own
     assert second.settings.seed == 5
     mine, others = first.ask(), second.ask()
     assert (mine.number, mine.params, mine.seed, mine.origin) == (

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
+import uuid
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +31,9 @@ from llamatune_torch.errors import (
     SettingsError,
     TrainerError,
 )
-from llamatune_torch.integrations.trainer.callback import Recorder, evaluation_prefixes, is_stock
+from llamatune_torch.integrations.trainer.callback import Recorder, evaluation_prefixes, is_stock, keeps_best
+from llamatune_torch.integrations.trainer.checkpoints import with_checkpoints
+from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders
 from llamatune_torch.integrations.trainer.metric import (
     Metric,
     MetricFunction,
@@ -45,9 +47,6 @@ from llamatune_torch.space import Params
 from llamatune_torch.trial import Direction, Outcome, Trial
 
 TrainerFactory = Callable[[Params], Trainer]
-
-#: The file beside a kept model that says which trial it is from.
-KEPT_RECORD = "trial.json"
 
 # The trainable weights that trials in this process have had, by id, as long as somebody keeps them alive.
 _trained: WeakValueDictionary[int, torch.Tensor] = WeakValueDictionary()
@@ -68,15 +67,28 @@ class FineTuned(Outcome):
     no_metric: MetricError | None = None
 
 
+@dataclass(frozen=True)
+class Orders:
+    """What the ``Keeper`` has decided for the trial that runs next; all ranks under ``torchrun`` get the same.
+
+    Args:
+        folders: where its files go.
+        resumable: True if it writes checkpoints for a later trial to go on from, should its worker die.
+    """
+
+    folders: Folders
+    resumable: bool = False
+
+
 @dataclass
 class FineTune:
     """One fine-tune as an evaluation: from a trial to its outcome, in this or in another process.
 
-    It knows nothing of the study but what the ``Keeper`` has written in ``settled`` and ``best``. Both go along when it
-    is pickled.
+    It knows nothing of the study but what the ``Keeper`` has written in ``settled``, ``best`` and ``orders``. They go
+    along when it is pickled.
 
     Args:
-        trainer_factory, metric, direction, keep, output_dir: as in ``tune``.
+        trainer_factory, metric, direction, keep, output_dir, overwrite: as in ``tune``.
 
     Raises:
         SettingsError: one of them is not what it should be, or ``output_dir/best`` holds something else.
@@ -87,10 +99,12 @@ class FineTune:
     direction: Direction | None = None
     keep: Literal["best"] | None = None
     output_dir: str | Path = "llamatune_output"
+    overwrite: bool = False
     #: The metric that counts, from the first Trainer on, which knows its own.
     settled: Metric | None = field(default=None, init=False)
     #: The best value of the study when a trial begins; only a model that beats it is saved.
     best: float | None = field(default=None, init=False)
+    orders: Orders = field(init=False)
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -100,19 +114,20 @@ class FineTune:
             raise SettingsError(f"metric must be a name or a function of the metrics, but got {self.metric!r}")
         if self.keep not in (None, "best"):
             raise SettingsError(f"keep must be 'best' or None, but got {self.keep!r}")
-        if self.keep == "best" and self.best_folder.exists() and not (self.best_folder / KEPT_RECORD).exists():
+        try:
+            # Resolved once: the factory may change the working directory, and other processes have their own.
+            self.output_dir = Path(self.output_dir).absolute()
+        except FileNotFoundError:
             raise SettingsError(
-                f"{self.best_folder} exists and is no model that tune() has kept: choose another output_dir"
+                f"output_dir={str(self.output_dir)!r} is relative to a working directory that is gone"
+            ) from None
+        # The keeper of a stored study has a token that all of its workers know.
+        folders = Folders(self.output_dir, "study", uuid.uuid4().hex)
+        self.orders = Orders(folders)
+        if self.keep == "best" and folders.best.exists() and not (folders.best / KEPT_RECORD).exists():
+            raise SettingsError(
+                f"{folders.best} exists and is no model that tune() has kept: choose another output_dir"
             )
-
-    @property
-    def best_folder(self) -> Path:
-        """The folder that the best model is kept in."""
-        return Path(self.output_dir) / "best"
-
-    def folder(self, trial: Trial) -> Path:
-        """The folder for a trial's checkpoints and its saved model."""
-        return Path(self.output_dir) / f"trial-{trial.number:04d}"
 
     def may_be_best(self, value: float | None) -> bool:
         """True if a value beats ``best``."""
@@ -148,11 +163,9 @@ class FineTune:
         if self.settled is None:
             self.settled = self._resolve_metric(trainer)
             on_metric(self.settled)
-        # A copy, because the user may share the arguments between trainers. The rotation of checkpoints must
-        # not see other trials'.
-        args = trainer.args
-        trainer.args = copy.copy(args)
-        trainer.args.output_dir = str(self.folder(trial))
+        folders, args = self.orders.folders, trainer.args
+        owned = folders.create(trial)
+        trainer.args = with_checkpoints(args, folders.trial(trial), self.orders.resumable)
         recorder = Recorder(trainer, self.settled, report)
         trainer.add_callback(recorder)
         try:
@@ -165,9 +178,8 @@ class FineTune:
             # A user who has kept the trainer finds it as it was.
             trainer.args = args
             trainer.remove_callback(recorder)
-            if args.world_size == 1:  # else another rank may still read them: the Keeper deletes them
-                for checkpoint in self.folder(trial).glob("checkpoint-*"):
-                    shutil.rmtree(checkpoint, ignore_errors=True)
+            if owned and args.world_size == 1:  # else another rank may still read them: the Keeper deletes them
+                folders.clear_checkpoints(trial)
 
     def _build(self, trial: Trial) -> Trainer:
         """Builds the factory's Trainer and checks it before it costs anything."""
@@ -216,23 +228,26 @@ class FineTune:
     def _save(self, trainer: Trainer, trial: Trial, value: float | None) -> Path | None:
         """Saves the model next to the trial's checkpoints, and returns its folder; ``None`` if that failed."""
         assert self.settled is not None
-        saved = self.folder(trial) / "model"
-        record = {"trial": trial.number, "metric": self.settled.name, "value": value}
-        record |= {"params": trial.params, "seed": trial.seed}
+        folders = self.orders.folders
+        saved = folders.model(trial)
+        record = {"study": folders.name, "token": folders.token, "trial": trial.number, "metric": self.settled.name}
+        record |= {"value": value, "params": trial.params, "seed": trial.seed}
         try:
+            if keeps_best(trainer) and not Path(str(trainer.state.best_model_checkpoint)).is_dir():
+                raise FileNotFoundError(f"somebody has deleted its checkpoint {trainer.state.best_model_checkpoint}")
             trainer.save_model(str(saved))
             if trainer.args.should_save:  # under torchrun one rank writes, though all must be there
                 (saved / KEPT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
         except Exception as error:  # a full disk (safetensors has its own error) must not cost the result as well
             shutil.rmtree(saved, ignore_errors=True)
-            warn_not_kept(trial, self.best_folder, error)
+            warn_not_kept(trial, folders.best, str(error))
             return None
         return saved
 
 
-def warn_not_kept(trial: Trial, best: Path, error: Exception) -> None:
+def warn_not_kept(trial: Trial, best: Path, why: str) -> None:
     """Warns that a trial's model could not be put in the folder ``best``."""
-    message = f"the model of trial {trial.number} could not be kept in {best}: {error}"
+    message = f"the model of trial {trial.number} could not be kept in {best}: {why}"
     warnings.warn(message, CheckpointWarning, stacklevel=3)
 
 

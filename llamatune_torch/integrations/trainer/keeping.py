@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
 
-from llamatune_torch.integrations.trainer.finetune import FineTune, FineTuned, warn_not_kept
+from llamatune_torch.integrations.trainer.best import Best
+from llamatune_torch.integrations.trainer.finetune import FineTune, FineTuned, Orders, warn_not_kept
+from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders, read_record
 from llamatune_torch.integrations.trainer.metric import Metric
 from llamatune_torch.runtime.events import Listener
 from llamatune_torch.runtime.optimizer import LlamaTune
 from llamatune_torch.runtime.runners import InlineRunner, Runner
+from llamatune_torch.runtime.torchrun import rank
+from llamatune_torch.storage.store import to_retry
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Outcome, Trial, TrialState
+from llamatune_torch.trial import Cause, Outcome, Trial, TrialState
 
 
 class Keeper(Listener):
@@ -21,7 +27,7 @@ class Keeper(Listener):
 
     A fine-tune in this thread settles the metric through the keeper before its training, and learns the best value from
     it. One that runs elsewhere takes along what the keeper has written in ``FineTune.settled`` and ``FineTune.best``,
-    and brings its metric back with its outcome.
+    and brings its metric back with its outcome. A result is on record before anything happens to its files.
 
     Args:
         optimizer: holds the study; its metric is settled here.
@@ -31,27 +37,36 @@ class Keeper(Listener):
     def __init__(self, optimizer: LlamaTune, fine_tune: FineTune) -> None:
         self.optimizer = optimizer
         self.fine_tune = fine_tune
+        self.folders = Folders(fine_tune.orders.folders.output_dir, optimizer.name, optimizer.token)
+        self.best = None if fine_tune.keep is None else Best(self.folders, fine_tune.overwrite)
+        fine_tune.orders = Orders(self.folders, resumable=optimizer.retries > 0)
         self._settled = False
+        # Trials that say they have saved their model, and one whose model could not be moved.
+        self._saved: set[int] = set()
+        self._waiting: int | None = None
 
     def run(self, runner: Runner) -> Study:
-        """Fine-tunes until the budget is used up; returns the study."""
+        """Fine-tunes until the budget is used up; returns the study.
+
+        Raises:
+            SettingsError: the best model cannot be kept in ``output_dir``; before the first trial.
+        """
         optimizer = self.optimizer
         # Under torchrun, an InlineRunner stands for all ranks.
         evaluate = self.fine_tune_here if isinstance(runner, InlineRunner) else self.fine_tune
         optimizer.callbacks.insert(0, self)
         try:
-            return optimizer.run(evaluate, runner, self.on_outcome)
+            if rank() > 0:
+                return optimizer.run(evaluate, runner, self.on_outcome)
+            with self._tidied():
+                return optimizer.run(evaluate, runner, self.on_outcome)
         finally:
             optimizer.callbacks.remove(self)
-            clear_device_cache(garbage_collection=True)  # after Ctrl-C, what the last trial held
-            # Not of other workers: a machine that was suspended may come back and go on with its checkpoints.
-            for trial in optimizer.study.in_state(TrialState.LOST, TrialState.FAILED):
-                if trial.worker == optimizer.worker:
-                    self.remove_files(trial)
 
     def fine_tune_here(self, trial: Trial) -> Outcome:
         """Evaluates a trial in this thread; under ``torchrun``, on each rank."""
         self._update_best()
+        self.fine_tune.orders = self.optimizer.orders
         return self.fine_tune(trial, self.settle)
 
     def settle(self, metric: Metric) -> None:
@@ -68,56 +83,88 @@ class Keeper(Listener):
     def on_start(self, search: Any, trial: Trial) -> None:
         """Tells a fine-tune that is about to be sent elsewhere the best value so far."""
         self._update_best()
+        self.optimizer.orders = self.fine_tune.orders
 
     def on_outcome(self, trial: Trial, outcome: Outcome) -> Outcome:
-        """Settles, keeps and cleans up, with the outcome of a trial that ran here or elsewhere.
+        """Settles the metric, with the outcome of a trial that ran here or elsewhere.
 
         Raises:
             MetricError: no evaluation has ever had the metric.
         """
-        study = self.optimizer.study
         if isinstance(outcome, FineTuned):  # unless the training raised an exception, or its process died
             if outcome.metric is not None:
                 self.settle(outcome.metric)
             # After a completed trial, a missing metric is this trial's failure, and no reason to lose the others.
-            if outcome.no_metric is not None and not study.completed:
+            if outcome.no_metric is not None and not self.optimizer.study.completed:
                 raise outcome.no_metric
-            self._keep(trial, outcome)
-        self.remove_files(trial)
-        for other in study.in_state(TrialState.LOST):
-            if other.first == trial.first:  # of a worker that fell silent, whose result is here by now
-                self.remove_files(other)
+            if outcome.saved is not None:
+                self._saved.add(trial.number)
         return outcome
 
-    def remove_files(self, trial: Trial) -> None:
-        """Deletes the checkpoints and the model of a trial, also of one whose process was killed."""
-        folder = self.fine_tune.folder(trial)
-        for left in (*folder.glob("checkpoint-*"), folder / "model"):
-            shutil.rmtree(left, ignore_errors=True)
-        if folder.is_dir() and not any(folder.iterdir()):
-            folder.rmdir()
+    def on_finish(self, search: Any, trial: Trial) -> None:
+        """Keeps and cleans up, now that a trial is on record."""
+        self._keep()
+        # Also what other workers have left behind that fell silent with the same parameters.
+        self._clear([other for other in self.optimizer.study.trials if other.first == trial.first])
+
+    @contextmanager
+    def _tidied(self) -> Iterator[None]:
+        """Holds ``output_dir/best`` for a run, and cleans up before and after it."""
+        process, made = os.getpid(), not self.folders.output_dir.exists()
+        with nullcontext() if self.best is None else self.best.held():
+            self._tidy()  # after an earlier run that was killed
+            try:
+                yield
+            finally:
+                clear_device_cache(garbage_collection=True)  # after Ctrl-C, what the last trial held
+                if os.getpid() == process:  # else a fork of the user's has come here, and the search goes on
+                    self._tidy()
+        if made:
+            with suppress(OSError):  # not empty, or never made
+                self.folders.output_dir.rmdir()
+
+    def _tidy(self) -> None:
+        self._keep()
+        if self.folders.study.is_dir():
+            self._clear(self.optimizer.study.trials)
 
     def _update_best(self) -> None:
         study = self.optimizer.study
         self.fine_tune.best = study.best_value if study.completed else None
 
-    def _keep(self, trial: Trial, outcome: FineTuned) -> None:
-        """Puts a saved model in ``output_dir/best``, if it still is the best when its trial ends.
+    def _keep(self) -> None:
+        """Puts the model of the best trial in ``output_dir/best``, if it has been saved and not moved yet.
 
-        The former best model stays until the new one is complete.
+        A model that cannot be moved stays where it is, and the next start tries again.
         """
-        self._update_best()
-        if outcome.saved is None or not self.fine_tune.may_be_best(outcome.value):
+        study, self._waiting = self.optimizer.study, None
+        if self.best is None or not study.completed:
             return
-        best = self.fine_tune.best_folder
-        former = best.with_name("best.former")
-        try:
-            shutil.rmtree(former, ignore_errors=True)
-            if best.exists():
-                best.rename(former)
-            outcome.saved.rename(best)
-            shutil.rmtree(former, ignore_errors=True)
-        except OSError as error:  # for example a disk that the trial's machine does not share
-            if former.exists() and not best.exists():
-                former.rename(best)
-            warn_not_kept(trial, best, error)
+        trial = study.best_trial
+        saved = self.folders.model(trial)
+        record = read_record(saved / KEPT_RECORD)
+        if record is not None and record["value"] == trial.value:  # else it was told by hand
+            try:
+                self.best.put(saved, study.direction)
+            except OSError as error:
+                self._waiting = trial.number
+                warn_not_kept(trial, self.best.path, f"{error}; it is in {saved}")
+        elif record is None and trial.number in self._saved and not self.best.holds(trial):
+            warn_not_kept(trial, self.best.path, f"there is no {saved} on this machine: all must share output_dir")
+        self._saved.discard(trial.number)
+
+    def _clear(self, trials: Iterable[Trial]) -> None:
+        """Deletes the files of those trials that nobody needs any more."""
+        study = self.optimizer.study
+        due = {trial.first for trial in to_retry(study.trials, study.space, self.optimizer.retries)}
+        for trial in trials:
+            if trial.first not in due and trial.number != self._waiting and self._is_over(trial):
+                self.folders.clear(trial)
+
+    def _is_over(self, trial: Trial) -> bool:
+        if trial.cause is not Cause.SILENT:
+            return trial.state is not TrialState.RUNNING
+        # A machine that was suspended may come back and go on with its checkpoints, until another one has the result.
+        same = [other for other in self.optimizer.study.trials if other.first == trial.first]
+        ended = (TrialState.COMPLETE, TrialState.FAILED)
+        return any(other.state in ended and other.cause is not Cause.SILENT for other in same)

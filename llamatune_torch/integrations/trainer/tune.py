@@ -34,6 +34,7 @@ def tune(
     max_evals: int = 20,
     keep: Literal["best"] | None = None,
     output_dir: str | Path = "llamatune_output",
+    overwrite: bool = False,
     executor: Executor | None = None,
     n_workers: int | None = None,
     gpus: Gpus | None = None,
@@ -56,10 +57,14 @@ def tune(
             minimised, everything else is maximised, also the values of a function.
         max_evals: the number of fine-tunes in total.
         keep: "best" leaves the best model and its tokenizer in ``output_dir/best``, ready for ``from_pretrained``,
-            with the trial's record in ``trial.json``. It replaces the model that an earlier search has kept there.
-        output_dir: a folder for checkpoints, instead of the Trainer's own ``output_dir``. Each trial has a folder of
-            its own in it. Its checkpoints are deleted when it ends; those of a machine that died, once its trial has
-            run again. All machines of an executor must share this folder if models are kept.
+            with the trial's record in ``trial.json``. Later starts of a stored study replace it by a better one only.
+        output_dir: a folder for checkpoints, instead of the Trainer's own ``output_dir``. Each trial of each study has
+            a folder of its own in it, so searches may share it. Checkpoints are written, whatever ``save_strategy``,
+            only for ``load_best_model_at_end``, or with a ``storage`` and ``retries`` for a retry to go on from; then
+            the newest one is kept. They are deleted when the trial ends; those of a machine that died, once its trial
+            has run again. All machines of an executor must share this folder if models are kept.
+        overwrite: True to replace the best model of another search in this ``output_dir``. Without it, such a model is
+            an error before the first trial.
         executor: runs the fine-tunes; this and the next four are as in :meth:`LlamaTune.optimize`, but threads cannot
             run several at a time. The factory may be any function; see there.
         n_workers: the number of fine-tunes that run at the same time.
@@ -99,7 +104,8 @@ def tune(
             "fine-tunes cannot share a process, since torch's seeds and the Trainer's own state are global: use "
             "n_workers, or a pool of processes, instead of a pool of threads"
         )
-    fine_tune: dict[str, Any] = {"metric": metric, "direction": direction, "keep": keep, "output_dir": output_dir}
+    fine_tune: dict[str, Any] = {"metric": metric, "direction": direction, "keep": keep}
+    fine_tune |= {"output_dir": output_dir, "overwrite": overwrite}
     return prepare(trainer_factory, space, max_evals=max_evals, **fine_tune, **search).run(runner)
 
 

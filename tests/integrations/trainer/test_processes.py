@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import SPACE, At, tiny_model, tiny_trainer
+from tiny import SPACE, At, left_in, tiny_model, tiny_trainer
 from transformers import Trainer
 
 from llamatune_torch import (
@@ -81,7 +81,7 @@ def test_a_fine_tune_that_kills_its_process_is_a_failure_and_leaves_no_checkpoin
     study = searched(tmp_path, dies_at_high_rates, 2, isolate=True, initial_points=points)
     assert [trial.reason for trial in study.trials] == ["exit code 3", None]
     assert len(study.trials[0].curve) == 1  # the evaluation after the first epoch got through
-    assert not list((tmp_path / "out").iterdir())
+    assert left_in(tmp_path / "out") == []
 
 
 def test_threads_are_refused_but_for_one_at_a_time(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from transformers import (
     TrainingArguments,
 )
 
-from llamatune_torch import Real, Study, tune
+from llamatune_torch import LlamaTune, Real, Study, tune
+from llamatune_torch.integrations.trainer.folders import Folders
 
 VOCABULARY = 16
 CHECKPOINTS = {"save_strategy": "epoch", "load_best_model_at_end": True}
@@ -122,6 +123,16 @@ def tuned(tmp_path: Path, factory: Callable[[Any], Any] | None = None, **argumen
         **arguments,
     }
     return tune(factory or (lambda params: tiny_trainer(params, tmp_path, **changes)), **search)
+
+
+def left_in(folder: Path) -> list[str]:
+    """The names of what a search has left in its output_dir, which may not be there at all."""
+    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def folders_of(folder: Path, optimizer: LlamaTune, name: str = "study") -> Folders:
+    """The folders of a stored study, or of one that is under way."""
+    return Folders(folder, name, optimizer.token)
 
 
 class At(TrainerCallback):
