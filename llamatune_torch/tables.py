@@ -198,9 +198,10 @@ def _column(header: list[str], names: Sequence[str], what: str, given: str | Non
             raise SettingsError(f"the table has several columns {name!r}")
         if name in header:
             return name
+    shown = str(header) if len(str(header)) < 1000 else f"{str(header)[:1000]}..."
     wanted = repr(given) if given is not None else " or ".join(map(repr, names[:2]))
     raise SettingsError(
-        f"the table needs a column for {what}, {wanted}, but has {header}: --map NAME=COLUMN says which it is"
+        f"the table needs a column for {what}, {wanted}, but has {shown}: --map NAME=COLUMN says which it is"
     )
 
 

@@ -95,9 +95,9 @@ def words(value: Any, place: str) -> str:
 
 
 def number(value: Any, place: str) -> float:
-    """Checks a number that a float can hold; infinity and nan are some."""
+    """Checks a number that a float can hold, and returns it as one; infinity and nan are some."""
     if type(value) is float or (type(value) is int and abs(value) <= 2**1023):
-        return value
+        return float(value)  # SQLite takes no integer of more than 64 bits
     raise refuse(place, "a number", value)
 
 

@@ -195,3 +195,15 @@ def test_an_export_that_fails_leaves_the_old_one(cli: Cli, mine: LlamaTune, monk
             assert cli("export", shape, name).code == 130
         assert Path(name).read_text() == old
     assert sorted(p.name for p in Path().iterdir() if p.suffix == ".part") == []
+
+
+@pytest.mark.parametrize(
+    "content", ["[" * 5000, "1" * 5000, '{"llamatune_study": 1, "settings": {}}', "\x00", "\ud800"]
+)
+@pytest.mark.parametrize("shape", ["--json", "--csv"])
+def test_a_hostile_file_is_an_error_of_ours(cli: Cli, mine: LlamaTune, shape: str, content: str) -> None:
+    Path("hostile").write_bytes(content.encode("utf-8", "surrogatepass"))
+    result = cli("import", shape, "hostile")
+    assert result.code in (1, 2)
+    assert result.err.startswith("llamatune: ")
+    assert len(result.err) < 2000

@@ -229,3 +229,10 @@ def test_a_restored_study_advises_what_the_first_would_have(url: str, tmp_path: 
     )
     with pytest.raises(StorageError, match="has a study 'b' already"):
         restore(url, "b", archived)
+
+
+def test_a_value_beyond_a_databases_integers(url: str) -> None:
+    document = full_document()
+    document["trials"][0]["value"] = 2**70
+    restore(url, "b", from_document(document))
+    assert load_study(url, "b").trials[0].value == 2.0**70
