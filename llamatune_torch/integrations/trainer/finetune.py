@@ -153,18 +153,16 @@ class FineTune:
         args = trainer.args
         trainer.args = copy.copy(args)
         trainer.args.output_dir = str(self.folder(trial))
-        recorder = Recorder(trainer, self.settled, report)
-        trainer.add_callback(recorder)
         try:
-            trainer.train()
-            outcome = recorder.outcome(trainer)
+            with Recorder(trainer, self.settled, report) as recorder:
+                trainer.train()
+                outcome = recorder.outcome()
             kept = self.keep == "best" and self.may_be_best(outcome.value)
             saved = self._save(trainer, trial, outcome.value) if kept else None
             return FineTuned(**vars(outcome), metric=self.settled, saved=saved)
         finally:
             # A user who has kept the trainer finds it as it was.
             trainer.args = args
-            trainer.remove_callback(recorder)
             if args.world_size == 1:  # else another rank may still read them: the Keeper deletes them
                 for checkpoint in self.folder(trial).glob("checkpoint-*"):
                     shutil.rmtree(checkpoint, ignore_errors=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import SPACE, At, Parity, scripted, tiny_trainer, tuned
+from tiny import SPACE, At, Calls, Parity, scripted, tiny_trainer, tuned
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from llamatune_torch import MetricError, Trial, TrialState
@@ -250,16 +251,115 @@ class WithExtraMetric(Trainer):
         return super().evaluate(*args, **kwargs) | {"eval_extra": 0.25}
 
 
-def test_a_metric_that_a_subclass_adds_is_found(tmp_path: Path) -> None:
-    study = tuned(tmp_path, metric="extra", trainer={"kind": WithExtraMetric})
+def test_a_metric_that_a_subclass_adds_is_found_in_each_evaluation(tmp_path: Path) -> None:
+    listener = Listener()
+    study = tuned(tmp_path, metric="extra", trainer={"kind": WithExtraMetric, "callbacks": [listener]})
     assert study.best_value == 0.25
-    assert study.trials[0].curve.steps == (4,)
+    assert study.trials[0].curve.steps == (2, 4)
+    assert listener.evaluated_at == [2, 4]
     assert "eval_accuracy" in study.trials[0].outcomes
+
+
+class InHalves(Trainer):
+    """Changes what the Trainer reports."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)
+        metrics["eval_score"] /= 2
+        return metrics
+
+
+def test_a_metric_that_a_subclass_changes_is_as_it_says(tmp_path: Path) -> None:
+    trial = tuned(tmp_path, metric="score", trainer={"kind": InHalves, "compute_metrics": scripted([0.2, 0.4])}).trials[
+        0
+    ]
+    assert trial.curve.values == (0.1, 0.2)
+
+
+class WithDearMetric(Trainer):
+    """Generates only at the end, as that takes long."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)
+        return metrics if self.state.global_step < self.state.max_steps else metrics | {"eval_bleu": 0.5}
+
+
+def test_a_metric_that_a_subclass_adds_at_the_end_only_is_found(tmp_path: Path) -> None:
+    trial = tuned(tmp_path, metric="bleu", trainer={"kind": WithDearMetric}).trials[0]
+    assert (trial.value, trial.curve.steps) == (0.5, (4,))
+
+
+def test_a_trainer_that_was_kept_evaluates_as_ever(tmp_path: Path) -> None:
+    """Also where a user has replaced its ``evaluate``."""
+    calls = Calls(tmp_path)
+
+    def factory(params: Any) -> Trainer:
+        trainer = calls(params)
+        trainer.evaluate = functools.partial(Trainer.evaluate, trainer)  # type: ignore[method-assign]
+        return trainer
+
+    tuned(tmp_path, calls)
+    tuned(tmp_path, factory)
+    assert "evaluate" not in vars(calls.trainers[0])
+    assert isinstance(vars(calls.trainers[1])["evaluate"], functools.partial)
+    assert "eval_loss" in calls.trainers[1].evaluate()
 
 
 def test_a_metric_that_a_subclass_does_not_add_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match=r"no metric 'eval_other', the Trainer reports: .*eval_extra"):
         tuned(tmp_path, metric="other", trainer={"kind": WithExtraMetric})
+
+
+class Clears(TrainerCallback):
+    """Takes everything out of what it is given."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        metrics.clear()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        logs.clear()
+
+
+def notebook_progress() -> TrainerCallback:
+    """The Trainer's own callback in a notebook, which pops the runtime out of the metrics."""
+    pytest.importorskip("IPython", reason="needs IPython: pip install 'llamatune-torch[notebook]'")
+    from transformers.utils.notebook import NotebookProgressCallback
+
+    return NotebookProgressCallback()
+
+
+@pytest.mark.parametrize("eval_strategy", ["epoch", "steps", "no"])
+@pytest.mark.parametrize("callback", [notebook_progress, Clears])
+def test_what_other_callbacks_take_out_of_the_metrics_is_recorded_all_the_same(
+    callback: Any, eval_strategy: str, tmp_path: Path
+) -> None:
+    listener = Listener()
+    trial = tuned(
+        tmp_path,
+        metric="score",
+        trainer={
+            "callbacks": [listener, callback()],
+            "compute_metrics": scripted([0.2, 0.4]) if eval_strategy != "no" else scripted([0.4]),
+            "eval_strategy": eval_strategy,
+            "eval_steps": 2,
+        },
+    ).trials[0]
+    steps = [2, 4] if eval_strategy != "no" else [4]
+    assert listener.evaluated_at == steps
+    assert trial.curve.steps == tuple(steps)
+    assert trial.value == 0.4
+    assert {"eval_loss", "eval_score", "eval_runtime", "epoch"} <= set(trial.outcomes)
+
+
+def test_several_evaluation_sets_are_recorded_though_a_callback_clears_the_metrics(tmp_path: Path) -> None:
+    trainer = {
+        "eval_dataset": {"easy": Parity(8, seed=2), "hard": Parity(8, seed=3)},
+        "compute_metrics": scripted([0.9, 0.1, 0.8, 0.2]),
+        "callbacks": [Clears()],
+    }
+    trial = tuned(tmp_path, metric="hard_score", trainer=trainer).trials[0]
+    assert trial.curve.values == (0.1, 0.2)
+    assert trial.outcomes["eval_easy_score"] == 0.8
 
 
 # --- Broken runs --------------------------------------------------------------------------------
@@ -277,6 +377,13 @@ def test_nan_gradients_end_a_run_early_though_the_logged_loss_hides_them(tmp_pat
     assert listener.last_step <= 3
     assert listener.evaluated_at == []  # no time is spent on the broken model
     assert all(math.isfinite(entry["loss"]) for entry in listener.logs if "loss" in entry)
+
+
+def test_nan_is_seen_though_a_callback_clears_what_was_logged(tmp_path: Path) -> None:
+    clears = Clears()
+    trainer = {"learning_rate": HUGE, "logging_steps": 1, "num_train_epochs": 50, "callbacks": [clears]}
+    trial = tuned(tmp_path, trainer=trainer).trials[0]
+    assert str(trial.error).startswith("grad_norm is nan at step ")
 
 
 def test_nan_in_the_evaluation_loss_fails_a_run_whose_accuracy_looks_plausible(tmp_path: Path) -> None:
