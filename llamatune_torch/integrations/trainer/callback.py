@@ -100,6 +100,9 @@ class Recorder(TrainerCallback):
     ) -> None:
         if self.failure is not None:
             self._stop(control)
+        elif _ends(state, control) and kept_step(self.trainer) not in self.values:
+            # While the training lasts: after on_train_end, trackers have closed their runs and would open new ones.
+            control.should_evaluate = True
 
     def record(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Records a complete evaluation of the model as it was at ``step``.
@@ -174,11 +177,16 @@ def keeps_best(trainer: Trainer) -> bool:
 
 
 def kept_step(trainer: Trainer) -> int:
-    """The step of the trained model's weights."""
+    """The step of the trained model's weights, or while the training lasts, of those that it would leave behind now."""
     if not keeps_best(trainer):
         return int(trainer.state.global_step)
     # Not `best_global_step`: if the best evaluation falls between two checkpoints, another step is loaded.
     return int(str(trainer.state.best_model_checkpoint).rpartition("-")[2])
+
+
+def _ends(state: TrainerState, control: TrainerControl) -> bool:
+    """True at the end of the last epoch; all epochs end, also those that are stopped."""
+    return control.should_training_stop or math.ceil(state.epoch or 0) >= state.num_train_epochs
 
 
 def _is_of_own_sets(

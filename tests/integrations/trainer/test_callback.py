@@ -24,14 +24,23 @@ class Listener(TrainerCallback):
 
     def __init__(self) -> None:
         self.evaluated_at: list[int] = []
+        self.evaluated_in_training: list[int] = []
         self.logs: list[dict[str, Any]] = []
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.evaluated_at.append(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.evaluated_in_training = list(self.evaluated_at)
         self.last_step = state.global_step
         self.logs = list(state.log_history)
+
+
+class WithExtraMetric(Trainer):
+    """Adds a metric to what evaluate() returns, as people do for generation or perplexity."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        return super().evaluate(*args, **kwargs) | {"eval_extra": 0.25}
 
 
 # --- The curve ----------------------------------------------------------------------------------
@@ -143,31 +152,99 @@ def test_the_note_names_the_metric_that_chose_the_checkpoint(tmp_path: Path) -> 
     assert trial.value == {2: 0.2, 4: 0.9}[step]
 
 
-@pytest.mark.parametrize(("strategy", "calls"), [("no", [4]), ("epoch", [2, 4])])
-def test_the_final_model_is_evaluated_once(strategy: str, calls: list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "calls"),
+    [
+        ({"eval_strategy": "no"}, [4]),
+        ({"eval_strategy": "epoch"}, [2, 4]),
+        ({"eval_strategy": "steps", "eval_steps": 3}, [3, 4]),
+        ({"eval_strategy": "steps", "eval_steps": 4}, [4]),
+        ({"eval_strategy": "epoch", "eval_delay": 9}, [4]),
+        ({"eval_strategy": "no", "max_steps": 3}, [3]),  # in the middle of an epoch
+        ({"eval_strategy": "no", "num_train_epochs": 1.5}, [3]),
+        ({"eval_strategy": "no", "kind": WithExtraMetric}, [4]),
+    ],
+)
+def test_the_final_model_is_evaluated_once_before_the_training_ends(
+    changes: dict[str, Any], calls: list[int], tmp_path: Path
+) -> None:
     listener = Listener()
-    trial = only_trial(tmp_path, eval_strategy=strategy, compute_metrics=scripted([0.2, 0.4]), callbacks=[listener])
-    assert listener.evaluated_at == calls
+    trial = only_trial(tmp_path, compute_metrics=scripted([0.2, 0.4]), callbacks=[listener], **changes)
+    assert listener.evaluated_at == listener.evaluated_in_training == calls
     assert trial.curve.steps == tuple(calls)
     assert trial.curve.progress[-1] == 1.0
-    assert trial.notes["value"] == "last evaluation, at step 4 of 4"
+    assert trial.notes["value"] == f"last evaluation, at step {calls[-1]} of {calls[-1]}"
 
 
-def test_a_run_stopped_between_evaluations_is_evaluated_at_its_end(tmp_path: Path) -> None:
-    def stop(control: Any) -> None:
-        control.should_training_stop = True
+def stop(control: Any) -> None:
+    control.should_training_stop = True
 
+
+def end_epoch(control: Any) -> None:
+    control.should_epoch_stop = True
+
+
+@pytest.mark.parametrize(
+    ("at", "eval_strategy", "last"),
+    [
+        (At("on_step_end", 3, stop), "steps", 3),
+        (At("on_step_end", 3, stop), "no", 3),
+        (At("on_log", 3, stop), "no", 3),
+        (At("on_step_end", 3, end_epoch), "no", 3),  # of the last epoch: the training ends before its last step
+        (At("on_epoch_end", 2, stop), "no", 2),
+    ],
+)
+def test_a_run_stopped_between_evaluations_is_evaluated_at_its_end(
+    at: TrainerCallback, eval_strategy: str, last: int, tmp_path: Path
+) -> None:
+    listener = Listener()
+    trial = only_trial(
+        tmp_path,
+        eval_strategy=eval_strategy,
+        eval_steps=2,
+        logging_steps=1,
+        compute_metrics=scripted([0.2, 0.4] if eval_strategy == "steps" else [0.4]),
+        callbacks=[at, listener],
+    )
+    assert trial.value == 0.4
+    assert trial.curve.steps == tuple(listener.evaluated_in_training)
+    assert trial.curve.steps == ((2, last) if eval_strategy == "steps" else (last,))
+    assert trial.curve.progress[-1] == last / 4
+    assert trial.notes["value"] == f"last evaluation, at step {last} of 4"
+
+
+def test_a_run_stopped_too_late_for_an_evaluation_is_evaluated_after_its_end(tmp_path: Path) -> None:
+    listener = Listener()
+    trial = only_trial(
+        tmp_path,
+        eval_strategy="no",
+        save_strategy="epoch",
+        compute_metrics=scripted([0.4]),
+        callbacks=[At("on_save", 2, stop), listener],
+    )
+    assert (listener.evaluated_in_training, listener.evaluated_at) == ([], [2])
+    assert (trial.value, trial.curve.steps) == (0.4, (2,))
+
+
+@pytest.mark.parametrize("save_steps", [2, 4])
+def test_a_stopped_run_is_evaluated_at_its_end_only_if_its_last_weights_stay(save_steps: int, tmp_path: Path) -> None:
+    """With a checkpoint of the best evaluation, that is what stays; without one, the last weights do."""
+    listener = Listener()
     trial = only_trial(
         tmp_path,
         eval_strategy="steps",
         eval_steps=2,
+        save_strategy="steps",
+        save_steps=save_steps,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
         compute_metrics=scripted([0.2, 0.4]),
-        callbacks=[At("on_step_end", 3, stop)],
+        callbacks=[At("on_step_end", 3, stop), listener],
     )
-    assert trial.value == 0.4
-    assert trial.curve.steps == (2, 3)
-    assert trial.curve.progress == (0.5, 0.75)
-    assert trial.notes["value"] == "last evaluation, at step 3 of 4"
+    kept = save_steps == 2
+    assert listener.evaluated_at == listener.evaluated_in_training == ([2] if kept else [2, 3])
+    assert trial.value == (0.2 if kept else 0.4)
+    assert trial.notes["value"] == f"{'best' if kept else 'last'} evaluation, at step {2 if kept else 3} of 4"
 
 
 def test_early_stopping_works_as_ever(tmp_path: Path) -> None:
@@ -242,13 +319,6 @@ def test_evaluations_of_other_data_do_not_count(event: str, tmp_path: Path) -> N
     assert len(Parity(32, 1)) == 32
     assert trial.curve.steps == (2, 4)
     assert trial.curve.values == (32.0, 32.0)
-
-
-class WithExtraMetric(Trainer):
-    """Adds a metric to what evaluate() returns, as people do for generation or perplexity."""
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        return super().evaluate(*args, **kwargs) | {"eval_extra": 0.25}
 
 
 def test_a_metric_that_a_subclass_adds_is_found_in_each_evaluation(tmp_path: Path) -> None:
