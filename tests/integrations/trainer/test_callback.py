@@ -285,7 +285,7 @@ def test_a_function_sees_all_evaluation_sets(tmp_path: Path) -> None:
 
     sets = {"easy": Parity(8, seed=2), "hard": Parity(8, seed=3)}
     trainer = {"eval_dataset": sets, "compute_metrics": scripted([0.9, 0.1, 0.3, 0.7])}
-    trial = tuned(tmp_path, metric=worst, trainer=trainer).trials[0]
+    trial = tuned(tmp_path, metric=worst, direction="maximize", trainer=trainer).trials[0]
     assert trial.curve.values == (0.1, 0.3)
 
 
