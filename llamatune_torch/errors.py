@@ -24,6 +24,7 @@
     ├── SurrogateWarning                      a fit fell back to something simpler
     ├── IgnoredParameterWarning               the factory never reads a parameter it is given
     ├── CheckpointWarning                     the best model could not be kept, or is not the one that counts
+    ├── MetricWarning                         values of the metric do not compare across trials
     ├── StorageWarning                        something could not be written yet, or not at all
     └── CallbackWarning                       a user's callback raised; the study went on
 
@@ -117,6 +118,10 @@ class IgnoredParameterWarning(LlamaTuneWarning):
 
 class CheckpointWarning(LlamaTuneWarning):
     """The model on disk is not what the user asked to keep."""
+
+
+class MetricWarning(LlamaTuneWarning):
+    """The metric means something else in different trials, so that the best value may not be the best model."""
 
 
 class StorageWarning(LlamaTuneWarning):

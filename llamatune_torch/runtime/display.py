@@ -6,10 +6,9 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from llamatune_torch.study import Study
 from llamatune_torch.tables import show_params, show_value
@@ -33,14 +32,49 @@ def live_display(total: int, done: int, progress: bool) -> Iterator[tqdm[Any]]:
             progress = False
         bar = stack.enter_context(tqdm(total=total, initial=done, unit="trial", disable=None if progress else True))
         if not bar.disable:
-            stack.enter_context(logging_redirect_tqdm([logging.root, logger]))
+            stack.enter_context(_lines_above_the_bar())
         yield bar
+
+
+class _AboveBar:
+    """A terminal on which text is written above the bar instead of into it."""
+
+    def __init__(self, terminal: Any) -> None:
+        self.terminal = terminal
+
+    def write(self, text: str) -> None:
+        tqdm.write(text, file=self.terminal, end="")
+
+    def flush(self) -> None:
+        self.terminal.flush()
+
+
+@contextmanager
+def _lines_above_the_bar() -> Iterator[None]:
+    """Sends the lines of all log handlers that write to a terminal above the bar.
+
+    The handlers stay, with their levels, formats and filters. tqdm's own ``logging_redirect_tqdm`` replaces them, also
+    where there is none: a line then shows once for each logger on its way up.
+    """
+    handlers = [handler for handler in (*logging.root.handlers, *logger.handlers) if _writes_to_terminal(handler)]
+    former = [(handler, handler.setStream(_AboveBar(handler.stream))) for handler in dict.fromkeys(handlers)]
+    try:
+        yield
+    finally:
+        for handler, terminal in former:
+            handler.setStream(terminal)
+
+
+def _writes_to_terminal(handler: logging.Handler) -> TypeGuard[logging.StreamHandler[Any]]:
+    return isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "isatty", bool)()
 
 
 @contextmanager
 def _lines_on_stderr() -> Iterator[None]:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
+    # The program may set up logging while it runs; lines show there from then on.
+    handler.addFilter(lambda record: not logging.root.handlers)
     level = logger.level
     logger.addHandler(handler)
     if level == logging.NOTSET:

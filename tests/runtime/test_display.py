@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import logging
+import os
+import pty
+import struct
+import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -142,3 +149,88 @@ def test_lines_and_bar_share_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None
         bar.update()
     assert "trial 0: ...\n" in terminal.getvalue()
     assert LOGGER.handlers == []
+
+
+def test_where_the_program_sets_up_logging_meanwhile_a_line_shows_there_only(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with no_logging_set_up(), live_display(3, 0, progress=True):
+        logging.basicConfig(format="set up: %(message)s")
+        LOGGER.info("trial 0: ...")
+    assert capsys.readouterr().err == "set up: trial 0: ...\n"
+
+
+def test_handlers_on_a_terminal_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with no_logging_set_up():
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.WARNING)
+        logging.basicConfig(handlers=[handler], level=logging.INFO)
+        with live_display(10, 0, progress=True):
+            LOGGER.info("quiet")
+            LOGGER.warning("loud")
+            assert logging.root.handlers == [handler]
+        assert handler.stream is terminal
+    assert "quiet" not in terminal.getvalue()
+    assert terminal.getvalue().count("loud\n") == 1
+
+
+# --- On a real terminal -------------------------------------------------------------------------
+
+SEARCH = """
+import logging, sys
+from llamatune_torch.runtime.display import live_display
+{setup}
+with live_display(3, 0, progress=True) as bar:
+    bar.update()
+    bar.refresh()
+    logging.getLogger("llamatune_torch.runtime.loop").info("trial 0: ...")
+"""
+
+
+def on_terminal(code: str) -> str:
+    """What a script shows on a pseudo-terminal."""
+    ours, its = pty.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=its, stdout=its, stderr=its)
+    os.close(its)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 0, shown.decode()
+    return shown.decode()
+
+
+@pytest.mark.parametrize(
+    ("setup", "lines"),
+    [
+        ("", ["trial 0: ..."]),
+        ("logging.basicConfig(level=logging.INFO)", ["INFO:llamatune_torch.runtime.loop:trial 0: ..."]),
+        (
+            "logging.basicConfig(level=logging.INFO, stream=sys.stdout)",
+            ["INFO:llamatune_torch.runtime.loop:trial 0: ..."],
+        ),
+        ("logging.basicConfig(level=logging.INFO, filename=os.devnull)", []),
+        ("logger = logging.getLogger('llamatune_torch'); logger.addHandler(logging.StreamHandler());"
+         "logger.setLevel(logging.INFO)", ["trial 0: ..."]),
+    ],
+)  # fmt: skip
+def test_a_line_shows_once_on_a_terminal(setup: str, lines: list[str]) -> None:
+    text = on_terminal(SEARCH.format(setup=setup.replace("os.devnull", "'/dev/null'")))
+    assert "1/3" in text
+    shown = [line.rpartition("\r")[2] for line in text.replace("\r\n", "\n").split("\n")]
+    assert [line for line in shown if "trial 0" in line] == lines
+
+
+def test_a_line_shows_once_in_a_notebook() -> None:
+    missing = "needs a Jupyter kernel: pip install 'llamatune-torch[notebook]'"
+    nbformat = pytest.importorskip("nbformat", reason=missing)
+    nbclient = pytest.importorskip("nbclient", reason=missing)
+    pytest.importorskip("ipykernel", reason=missing)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SEARCH.format(setup=""))])
+    nbclient.NotebookClient(notebook, timeout=120).execute()
+    text = "".join(output.get("text", "") for output in notebook.cells[0].outputs)
+    assert text.count("trial 0: ...") == 1

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
 
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -23,19 +23,23 @@ def evaluation_prefixes(trainer: Trainer) -> list[str]:
 
 
 def is_stock(method: Callable[..., Any]) -> bool:
-    """True if a Trainer's method is one of transformers', not overridden by a user."""
-    return method.__module__.startswith("transformers.")
+    """True if a Trainer's method is one of transformers' or TRL's, not overridden by a user."""
+    return method.__module__.startswith(("transformers.", "trl."))
 
 
 class Recorder(TrainerCallback):
-    """Records the evaluations of one training run, reports the metric, and stops a run that has broken down."""
+    """Records the evaluations of one training run, reports the metric, and stops a run that has broken down.
+
+    Inside its ``with`` block it is a callback of the Trainer and stands in front of ``trainer.evaluate``. A callback
+    alone gets metrics that other callbacks may have changed, and misses those that a user's own ``evaluate`` adds.
+    """
 
     def __init__(self, trainer: Trainer, metric: Metric, report: Report) -> None:
+        self.trainer = trainer
         self.metric = metric
         self.report = report
         self.prefixes = evaluation_prefixes(trainer)
-        # A user's own evaluate() may add metrics after on_evaluate was called; transformers' never does.
-        self.sees_all = is_stock(trainer.evaluate)
+        self.evaluate = trainer.evaluate
         #: All metrics of each evaluation, by its step.
         self.evaluations: dict[int, dict[str, Any]] = {}
         #: The value of the metric at each step where it was read.
@@ -43,25 +47,36 @@ class Recorder(TrainerCallback):
         #: The failure, if the run has broken down.
         self.failure: Outcome | None = None
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        # Called once for each evaluation set, and also for sets that other callbacks evaluate on their own.
-        gathered = {**self.evaluations.get(state.global_step, {}), **(metrics or {})}
-        self.evaluations[state.global_step] = gathered
-        if not all(f"{prefix}_runtime" in gathered for prefix in self.prefixes):
-            return
-        if self.sees_all:
-            _check_own_metric(args, gathered)
-        if self.sees_all or self.metric.is_in(gathered):
-            self.record(state, state.global_step, gathered)
+    def __enter__(self) -> Self:
+        self.trainer.add_callback(self)
+        self._former = {name: own for name, own in vars(self.trainer).items() if name == "evaluate"}
+        vars(self.trainer)["evaluate"] = self.evaluate_and_record
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.trainer.remove_callback(self)
+        del vars(self.trainer)["evaluate"]
+        vars(self.trainer).update(self._former)
+
+    def evaluate_and_record(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluates as the Trainer does, and records what it says of its own evaluation sets.
+
+        Raises:
+            MetricError: the metric, or the Trainer's own, is not among what an evaluation reports.
+        """
+        trainer = self.trainer
+        already = len(trainer.state.log_history)
+        metrics = self.evaluate(*args, **kwargs)
+        if not _is_of_own_sets(*args, **kwargs):
+            return metrics
+        complete = self._completed(metrics, trainer.state.log_history[already:])
+        _check_own_metric(trainer.args, complete)
+        # A user's own evaluate() may leave out a metric that takes long, but at the end it must be there.
+        if is_stock(self.evaluate) or self.metric.is_in(complete) or not trainer.is_in_train:
+            self.record(trainer.state.global_step if trainer.is_in_train else kept_step(trainer), complete)
         if self.failure is not None:
-            self._stop(control)
+            self._stop(trainer.control)
+        return metrics
 
     def on_log(
         self,
@@ -72,9 +87,11 @@ class Recorder(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         # The Trainer's logged loss hides nan (logging_nan_inf_filter); the gradient's norm does not. Under
-        # fp16 an infinite norm is routine: the loss scaler skips the step.
+        # fp16 an infinite norm is routine: the loss scaler skips the step. The log's history has what other callbacks
+        # may have taken out of `logs`.
+        logged = numbers_among({**(logs or {}), **(state.log_history or [{}])[-1]})
         for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):
-            self._check(name, float((logs or {}).get(name, 0.0)), state.global_step)
+            self._check(name, logged.get(name, 0.0), state.global_step)
         if self.failure is not None:
             self._stop(control)
 
@@ -83,8 +100,11 @@ class Recorder(TrainerCallback):
     ) -> None:
         if self.failure is not None:
             self._stop(control)
+        elif _ends(state, control) and kept_step(self.trainer) not in self.values:
+            # While the training lasts: after on_train_end, trackers have closed their runs and would open new ones.
+            control.should_evaluate = True
 
-    def record(self, state: TrainerState, step: int, metrics: Mapping[str, Any]) -> None:
+    def record(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Records a complete evaluation of the model as it was at ``step``.
 
         Raises:
@@ -100,18 +120,19 @@ class Recorder(TrainerCallback):
             self._check(self.metric.name, value, step)
             return
         if step >= max(self.values, default=step):
-            self.report(step, value, min(1.0, step / state.max_steps) if state.max_steps > 0 else None)
+            most = self.trainer.state.max_steps
+            self.report(step, value, min(1.0, step / most) if most > 0 else None)
         self.values[step] = value
 
-    def outcome(self, trainer: Trainer) -> Outcome:
+    def outcome(self) -> Outcome:
         """Returns the value of the model that the training left behind, which is evaluated now if need be.
 
         Raises:
             MetricError: the metric is not in its evaluation.
         """
-        step = kept_step(trainer)
+        step = kept_step(self.trainer)
         if self.failure is None and step not in self.values:
-            self.record(trainer.state, step, trainer.evaluate())
+            self.trainer.evaluate()
         if self.failure is not None:
             return self.failure
         outcomes = numbers_among(self.evaluations[step])
@@ -120,14 +141,24 @@ class Recorder(TrainerCallback):
         return Outcome(
             value=self.values[step],
             outcomes=outcomes,
-            notes={"value": f"{self._which(trainer)} evaluation, at step {step} of {trainer.state.max_steps}"},
+            notes={"value": f"{self._which()} evaluation, at step {step} of {self.trainer.state.max_steps}"},
         )
 
-    def _which(self, trainer: Trainer) -> str:
-        if not keeps_best(trainer):
+    def _which(self) -> str:
+        if not keeps_best(self.trainer):
             return "last"
-        by = trainer.args.metric_for_best_model
-        return "best" if is_trainers_own(self.metric.name, trainer.args) else f"best (by {by})"
+        by = self.trainer.args.metric_for_best_model
+        return "best" if is_trainers_own(self.metric.name, self.trainer.args) else f"best (by {by})"
+
+    def _completed(self, metrics: Mapping[str, Any] | None, logged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Completes what an evaluation returned by what was logged before any callback could change it."""
+        first: dict[str, Any] = {}
+        for entry in reversed(logged):  # a callback may evaluate other data meanwhile
+            if any(f"{prefix}_runtime" in entry for prefix in self.prefixes):
+                first |= entry
+        first.pop("step", None)
+        # What a user's own evaluate() has changed is meant so.
+        return {**(metrics or {}), **first} if is_stock(self.evaluate) else {**first, **(metrics or {})}
 
     def _check(self, name: str, value: float, step: int) -> None:
         if self.failure is None and not math.isfinite(value):
@@ -146,11 +177,23 @@ def keeps_best(trainer: Trainer) -> bool:
 
 
 def kept_step(trainer: Trainer) -> int:
-    """The step of the trained model's weights."""
+    """The step of the trained model's weights, or while the training lasts, of those that it would leave behind now."""
     if not keeps_best(trainer):
         return int(trainer.state.global_step)
     # Not `best_global_step`: if the best evaluation falls between two checkpoints, another step is loaded.
     return int(str(trainer.state.best_model_checkpoint).rpartition("-")[2])
+
+
+def _ends(state: TrainerState, control: TrainerControl) -> bool:
+    """True at the end of the last epoch; all epochs end, also those that are stopped."""
+    return control.should_training_stop or math.ceil(state.epoch or 0) >= state.num_train_epochs
+
+
+def _is_of_own_sets(
+    eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval", **more: Any
+) -> bool:
+    """True for the arguments of ``evaluate`` with which it evaluates the Trainer's own sets."""
+    return eval_dataset is None and metric_key_prefix == "eval"
 
 
 def _check_own_metric(args: TrainingArguments, metrics: Mapping[str, Any]) -> None:

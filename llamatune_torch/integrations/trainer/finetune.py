@@ -28,6 +28,7 @@ from llamatune_torch.errors import (
     CheckpointWarning,
     IgnoredParameterWarning,
     MetricError,
+    MetricWarning,
     SettingsError,
     TrainerError,
 )
@@ -112,6 +113,8 @@ class FineTune:
             raise SettingsError(f"trainer_factory must be callable, but got {self.trainer_factory!r}")
         if not (self.metric is None or isinstance(self.metric, str) or callable(self.metric)):
             raise SettingsError(f"metric must be a name or a function of the metrics, but got {self.metric!r}")
+        if callable(self.metric) and self.direction is None:
+            raise SettingsError("metric is a function, so direction must say which way: 'maximize' or 'minimize'")
         if self.keep not in (None, "best"):
             raise SettingsError(f"keep must be 'best' or None, but got {self.keep!r}")
         try:
@@ -161,23 +164,22 @@ class FineTune:
             torch.cuda.reset_peak_memory_stats()
         trainer = self._build(trial)
         if self.settled is None:
-            self.settled = self._resolve_metric(trainer)
+            self.settled = self._resolve_metric(trainer, trial.params)
             on_metric(self.settled)
+        self._check_meaning(self.settled, trainer, trial.params)
         folders, args = self.orders.folders, trainer.args
         owned = folders.create(trial)
         trainer.args = with_checkpoints(args, folders.trial(trial), self.orders.resumable)
-        recorder = Recorder(trainer, self.settled, report)
-        trainer.add_callback(recorder)
         try:
-            trainer.train()
-            outcome = recorder.outcome(trainer)
+            with Recorder(trainer, self.settled, report) as recorder:
+                trainer.train()
+                outcome = recorder.outcome()
             kept = self.keep == "best" and self.may_be_best(outcome.value)
             saved = self._save(trainer, trial, outcome.value) if kept else None
             return FineTuned(**vars(outcome), metric=self.settled, saved=saved)
         finally:
             # A user who has kept the trainer finds it as it was.
             trainer.args = args
-            trainer.remove_callback(recorder)
             if owned and args.world_size == 1:  # else another rank may still read them: the Keeper deletes them
                 folders.clear_checkpoints(trial)
 
@@ -209,10 +211,10 @@ class FineTune:
                 )
         return trainer
 
-    def _resolve_metric(self, trainer: Trainer) -> Metric:
+    def _resolve_metric(self, trainer: Trainer, params: Params) -> Metric:
         """Finds the metric that counts, with the first Trainer; it stays the same ever after."""
         args = trainer.args
-        metric = resolve_metric(self.metric, self.direction, args)
+        metric = resolve_metric(self.metric, self.direction, trainer, params)
         _check_metric(metric, trainer)
         own = metric.function is None and is_trainers_own(metric.name, args)
         if args.load_best_model_at_end and own and args.greater_is_better != (metric.direction == "maximize"):
@@ -224,6 +226,17 @@ class FineTune:
                 stacklevel=2,
             )
         return metric
+
+    def _check_meaning(self, metric: Metric, trainer: Trainer, params: Params) -> None:
+        for name in metric.changed_by(trainer, params):
+            if (said := f"args.{name}") not in self._warned:
+                self._warned.add(said)
+                warnings.warn(
+                    f"values of {metric.name} do not compare across trials, since {name} differs between their "
+                    f"Trainers: keep {name} the same, or choose a metric that does not depend on it",
+                    MetricWarning,
+                    stacklevel=2,
+                )
 
     def _save(self, trainer: Trainer, trial: Trial, value: float | None) -> Path | None:
         """Saves the model next to the trial's checkpoints, and returns its folder; ``None`` if that failed."""
@@ -279,9 +292,9 @@ def _check_metric(metric: Metric, trainer: Trainer) -> None:
     if metric.function is not None or type(trainer) is not Trainer:  # a subclass may report what it likes
         return
     prefixes = evaluation_prefixes(trainer)
-    known = always_reported(prefixes)
+    known = always_reported(prefixes, metric.cross_entropy)
     computed = trainer.compute_metrics is not None
     if metric.name in known or (computed and any(metric.name.startswith(f"{prefix}_") for prefix in prefixes)):
         return
     more = f", and {', '.join(f'{p}_<name>' for p in prefixes)} for what compute_metrics returns" if computed else ""
-    raise MetricError(f"there is no metric {metric.name!r}, the Trainer reports: {', '.join(known)}{more}")
+    raise MetricError(f"there is no metric {metric.name!r}, the Trainer reports: {', '.join(known)}{more}{metric.hint}")

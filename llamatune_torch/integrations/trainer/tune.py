@@ -51,10 +51,11 @@ def tune(
     Args:
         trainer_factory: builds a fresh ``transformers.Trainer`` with a fresh model from a dict of parameters.
         space: ``{name: Real | Integer | Categorical}``.
-        metric: the name of an evaluation metric, with or without "eval_"; "perplexity"; or a function of the
-            metrics' dict. By default the Trainer's ``metric_for_best_model``, else ``eval_loss``.
+        metric: the name of an evaluation metric, with or without "eval_"; "perplexity", for causal and masked language
+            models; or a function of the metrics' dict. By default the Trainer's ``metric_for_best_model``, else
+            ``eval_loss``; ``eval_reward`` for TRL's Trainers that learn from rewards.
         direction: "maximize" or "minimize". By default, the metric's name decides: losses, errors and perplexities are
-            minimised, everything else is maximised, also the values of a function.
+            minimised, everything else is maximised. A function needs it.
         max_evals: the number of fine-tunes in total.
         keep: "best" leaves the best model and its tokenizer in ``output_dir/best``, ready for ``from_pretrained``,
             with the trial's record in ``trial.json``. Later starts of a stored study replace it by a better one only.
@@ -91,6 +92,8 @@ def tune(
     Warns:
         IgnoredParameterWarning: the factory never reads one of the parameters.
         CheckpointWarning: the Trainer keeps the worst checkpoint instead of the best, or saving failed.
+        MetricWarning: the metric's values do not compare, since trials differ in an argument that changes what it
+            means: ``label_smoothing_factor``, ``max_length``, ``packing``, the ``beta`` of DPO, and the like.
         CallbackWarning: one of ``callbacks`` raised an exception; the search went on.
 
     Example:

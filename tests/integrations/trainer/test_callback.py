@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import SPACE, At, Parity, scripted, tiny_trainer, tuned
+from tiny import SPACE, At, Calls, Parity, scripted, tiny_trainer, tuned
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 
 from llamatune_torch import MetricError, Trial, TrialState
@@ -23,14 +24,23 @@ class Listener(TrainerCallback):
 
     def __init__(self) -> None:
         self.evaluated_at: list[int] = []
+        self.evaluated_in_training: list[int] = []
         self.logs: list[dict[str, Any]] = []
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.evaluated_at.append(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.evaluated_in_training = list(self.evaluated_at)
         self.last_step = state.global_step
         self.logs = list(state.log_history)
+
+
+class WithExtraMetric(Trainer):
+    """Adds a metric to what evaluate() returns, as people do for generation or perplexity."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        return super().evaluate(*args, **kwargs) | {"eval_extra": 0.25}
 
 
 # --- The curve ----------------------------------------------------------------------------------
@@ -142,31 +152,99 @@ def test_the_note_names_the_metric_that_chose_the_checkpoint(tmp_path: Path) -> 
     assert trial.value == {2: 0.2, 4: 0.9}[step]
 
 
-@pytest.mark.parametrize(("strategy", "calls"), [("no", [4]), ("epoch", [2, 4])])
-def test_the_final_model_is_evaluated_once(strategy: str, calls: list[int], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("changes", "calls"),
+    [
+        ({"eval_strategy": "no"}, [4]),
+        ({"eval_strategy": "epoch"}, [2, 4]),
+        ({"eval_strategy": "steps", "eval_steps": 3}, [3, 4]),
+        ({"eval_strategy": "steps", "eval_steps": 4}, [4]),
+        ({"eval_strategy": "epoch", "eval_delay": 9}, [4]),
+        ({"eval_strategy": "no", "max_steps": 3}, [3]),  # in the middle of an epoch
+        ({"eval_strategy": "no", "num_train_epochs": 1.5}, [3]),
+        ({"eval_strategy": "no", "kind": WithExtraMetric}, [4]),
+    ],
+)
+def test_the_final_model_is_evaluated_once_before_the_training_ends(
+    changes: dict[str, Any], calls: list[int], tmp_path: Path
+) -> None:
     listener = Listener()
-    trial = only_trial(tmp_path, eval_strategy=strategy, compute_metrics=scripted([0.2, 0.4]), callbacks=[listener])
-    assert listener.evaluated_at == calls
+    trial = only_trial(tmp_path, compute_metrics=scripted([0.2, 0.4]), callbacks=[listener], **changes)
+    assert listener.evaluated_at == listener.evaluated_in_training == calls
     assert trial.curve.steps == tuple(calls)
     assert trial.curve.progress[-1] == 1.0
-    assert trial.notes["value"] == "last evaluation, at step 4 of 4"
+    assert trial.notes["value"] == f"last evaluation, at step {calls[-1]} of {calls[-1]}"
 
 
-def test_a_run_stopped_between_evaluations_is_evaluated_at_its_end(tmp_path: Path) -> None:
-    def stop(control: Any) -> None:
-        control.should_training_stop = True
+def stop(control: Any) -> None:
+    control.should_training_stop = True
 
+
+def end_epoch(control: Any) -> None:
+    control.should_epoch_stop = True
+
+
+@pytest.mark.parametrize(
+    ("at", "eval_strategy", "last"),
+    [
+        (At("on_step_end", 3, stop), "steps", 3),
+        (At("on_step_end", 3, stop), "no", 3),
+        (At("on_log", 3, stop), "no", 3),
+        (At("on_step_end", 3, end_epoch), "no", 3),  # of the last epoch: the training ends before its last step
+        (At("on_epoch_end", 2, stop), "no", 2),
+    ],
+)
+def test_a_run_stopped_between_evaluations_is_evaluated_at_its_end(
+    at: TrainerCallback, eval_strategy: str, last: int, tmp_path: Path
+) -> None:
+    listener = Listener()
+    trial = only_trial(
+        tmp_path,
+        eval_strategy=eval_strategy,
+        eval_steps=2,
+        logging_steps=1,
+        compute_metrics=scripted([0.2, 0.4] if eval_strategy == "steps" else [0.4]),
+        callbacks=[at, listener],
+    )
+    assert trial.value == 0.4
+    assert trial.curve.steps == tuple(listener.evaluated_in_training)
+    assert trial.curve.steps == ((2, last) if eval_strategy == "steps" else (last,))
+    assert trial.curve.progress[-1] == last / 4
+    assert trial.notes["value"] == f"last evaluation, at step {last} of 4"
+
+
+def test_a_run_stopped_too_late_for_an_evaluation_is_evaluated_after_its_end(tmp_path: Path) -> None:
+    listener = Listener()
+    trial = only_trial(
+        tmp_path,
+        eval_strategy="no",
+        save_strategy="epoch",
+        compute_metrics=scripted([0.4]),
+        callbacks=[At("on_save", 2, stop), listener],
+    )
+    assert (listener.evaluated_in_training, listener.evaluated_at) == ([], [2])
+    assert (trial.value, trial.curve.steps) == (0.4, (2,))
+
+
+@pytest.mark.parametrize("save_steps", [2, 4])
+def test_a_stopped_run_is_evaluated_at_its_end_only_if_its_last_weights_stay(save_steps: int, tmp_path: Path) -> None:
+    """With a checkpoint of the best evaluation, that is what stays; without one, the last weights do."""
+    listener = Listener()
     trial = only_trial(
         tmp_path,
         eval_strategy="steps",
         eval_steps=2,
+        save_strategy="steps",
+        save_steps=save_steps,
+        load_best_model_at_end=True,
+        metric_for_best_model="score",
         compute_metrics=scripted([0.2, 0.4]),
-        callbacks=[At("on_step_end", 3, stop)],
+        callbacks=[At("on_step_end", 3, stop), listener],
     )
-    assert trial.value == 0.4
-    assert trial.curve.steps == (2, 3)
-    assert trial.curve.progress == (0.5, 0.75)
-    assert trial.notes["value"] == "last evaluation, at step 3 of 4"
+    kept = save_steps == 2
+    assert listener.evaluated_at == listener.evaluated_in_training == ([2] if kept else [2, 3])
+    assert trial.value == (0.2 if kept else 0.4)
+    assert trial.notes["value"] == f"{'best' if kept else 'last'} evaluation, at step {2 if kept else 3} of 4"
 
 
 def test_early_stopping_works_as_ever(tmp_path: Path) -> None:
@@ -207,7 +285,7 @@ def test_a_function_sees_all_evaluation_sets(tmp_path: Path) -> None:
 
     sets = {"easy": Parity(8, seed=2), "hard": Parity(8, seed=3)}
     trainer = {"eval_dataset": sets, "compute_metrics": scripted([0.9, 0.1, 0.3, 0.7])}
-    trial = tuned(tmp_path, metric=worst, trainer=trainer).trials[0]
+    trial = tuned(tmp_path, metric=worst, direction="maximize", trainer=trainer).trials[0]
     assert trial.curve.values == (0.1, 0.3)
 
 
@@ -243,23 +321,115 @@ def test_evaluations_of_other_data_do_not_count(event: str, tmp_path: Path) -> N
     assert trial.curve.values == (32.0, 32.0)
 
 
-class WithExtraMetric(Trainer):
-    """Adds a metric to what evaluate() returns, as people do for generation or perplexity."""
+def test_a_metric_that_a_subclass_adds_is_found_in_each_evaluation(tmp_path: Path) -> None:
+    listener = Listener()
+    study = tuned(tmp_path, metric="extra", trainer={"kind": WithExtraMetric, "callbacks": [listener]})
+    assert study.best_value == 0.25
+    assert study.trials[0].curve.steps == (2, 4)
+    assert listener.evaluated_at == [2, 4]
+    assert "eval_accuracy" in study.trials[0].outcomes
+
+
+class InHalves(Trainer):
+    """Changes what the Trainer reports."""
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        return super().evaluate(*args, **kwargs) | {"eval_extra": 0.25}
+        metrics = super().evaluate(*args, **kwargs)
+        metrics["eval_score"] /= 2
+        return metrics
 
 
-def test_a_metric_that_a_subclass_adds_is_found(tmp_path: Path) -> None:
-    study = tuned(tmp_path, metric="extra", trainer={"kind": WithExtraMetric})
-    assert study.best_value == 0.25
-    assert study.trials[0].curve.steps == (4,)
-    assert "eval_accuracy" in study.trials[0].outcomes
+def test_a_metric_that_a_subclass_changes_is_as_it_says(tmp_path: Path) -> None:
+    trial = tuned(tmp_path, metric="score", trainer={"kind": InHalves, "compute_metrics": scripted([0.2, 0.4])}).trials[
+        0
+    ]
+    assert trial.curve.values == (0.1, 0.2)
+
+
+class WithDearMetric(Trainer):
+    """Generates only at the end, as that takes long."""
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        metrics = super().evaluate(*args, **kwargs)
+        return metrics if self.state.global_step < self.state.max_steps else metrics | {"eval_bleu": 0.5}
+
+
+def test_a_metric_that_a_subclass_adds_at_the_end_only_is_found(tmp_path: Path) -> None:
+    trial = tuned(tmp_path, metric="bleu", trainer={"kind": WithDearMetric}).trials[0]
+    assert (trial.value, trial.curve.steps) == (0.5, (4,))
+
+
+def test_a_trainer_that_was_kept_evaluates_as_ever(tmp_path: Path) -> None:
+    """Also where a user has replaced its ``evaluate``."""
+    calls = Calls(tmp_path)
+
+    def factory(params: Any) -> Trainer:
+        trainer = calls(params)
+        trainer.evaluate = functools.partial(Trainer.evaluate, trainer)  # type: ignore[method-assign]
+        return trainer
+
+    tuned(tmp_path, calls)
+    tuned(tmp_path, factory)
+    assert "evaluate" not in vars(calls.trainers[0])
+    assert isinstance(vars(calls.trainers[1])["evaluate"], functools.partial)
+    assert "eval_loss" in calls.trainers[1].evaluate()
 
 
 def test_a_metric_that_a_subclass_does_not_add_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match=r"no metric 'eval_other', the Trainer reports: .*eval_extra"):
         tuned(tmp_path, metric="other", trainer={"kind": WithExtraMetric})
+
+
+class Clears(TrainerCallback):
+    """Takes everything out of what it is given."""
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        metrics.clear()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        logs.clear()
+
+
+def notebook_progress() -> TrainerCallback:
+    """The Trainer's own callback in a notebook, which pops the runtime out of the metrics."""
+    pytest.importorskip("IPython", reason="needs IPython: pip install 'llamatune-torch[notebook]'")
+    from transformers.utils.notebook import NotebookProgressCallback
+
+    return NotebookProgressCallback()
+
+
+@pytest.mark.parametrize("eval_strategy", ["epoch", "steps", "no"])
+@pytest.mark.parametrize("callback", [notebook_progress, Clears])
+def test_what_other_callbacks_take_out_of_the_metrics_is_recorded_all_the_same(
+    callback: Any, eval_strategy: str, tmp_path: Path
+) -> None:
+    listener = Listener()
+    trial = tuned(
+        tmp_path,
+        metric="score",
+        trainer={
+            "callbacks": [listener, callback()],
+            "compute_metrics": scripted([0.2, 0.4]) if eval_strategy != "no" else scripted([0.4]),
+            "eval_strategy": eval_strategy,
+            "eval_steps": 2,
+        },
+    ).trials[0]
+    steps = [2, 4] if eval_strategy != "no" else [4]
+    assert listener.evaluated_at == steps
+    assert trial.curve.steps == tuple(steps)
+    assert trial.value == 0.4
+    assert {"eval_loss", "eval_score", "eval_runtime", "epoch"} <= set(trial.outcomes)
+
+
+def test_several_evaluation_sets_are_recorded_though_a_callback_clears_the_metrics(tmp_path: Path) -> None:
+    trainer = {
+        "eval_dataset": {"easy": Parity(8, seed=2), "hard": Parity(8, seed=3)},
+        "compute_metrics": scripted([0.9, 0.1, 0.8, 0.2]),
+        "callbacks": [Clears()],
+    }
+    trial = tuned(tmp_path, metric="hard_score", trainer=trainer).trials[0]
+    assert trial.curve.values == (0.1, 0.2)
+    assert trial.outcomes["eval_easy_score"] == 0.8
 
 
 # --- Broken runs --------------------------------------------------------------------------------
@@ -277,6 +447,13 @@ def test_nan_gradients_end_a_run_early_though_the_logged_loss_hides_them(tmp_pat
     assert listener.last_step <= 3
     assert listener.evaluated_at == []  # no time is spent on the broken model
     assert all(math.isfinite(entry["loss"]) for entry in listener.logs if "loss" in entry)
+
+
+def test_nan_is_seen_though_a_callback_clears_what_was_logged(tmp_path: Path) -> None:
+    clears = Clears()
+    trainer = {"learning_rate": HUGE, "logging_steps": 1, "num_train_epochs": 50, "callbacks": [clears]}
+    trial = tuned(tmp_path, trainer=trainer).trials[0]
+    assert str(trial.error).startswith("grad_norm is nan at step ")
 
 
 def test_nan_in_the_evaluation_loss_fails_a_run_whose_accuracy_looks_plausible(tmp_path: Path) -> None:

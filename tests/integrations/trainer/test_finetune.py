@@ -35,6 +35,7 @@ from llamatune_torch import (
     CheckpointWarning,
     IgnoredParameterWarning,
     MetricError,
+    MetricWarning,
     NoCompletedTrialError,
     Real,
     TrainerError,
@@ -53,7 +54,7 @@ def test_a_wrong_metric_is_found_before_training_where_nothing_computes_metrics(
     with pytest.raises(MetricError) as caught:
         tuned(tmp_path, calls, metric="f1")
     assert str(caught.value) == (
-        "there is no metric 'eval_f1', the Trainer reports: eval_loss, eval_perplexity, eval_runtime, "
+        "there is no metric 'eval_f1', the Trainer reports: eval_loss, eval_runtime, "
         "eval_samples_per_second, eval_steps_per_second"
     )
     assert calls.trainers[0].state.global_step == 0
@@ -68,7 +69,7 @@ def test_a_wrong_metric_is_found_at_the_first_evaluation_otherwise(tmp_path: Pat
 
 def test_a_function_that_asks_for_a_wrong_metric_is_told_what_there_is(tmp_path: Path) -> None:
     with pytest.raises(MetricError, match=r"metric 'metric' needs 'eval_f1', the Trainer reports: eval_accuracy"):
-        tuned(tmp_path, metric=lambda metrics: metrics["eval_f1"])
+        tuned(tmp_path, metric=lambda metrics: metrics["eval_f1"], direction="maximize")
 
 
 def test_a_metric_that_is_no_number_is_an_error(tmp_path: Path) -> None:
@@ -83,6 +84,32 @@ def test_a_wrong_metric_for_best_model_is_an_error_too(tmp_path: Path) -> None:
     trainer = {"metric_for_best_model": "f1", **CHECKPOINTS}
     with pytest.raises(MetricError, match=r"metric_for_best_model='f1' is not among .*: eval_accuracy, eval_loss, "):
         tuned(tmp_path, metric="accuracy", trainer=trainer)
+
+
+def test_the_perplexity_of_a_classifier_is_refused_before_training(tmp_path: Path) -> None:
+    calls = Calls(tmp_path, compute_metrics=None)
+    with pytest.raises(MetricError, match=r"no metric 'eval_perplexity'.*; a perplexity is offered where the loss is"):
+        tuned(tmp_path, calls, metric="perplexity")
+    assert calls.trainers[0].state.global_step == 0
+
+
+SMOOTHED = {"smoothing": [0.0, 0.1, 0.2]}
+
+
+def smoothed(folder: Path) -> Any:
+    return lambda params: tiny_trainer({"learning_rate": 1e-2}, folder, label_smoothing_factor=params["smoothing"])
+
+
+def test_losses_that_do_not_compare_across_trials_are_warned_about_once(tmp_path: Path) -> None:
+    message = r"values of eval_loss do not compare across trials, since label_smoothing_factor differs between"
+    with pytest.warns(MetricWarning, match=message) as caught:
+        tuned(tmp_path, smoothed(tmp_path), space=SMOOTHED, max_evals=3)
+    assert len(caught) == 1
+
+
+def test_no_warning_is_given_where_values_compare(tmp_path: Path) -> None:
+    tuned(tmp_path, smoothed(tmp_path), space=SMOOTHED, max_evals=3, metric="accuracy")
+    tuned(tmp_path, smoothed(tmp_path), space={"smoothing": [0.1]}, max_evals=1)
 
 
 def test_several_evaluation_sets_have_no_metric_without_a_sets_name(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from strategies import OTHERS
-from tiny import SPACE, Calls, raises, scripted, tuned
+from tiny import SPACE, Calls, raises, scripted, text_trainer, tuned
 from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from llamatune_torch import (
@@ -50,7 +50,7 @@ def test_the_surrogate_takes_over_after_the_first_trials(tmp_path: Path) -> None
 
 
 def test_perplexity_is_offered_from_the_loss(tmp_path: Path) -> None:
-    study = tuned(tmp_path, metric="perplexity", trainer={"compute_metrics": None})
+    study = tuned(tmp_path, lambda params: text_trainer(params, tmp_path), metric="perplexity")
     assert (study.metric, study.direction) == ("eval_perplexity", "minimize")
     assert study.best_value == pytest.approx(math.exp(study.best_trial.outcomes["eval_loss"]), rel=1e-12)
 
@@ -65,8 +65,8 @@ def test_the_trainers_own_metric_is_maximised_where_it_is_a_score(tmp_path: Path
 
 
 def test_a_function_of_the_metrics_counts(tmp_path: Path) -> None:
-    study = tuned(tmp_path, metric=lambda metrics: 10 * metrics["eval_accuracy"])
-    assert study.direction == "maximize"
+    study = tuned(tmp_path, metric=lambda metrics: 10 * metrics["eval_accuracy"], direction="maximize")
+    assert study.metric == "metric"
     assert study.best_value == pytest.approx(10 * study.best_trial.outcomes["eval_accuracy"], rel=1e-12)
 
 
@@ -149,6 +149,7 @@ def test_an_unknown_argument_is_named_with_those_that_exist(tmp_path: Path) -> N
         ({"initial_points": [{"learning_rate": 5.0}]}, ParamsError, r"initial_points\[0\].*learning_rate.*5"),
         ({"max_evals": 0}, SettingsError, "max_evals"),
         ({"direction": "up"}, SettingsError, "direction must be 'maximize' or 'minimize', but got 'up'"),
+        ({"metric": max}, SettingsError, "metric is a function, so direction must say which way: 'maximize' or 'mini"),
         ({"metric": 3}, SettingsError, "metric must be a name or a function of the metrics, but got 3"),
         ({"keep": "all"}, SettingsError, "keep must be 'best' or None, but got 'all'"),
         ({"model_eval_fn": print}, SettingsError, r"tune\(\) has no argument 'model_eval_fn'"),

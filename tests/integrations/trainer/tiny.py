@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     GPT2Config,
     GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -55,6 +56,13 @@ class Parity(Dataset[dict[str, Any]]):
         }
 
 
+class Text(Parity):
+    """The same sequences, to predict the next token."""
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return {"input_ids": self.tokens[i], "labels": self.tokens[i]}
+
+
 def accuracy(prediction: Any) -> dict[str, float]:
     return {"accuracy": float((np.argmax(prediction.predictions, -1) == prediction.label_ids).mean())}
 
@@ -81,6 +89,16 @@ def tiny_model(**config: Any) -> GPT2ForSequenceClassification:
             }
         )
     )
+
+
+def language_model(**config: Any) -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(tiny_model(**config).config)
+
+
+def text_trainer(params: Mapping[str, Any], folder: Path, **changes: Any) -> Trainer:
+    """``tiny_trainer`` with a language model, which has a loss and no other metric."""
+    data = {"train_dataset": Text(32, seed=0), "eval_dataset": Text(32, seed=1), "compute_metrics": None}
+    return tiny_trainer(params, folder, **{"model": language_model(), **data, **changes})
 
 
 def tiny_trainer(params: Mapping[str, Any], folder: Path, kind: type[Trainer] = Trainer, **changes: Any) -> Trainer:
