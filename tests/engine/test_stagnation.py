@@ -20,6 +20,7 @@ from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.stagnation import NEAR, exploration, is_stuck, prior_correlation
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.engine.surrogate import Surrogate
+from llamatune_torch.study import Goal
 
 SQUARE = SearchSpace({"x": Real(0, 1), "y": Real(0, 1)})
 Row = tuple[float, float, float | None]
@@ -184,7 +185,7 @@ def test_the_direction_makes_no_difference() -> None:
     def negated(trial: Trial) -> Trial:
         return replace(trial, value=-(trial.value or 0.0))
 
-    other = replace(study, direction="minimize", trials=tuple(negated(trial) for trial in study.trials))
+    other = replace(study, goal=Goal("minimize"), trials=tuple(negated(trial) for trial in study.trials))
     assert suggest(other, quick()) == suggest(study, quick())
 
 
