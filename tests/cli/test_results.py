@@ -190,7 +190,7 @@ EVIL = "\x1b]0;owned\x07"
 def test_no_command_obeys_escapes(cli: Cli, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path}/llamatune.db"
     space = {f"x {EVIL}": Real(0, 1), "how": Categorical([EVIL, "it's"])}
-    tuner = LlamaTune(space, metric=f"m{EVIL}", storage=url, name="mine", n_initial=1000, max_evals=9)
+    tuner = LlamaTune(space, storage=url, name="mine", n_initial=1000, max_evals=9)
     tuner.tell(tuner.ask(), Outcome(0.5, notes={EVIL: EVIL}, outcomes={EVIL: 1.0}))
     tuner.tell(tuner.ask(), Outcome.failure(EVIL, f"first\n{EVIL}"))
     tuner.ask()

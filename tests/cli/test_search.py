@@ -187,7 +187,7 @@ def test_processes_of_its_own_find_the_file(tmp_path: Path) -> None:
 
 
 def test_three_workers_share_a_study_and_its_budget_exactly(url: str, tmp_path: Path) -> None:
-    file = write_spec(tmp_path, seconds=0.05)
+    file = write_spec(tmp_path, seconds=0.5)  # long enough for the others to have started, on a busy machine too
     workers = [start(tmp_path, "worker", file, "--trials", 20, "--storage", url, "--name", "s") for _ in range(3)]
     results = [finish(worker) for worker in workers]
     assert [result.code for result in results] == [0, 0, 0], results
