@@ -70,7 +70,7 @@ class FineTuned(Outcome):
 
 @dataclass(frozen=True)
 class Orders:
-    """What the ``Keeper`` has decided for the trial that runs next; all ranks under ``torchrun`` get the same.
+    """The decisions of the ``Keeper`` for the trial that runs next; all ranks under ``torchrun`` get the same.
 
     Args:
         folders: where its files go.
