@@ -81,7 +81,8 @@ def fill_space(
     usual = log_chance(tried).logsumexp(dim=0) - math.log(len(tried))
 
     def may_work(X: Tensor) -> Tensor:
-        return (log_chance(X.to(tried)) >= usual + math.log(PASSED_OVER)).cpu()
+        likely = log_chance(X.to(tried)) >= usual + math.log(PASSED_OVER)
+        return likely.cpu()
 
     points = next_sobol_points(study, settings, data.tried.cpu(), n, may_work)
     return [Suggestion(params, "sobol") for params in points]

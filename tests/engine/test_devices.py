@@ -168,6 +168,10 @@ def test_a_part_is_the_same_under_any_default_dtype_and_device(part: str) -> Non
 TO_THE_CPU = {
     "incumbents": "the generator that draws around them lives there, so that advice does not depend on the device",
     "weights": "likewise: starting points are drawn by a generator on the CPU",
+    "data.tried": "the Sobol sequence is drawn there, and points of it that were tried are left out",
+    "likely": "likewise: points of the sequence that are likely to fail are passed over",
+    "X": "trials are chosen by their places in the record, in the same order on any device",
+    "Y": "likewise",
 }
 
 
