@@ -18,10 +18,11 @@ from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Trial
 
 # From so many observations on, device="auto" takes a GPU. Measured on an H200 (``benchmarks/gpu.py``): an ask is level
-# there with 300 and 400 observations, 1.6 times quicker with 500, 2.6 times with 1,000. A small GP is a long chain of small
-# operations. On a GPU each costs some ten microseconds to launch, whatever its size, and L-BFGS waits for the last one
-# before it can start the next. On a CPU such an operation on 50 x 50 numbers is over sooner. At several hundred
-# observations the Cholesky factor and the n x n kernel matrices, which a GPU computes in parallel, outweigh that.
+# there with 300 and 400 observations, 1.6 times quicker with 500, 2.6 times with 1,000. A small GP is a long chain of
+# small operations. On a GPU each costs some ten microseconds to launch, whatever its size, and L-BFGS waits for the
+# last one before it can start the next. On a CPU such an operation on 50 x 50 numbers is over sooner. At several
+# hundred observations the Cholesky factor and the n x n kernel matrices, which a GPU computes in parallel, outweigh
+# that.
 CUDA_FROM_TRIALS = 500
 
 P = ParamSpec("P")
