@@ -73,7 +73,7 @@ class Search:
 
     @property
     def retries(self) -> int:
-        """How often a trial runs again whose worker stalled; 0 without a ``storage``."""
+        """The number of times that a trial runs again whose worker stalled; 0 without a ``storage``."""
         return self._store.retries
 
     @overload
