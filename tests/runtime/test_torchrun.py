@@ -33,18 +33,27 @@ def leave(tuner_or_study, **more):
 """
 
 
-def start(folder: Path, program: str) -> subprocess.Popen[str]:
+def start(folder: Path, program: str, *arguments: str) -> subprocess.Popen[str]:
     (folder / "program.py").write_text(HEAD + program)
     path = os.pathsep.join(map(str, [TESTS.parent, TESTS, TESTS / "integrations" / "trainer"]))
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "program.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "program.py",
+        *arguments,
+    ]
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def on_two_ranks(folder: Path, program: str) -> list[dict[str, Any]]:
-    process = start(folder, program)
+def on_two_ranks(folder: Path, program: str, *arguments: str) -> list[dict[str, Any]]:
+    process = start(folder, program, *arguments)
     try:
         out, _ = process.communicate(timeout=300)
     finally:
@@ -166,6 +175,43 @@ leave(study, opened=opened, refused=refused, asked=asked, workers=[t.worker for 
     # One for each time that something was asked for.
     assert {worker for (worker,) in rows} > set(one["workers"])
     assert len(rows) == 4
+
+
+RESUMED = """
+from tiny import SPACE, At, tiny_trainer
+place, kills = sys.argv[1:]
+
+def kill(control):
+    time.sleep(RANK * 0.5)
+    os._exit(3)
+
+class Steps(At):
+    def on_step_end(self, args, state, control, **kwargs):
+        seen.append(state.global_step)
+
+def factory(params):
+    callbacks = [Steps("on_step_begin", -1, None)] + [At("on_step_end", 3, kill)] * (kills == "kills")
+    return tiny_trainer(params, Path("."), save_strategy="steps", save_steps=1, num_train_epochs=4, callbacks=callbacks)
+
+study = tune(factory, SPACE, max_evals=1, n_initial=9, storage=f"sqlite:///{place}.db", output_dir=f"out-{place}")
+curves = [list(trial.curve.values) for trial in study.trials]
+leave(study, curves=curves, notes=[dict(trial.notes) for trial in study.trials])
+"""
+
+
+@pytest.mark.slow
+def test_all_ranks_go_on_from_the_checkpoint_of_a_trial_whose_ranks_were_killed(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    whole, _ = on_two_ranks(tmp_path, RESUMED, "whole", "-")
+    with start(tmp_path, RESUMED, "killed", "kills") as process:
+        assert process.wait(timeout=300) != 0
+    with closing(sqlite3.connect(tmp_path / "killed.db")) as connection, connection:
+        connection.execute("UPDATE llamatune_workers SET heartbeat = heartbeat - 1000")
+    one, other = on_two_ranks(tmp_path, RESUMED, "killed", "-")
+    assert one["seen"] == other["seen"] == whole["seen"][2:]  # its last checkpoint was at step 2
+    assert one["notes"][1]["resumed"] == "from a checkpoint, at step 2"
+    assert one["curves"][1] == whole["curves"][0]
+    assert list((tmp_path / "out-killed").iterdir()) == []
 
 
 def test_ctrl_c_ends_all_ranks_and_gives_the_trial_back(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import math
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -33,8 +33,8 @@ from llamatune_torch.errors import (
     TrainerError,
 )
 from llamatune_torch.integrations.trainer.callback import Recorder, evaluation_prefixes, is_stock, keeps_best
-from llamatune_torch.integrations.trainer.checkpoints import with_checkpoints
-from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders
+from llamatune_torch.integrations.trainer.checkpoints import ResumeError, train, with_checkpoints
+from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders, step_of
 from llamatune_torch.integrations.trainer.metric import (
     Metric,
     MetricFunction,
@@ -44,6 +44,7 @@ from llamatune_torch.integrations.trainer.metric import (
 )
 from llamatune_torch.integrations.trainer.readlog import ReadLog
 from llamatune_torch.runtime.evaluation import report, run_guarded
+from llamatune_torch.runtime.torchrun import world_size
 from llamatune_torch.space import Params
 from llamatune_torch.trial import Direction, Outcome, Trial
 
@@ -70,15 +71,17 @@ class FineTuned(Outcome):
 
 @dataclass(frozen=True)
 class Orders:
-    """The decisions of the ``Keeper`` for the trial that runs next; all ranks under ``torchrun`` get the same.
+    """Decisions of the ``Keeper`` for the trial that runs next; all ranks under ``torchrun`` get the same.
 
     Args:
         folders: where its files go.
         resumable: True if it writes checkpoints for a later trial to go on from, should its worker die.
+        resume: the checkpoint in the trial's folder that it goes on from itself.
     """
 
     folders: Folders
     resumable: bool = False
+    resume: Path | None = None
 
 
 @dataclass
@@ -151,37 +154,63 @@ class FineTune:
             TrainerError: as :func:`tune`. A ``MetricError`` comes with the outcome instead, because only the ``Keeper``
                 can tell if it ends the search or is the failure of one trial.
         """
+        folders = self.orders.folders
+        owned = folders.create(trial)
+        if owned and self.orders.resume is None and world_size() == 1:
+            folders.clear_checkpoints(trial)  # of the same trial, which an executor runs again after a worker's death
         try:
-            return run_guarded(partial(self._fine_tune, on_metric=on_metric), trial)
+            outcome = run_guarded(partial(self._fine_tune, on_metric=on_metric), trial)
         except MetricError as error:
-            return FineTuned.failure("no metric", str(error), no_metric=error, metric=self.settled)
+            outcome = FineTuned.failure("no metric", str(error), no_metric=error, metric=self.settled)
         finally:
             # No frame holds the trainer any more, so its memory can be released.
             clear_device_cache(garbage_collection=True)
+        # An interrupted trial keeps them, since it may run again. Where there are several ranks, another one may still
+        # read them. The Keeper deletes both.
+        if owned and world_size() == 1:
+            folders.clear_checkpoints(trial)
+        return outcome
 
     def _fine_tune(self, trial: Trial, on_metric: Callable[[Metric], Any]) -> FineTuned:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
+        resume = self.orders.resume
+        if resume is not None:
+            try:
+                return self._train(trial, on_metric, resume)
+            except ResumeError as error:
+                message = f"trial {trial.number} starts anew, because {resume} could not be loaded: {error}"
+                warnings.warn(message, CheckpointWarning, stacklevel=2)
+            self.orders.folders.clear_checkpoints(trial)  # a later retry would meet it again
+            clear_device_cache(garbage_collection=True)
+        return self._train(trial, on_metric)
+
+    def _train(self, trial: Trial, on_metric: Callable[[Metric], Any], checkpoint: Path | None = None) -> FineTuned:
         trainer = self._build(trial)
         if self.settled is None:
             self.settled = self._resolve_metric(trainer, trial.params)
             on_metric(self.settled)
         self._check_meaning(self.settled, trainer, trial.params)
-        folders, args = self.orders.folders, trainer.args
-        owned = folders.create(trial)
-        trainer.args = with_checkpoints(args, folders.trial(trial), self.orders.resumable)
+        args, settled = trainer.args, self.settled
+        trainer.args = with_checkpoints(args, self.orders.folders.trial(trial), self.orders.resumable)
         try:
-            with Recorder(trainer, self.settled, report) as recorder:
-                trainer.train()
+            with Recorder(trainer, settled, report) as recorder:
+
+                def record(step: int, metrics: Mapping[str, Any]) -> None:
+                    if settled.is_in(metrics):  # else a user's own evaluate() has added it later
+                        recorder.record(step, metrics)
+
+                train(trainer, checkpoint, record)
                 outcome = recorder.outcome()
+            if checkpoint is not None:
+                notes = {**outcome.notes, "resumed": f"from a checkpoint, at step {step_of(checkpoint)}"}
+                outcome = replace(outcome, notes=notes)
             kept = self.keep == "best" and self.may_be_best(outcome.value)
             saved = self._save(trainer, trial, outcome.value) if kept else None
-            return FineTuned(**vars(outcome), metric=self.settled, saved=saved)
+            return FineTuned(**vars(outcome), metric=settled, saved=saved)
         finally:
             # A user who has kept the trainer finds it as it was.
             trainer.args = args
-            if owned and args.world_size == 1:  # else another rank may still read them: the Keeper deletes them
-                folders.clear_checkpoints(trial)
 
     def _build(self, trial: Trial) -> Trainer:
         """Builds the factory's Trainer and checks it before it costs anything."""

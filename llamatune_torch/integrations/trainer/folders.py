@@ -124,9 +124,15 @@ class Folders:
 def checkpoints_in(folder: Path) -> Iterator[tuple[int, Path]]:
     """The Trainer's checkpoints in a folder, with their steps; nothing else of a similar name."""
     for path in sorted(folder.glob("checkpoint-*")):
-        match = _CHECKPOINT.fullmatch(path.name)
-        if match and path.is_dir() and not path.is_symlink():
-            yield int(match[1]), path
+        step = step_of(path)
+        if step is not None and path.is_dir() and not path.is_symlink():
+            yield step, path
+
+
+def step_of(checkpoint: Path) -> int | None:
+    """The step of a checkpoint by its name; ``None`` if that is no checkpoint's."""
+    match = _CHECKPOINT.fullmatch(checkpoint.name)
+    return None if match is None else int(match[1])
 
 
 def delete(path: Path) -> None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
 
+from llamatune_torch.errors import CheckpointWarning
 from llamatune_torch.integrations.trainer.best import Best
+from llamatune_torch.integrations.trainer.checkpoints import adopt, newest_complete
 from llamatune_torch.integrations.trainer.finetune import FineTune, FineTuned, Orders, warn_not_kept
 from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders, read_record
 from llamatune_torch.integrations.trainer.metric import Metric
@@ -20,6 +26,8 @@ from llamatune_torch.runtime.torchrun import rank
 from llamatune_torch.storage.store import to_retry
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Outcome, Trial, TrialState
+
+logger = logging.getLogger(__name__)
 
 
 class Keeper(Listener):
@@ -81,9 +89,11 @@ class Keeper(Listener):
             self._settled = True
 
     def on_start(self, search: Any, trial: Trial) -> None:
-        """Tells a fine-tune that is about to be sent elsewhere the best value so far."""
+        """Decides what a fine-tune that is about to begin, or to be sent elsewhere, has to know."""
         self._update_best()
-        self.optimizer.orders = self.fine_tune.orders
+        self._order(None)
+        if trial.retry_of is not None:
+            self._order(self._adopt(trial))
 
     def on_outcome(self, trial: Trial, outcome: Outcome) -> Outcome:
         """Settles the metric, with the outcome of a trial that ran here or elsewhere.
@@ -127,6 +137,24 @@ class Keeper(Listener):
         self._keep()
         if self.folders.study.is_dir():
             self._clear(self.optimizer.study.trials)
+
+    def _order(self, resume: Path | None) -> None:
+        self.fine_tune.orders = self.optimizer.orders = replace(self.fine_tune.orders, resume=resume)
+
+    def _adopt(self, trial: Trial) -> Path | None:
+        """Takes the newest complete checkpoint of the trials that this one repeats into its own folder."""
+        same = [other for other in self.optimizer.study.trials if other.first == trial.first]
+        try:
+            checkpoint = newest_complete(self.folders.trial(other) for other in same if self.folders.holds(other))
+            if checkpoint is None or not self.folders.create(trial):
+                return None
+            adopted = adopt(checkpoint, self.folders.trial(trial))
+        except OSError as error:
+            message = f"trial {trial.number} starts anew, because no checkpoint could be copied: {error}"
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+            return None
+        logger.info("trial %d: goes on from %s", trial.number, checkpoint)
+        return adopted
 
     def _update_best(self) -> None:
         study = self.optimizer.study

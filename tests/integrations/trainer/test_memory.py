@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import At, raises, tiny_model, tiny_trainer, tuned
+from tiny import CHECKPOINTS, At, raises, tiny_model, tiny_trainer, tuned
 from transformers import Trainer
 
 from llamatune_torch import LlamaTune, MetricError, Trial, TrialState
@@ -61,7 +61,7 @@ def test_thirty_trials_hold_no_more_memory_than_three(tmp_path: Path) -> None:
     def failing_now_and_then(params: Any) -> Trainer:
         fails = len(alive) % 5 == 4
         dies = At("on_step_end", 1, raises(RuntimeError, "CUDA out of memory"))
-        factory.changes = {"callbacks": [dies]} if fails else {"save_strategy": "epoch"}
+        factory.changes = {"callbacks": [dies]} if fails else CHECKPOINTS
         return factory(params)
 
     def measure(optimizer: LlamaTune, trial: Trial) -> None:
@@ -81,7 +81,7 @@ def test_thirty_trials_hold_no_more_memory_than_three(tmp_path: Path) -> None:
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyboardInterrupt])
 @pytest.mark.parametrize("event", ["on_step_end", "on_evaluate", "on_save"])
 def test_a_trial_that_ends_badly_leaves_nothing_behind(error: type[BaseException], event: str, tmp_path: Path) -> None:
-    factory = Watched(tmp_path, save_strategy="epoch", callbacks=[At(event, 2, raises(error))])
+    factory = Watched(tmp_path, **CHECKPOINTS, callbacks=[At(event, 2, raises(error))])
     study = tuned(tmp_path, factory)
     assert study.trials[0].state is (TrialState.LOST if error is KeyboardInterrupt else TrialState.FAILED)
     assert len(factory.refs) == 3
