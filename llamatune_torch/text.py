@@ -9,6 +9,8 @@ from urllib.parse import unquote_plus
 _SQLITE = re.compile(r"sqlite(\+\w+)?:///")  # then comes a file
 #: A scheme, if there is one, a user, and the password up to the last "@": it may have others in it.
 _PASSWORD = re.compile(r"^((?>(?:[\w+.-]+:/+)?)[^:@?]*):.*@", re.DOTALL)
+#: A port that is no number: it may be the rest of a password with an "@" in it.
+_NO_PORT = re.compile(r"(:\*\*\*@[^/:?]*):(?!\d+(?:[/?]|$))[^/?]*")
 #: Control characters, marks that turn the direction of writing, other ends of lines, and halves of characters.
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
@@ -27,7 +29,7 @@ def redact(url: str) -> str:
         'postgresql://me:***@host/db?sslpassword=***&sslmode=require'
     """
     if not _SQLITE.match(url):
-        url = _PASSWORD.sub(r"\1:***@", url)
+        url = _NO_PORT.sub(r"\1:***", _PASSWORD.sub(r"\1:***@", url))
     head, mark, query = url.partition("?")
     shown: list[str] = []
     hiding = False
