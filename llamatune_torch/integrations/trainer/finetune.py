@@ -71,7 +71,7 @@ class FineTuned(Outcome):
 
 @dataclass(frozen=True)
 class Orders:
-    """Decisions of the ``Keeper`` for the trial that runs next; all ranks under ``torchrun`` get the same.
+    """The decisions of the ``Keeper`` for the trial that runs next; all ranks under ``torchrun`` get the same.
 
     Args:
         folders: where its files go.
@@ -155,6 +155,7 @@ class FineTune:
                 can tell if it ends the search or is the failure of one trial.
         """
         folders = self.orders.folders
+        shared = folders.holds(trial)  # the Keeper has made its folder, so it deletes it, once the result is on record
         owned = folders.create(trial)
         if owned and self.orders.resume is None and world_size() == 1:
             folders.clear_checkpoints(trial)  # of the same trial, which an executor runs again after a worker's death
@@ -165,10 +166,10 @@ class FineTune:
         finally:
             # No frame holds the trainer any more, so its memory can be released.
             clear_device_cache(garbage_collection=True)
-        # An interrupted trial keeps them, since it may run again. Where there are several ranks, another one may still
-        # read them. The Keeper deletes both.
-        if owned and world_size() == 1:
+        if owned and not shared and world_size() == 1:
             folders.clear_checkpoints(trial)
+            if not isinstance(outcome, FineTuned) or outcome.saved is None:
+                folders.clear(trial)
         return outcome
 
     def _fine_tune(self, trial: Trial, on_metric: Callable[[Metric], Any]) -> FineTuned:
@@ -209,8 +210,7 @@ class FineTune:
             saved = self._save(trainer, trial, outcome.value) if kept else None
             return FineTuned(**vars(outcome), metric=settled, saved=saved)
         finally:
-            # A user who has kept the trainer finds it as it was.
-            trainer.args = args
+            trainer.args = args  # a user who has kept the trainer finds it as it was
 
     def _build(self, trial: Trial) -> Trainer:
         """Builds the factory's Trainer and checks it before it costs anything."""
@@ -279,7 +279,7 @@ class FineTune:
                 raise FileNotFoundError(f"somebody has deleted its checkpoint {trainer.state.best_model_checkpoint}")
             trainer.save_model(str(saved))
             if trainer.args.should_save:  # under torchrun one rank writes, though all must be there
-                (saved / KEPT_RECORD).write_text(json.dumps(record, indent=2) + "\n")
+                (saved / KEPT_RECORD).write_text(json.dumps(record, indent=2, default=repr) + "\n")
         except Exception as error:  # a full disk (safetensors has its own error) must not cost the result as well
             shutil.rmtree(saved, ignore_errors=True)
             warn_not_kept(trial, folders.best, str(error))

@@ -95,12 +95,12 @@ class Folders:
 
     def clear(self, trial: Trial) -> None:
         """Deletes what is ours in a trial's folder, and the folders that are empty then."""
-        if not self._owns(trial):
-            return
-        self.clear_checkpoints(trial)
-        delete(self.model(trial))
-        delete(self._marker(trial).parent)  # last: after a kill, what is left is still known as ours
-        for folder in (self.trial(trial), self.study):
+        ours = self._marker(trial).parent
+        if self._owns(trial):
+            self.clear_checkpoints(trial)
+            delete(self.model(trial))
+            delete(ours)  # last: after a kill, what is left is still known as ours
+        for folder in (ours, self.trial(trial), self.study):
             with suppress(OSError):  # not empty, or gone
                 folder.rmdir()
 

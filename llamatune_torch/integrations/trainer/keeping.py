@@ -92,6 +92,7 @@ class Keeper(Listener):
         """Decides what a fine-tune that is about to begin, or to be sent elsewhere, has to know."""
         self._update_best()
         self._order(None)
+        self.folders.create(trial)
         if trial.retry_of is not None:
             self._order(self._adopt(trial))
 
@@ -115,28 +116,30 @@ class Keeper(Listener):
         """Keeps and cleans up, now that a trial is on record."""
         self._keep()
         # Also what other workers have left behind that fell silent with the same parameters.
-        self._clear([other for other in self.optimizer.study.trials if other.first == trial.first])
+        self._clear([other for other in self.optimizer.study.trials if other.first == trial.first], self._due())
 
     @contextmanager
     def _tidied(self) -> Iterator[None]:
         """Holds ``output_dir/best`` for a run, and cleans up before and after it."""
         process, made = os.getpid(), not self.folders.output_dir.exists()
         with nullcontext() if self.best is None else self.best.held():
-            self._tidy()  # after an earlier run that was killed
+            self._tidy(self._due())  # after an earlier run that was killed
             try:
                 yield
             finally:
                 clear_device_cache(garbage_collection=True)  # after Ctrl-C, what the last trial held
                 if os.getpid() == process:  # else a fork of the user's has come here, and the search goes on
-                    self._tidy()
+                    # A study in memory ends here, and nothing of it runs again.
+                    self._tidy(set() if self.optimizer.worker is None else self._due())
         if made:
             with suppress(OSError):  # not empty, or never made
                 self.folders.output_dir.rmdir()
 
-    def _tidy(self) -> None:
+    def _tidy(self, due: set[int]) -> None:
         self._keep()
-        if self.folders.study.is_dir():
-            self._clear(self.optimizer.study.trials)
+        with suppress(FileNotFoundError):
+            left = set(self.folders.study.iterdir())
+            self._clear([trial for trial in self.optimizer.study.trials if self.folders.trial(trial) in left], due)
 
     def _order(self, resume: Path | None) -> None:
         self.fine_tune.orders = self.optimizer.orders = replace(self.fine_tune.orders, resume=resume)
@@ -146,7 +149,7 @@ class Keeper(Listener):
         same = [other for other in self.optimizer.study.trials if other.first == trial.first]
         try:
             checkpoint = newest_complete(self.folders.trial(other) for other in same if self.folders.holds(other))
-            if checkpoint is None or not self.folders.create(trial):
+            if checkpoint is None or not self.folders.holds(trial):
                 return None
             adopted = adopt(checkpoint, self.folders.trial(trial))
         except OSError as error:
@@ -181,10 +184,13 @@ class Keeper(Listener):
             warn_not_kept(trial, self.best.path, f"there is no {saved} on this machine: all must share output_dir")
         self._saved.discard(trial.number)
 
-    def _clear(self, trials: Iterable[Trial]) -> None:
-        """Deletes the files of those trials that nobody needs any more."""
+    def _due(self) -> set[int]:
+        """Numbers of the trials that will run again, and may go on from their checkpoints."""
         study = self.optimizer.study
-        due = {trial.first for trial in to_retry(study.trials, study.space, self.optimizer.retries)}
+        return {trial.first for trial in to_retry(study.trials, study.space, self.optimizer.retries)}
+
+    def _clear(self, trials: Iterable[Trial], due: set[int]) -> None:
+        """Deletes the files of those trials that nobody needs any more."""
         for trial in trials:
             if trial.first not in due and trial.number != self._waiting and self._is_over(trial):
                 self.folders.clear(trial)

@@ -312,6 +312,14 @@ def test_a_trial_whose_process_was_killed_goes_on_from_its_checkpoint(stored: bo
     assert left_in(tmp_path / "new") == []
 
 
+def test_a_killed_trial_of_a_search_in_memory_that_ends_leaves_nothing_behind(tmp_path: Path) -> None:
+    executor = KillsFirst(lambda folder: (folder / "checkpoint-2").mkdir())
+    arguments = {"executor": executor, "n_workers": 1, "callbacks": [lambda search, trial: search.stop()]}
+    study = tuned(tmp_path, raises(AssertionError), **arguments)
+    assert [trial.cause for trial in study.trials] == [Cause.KILLED]
+    assert left_in(tmp_path / "out") == []
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

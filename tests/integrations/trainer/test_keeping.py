@@ -30,12 +30,24 @@ from tiny import (
 )
 from transformers import AutoTokenizer, GPT2TokenizerFast, Trainer, TrainerCallback, TrainingArguments
 
-from llamatune_torch import CheckpointWarning, Listener, LlamaTune, SettingsError, Study, Trial, TrialState, load_study
+from llamatune_torch import (
+    CheckpointWarning,
+    Listener,
+    LlamaTune,
+    Outcome,
+    SettingsError,
+    Study,
+    Trial,
+    TrialState,
+    load_study,
+)
 from llamatune_torch.integrations.trainer import locks
 from llamatune_torch.integrations.trainer.best import Best
 from llamatune_torch.integrations.trainer.finetune import FineTune
+from llamatune_torch.integrations.trainer.keeping import Keeper
 from llamatune_torch.integrations.trainer.metric import Metric
 from llamatune_torch.integrations.trainer.tune import prepare
+from llamatune_torch.runtime.evaluation import run_trial
 from llamatune_torch.runtime.runners import make_runner
 
 # --- What a fine-tune must know of the study ----------------------------------------------------
@@ -263,6 +275,29 @@ def test_checkpoints_go_to_a_folder_for_each_trial_and_then_away(tmp_path: Path)
     assert [trial.value for trial in study.trials] == [0.9] * 3
     assert left_in(tmp_path / "out") == []
     assert (own / "precious.bin").read_text() == "mine"
+
+
+def test_a_trials_files_stay_until_its_result_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is killed before that would otherwise have to train it all again."""
+    seen: list[list[str]] = []
+    on_outcome = Keeper.on_outcome
+
+    def look(keeper: Keeper, trial: Trial, outcome: Outcome) -> Outcome:
+        seen.append(sorted(path.name for path in (tmp_path / "out").glob("*/*/checkpoint-*")))
+        return on_outcome(keeper, trial, outcome)
+
+    monkeypatch.setattr(Keeper, "on_outcome", look)
+    tuned(tmp_path, trainer=CHECKPOINTS)
+    assert seen == [["checkpoint-2", "checkpoint-4"]]
+    assert left_in(tmp_path / "out") == []
+
+
+def test_a_machine_that_does_not_share_the_disk_deletes_its_own_files(tmp_path: Path) -> None:
+    fine_tune = FineTune(lambda params: tiny_trainer(params, tmp_path, **CHECKPOINTS), output_dir=tmp_path / "out")
+    outcome = run_trial(fine_tune, Trial(0, {"learning_rate": 0.01}, 1, "sobol"))
+    assert isinstance(outcome, Outcome)
+    assert outcome.value is not None
+    assert left_in(tmp_path / "out") == []
 
 
 def saves_of(tmp_path: Path, trainer: dict[str, Any], **search: Any) -> list[list[str]]:
