@@ -218,9 +218,9 @@ def test_a_run_stopped_too_late_for_an_evaluation_is_evaluated_after_its_end(tmp
     trial = only_trial(
         tmp_path,
         eval_strategy="no",
-        save_strategy="epoch",
+        logging_strategy="epoch",
         compute_metrics=scripted([0.4]),
-        callbacks=[At("on_save", 2, stop), listener],
+        callbacks=[At("on_log", 2, stop), listener],
     )
     assert (listener.evaluated_in_training, listener.evaluated_at) == ([], [2])
     assert (trial.value, trial.curve.steps) == (0.4, (2,))
