@@ -43,6 +43,7 @@ from llamatune_torch.integrations.trainer.metric import (
     resolve_metric,
 )
 from llamatune_torch.integrations.trainer.readlog import ReadLog
+from llamatune_torch.integrations.trainer.trackers import TrackerRuns
 from llamatune_torch.runtime.evaluation import report, run_guarded
 from llamatune_torch.runtime.torchrun import world_size
 from llamatune_torch.space import Params
@@ -187,22 +188,26 @@ class FineTune:
         return self._train(trial, on_metric)
 
     def _train(self, trial: Trial, on_metric: Callable[[Metric], Any], checkpoint: Path | None = None) -> FineTuned:
+        runs = TrackerRuns(trial)
         trainer = self._build(trial)
         if self.settled is None:
             self.settled = self._resolve_metric(trainer, trial.params)
             on_metric(self.settled)
-        self._check_meaning(self.settled, trainer, trial.params)
-        args, settled = trainer.args, self.settled
-        trainer.args = with_checkpoints(args, self.orders.folders.trial(trial), self.orders.resumable)
+        folders, args, settled = self.orders.folders, trainer.args, self.settled
+        self._check_meaning(settled, trainer, trial.params)
+        trainer.args = with_checkpoints(args, folders.trial(trial), self.orders.resumable)
+        recorder = Recorder(trainer, settled, report)
+
+        def record(step: int, metrics: Mapping[str, Any]) -> None:
+            if settled.is_in(metrics):  # else a user's own evaluate() has added it later
+                recorder.record(step, metrics)
+
         try:
-            with Recorder(trainer, settled, report) as recorder:
-
-                def record(step: int, metrics: Mapping[str, Any]) -> None:
-                    if settled.is_in(metrics):  # else a user's own evaluate() has added it later
-                        recorder.record(step, metrics)
-
+            study = folders.study.name if folders.name == "study" else folders.name
+            with runs.of(trainer, study), recorder:
                 train(trainer, checkpoint, record)
                 outcome = recorder.outcome()
+                runs.failed = outcome.value is None
             if checkpoint is not None:
                 notes = {**outcome.notes, "resumed": f"from a checkpoint, at step {step_of(checkpoint)}"}
                 outcome = replace(outcome, notes=notes)

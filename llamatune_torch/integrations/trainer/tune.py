@@ -48,6 +48,10 @@ def tune(
     away from such parameters. Before each trial, the global seeds are set to the trial's own, so that the new layers of
     a model start the same when the trial is repeated.
 
+    Where the Trainer reports to Weights & Biases, MLflow, TensorBoard or Trackio, each trial has a run of its own:
+    "study/trial-0007", in the group of the study (a tag in MLflow), with the parameters as configuration. It ends with
+    the trial, as failed where that has failed. An active MLflow run is the parent of all.
+
     Args:
         trainer_factory: builds a fresh ``transformers.Trainer`` with a fresh model from a dict of parameters.
         space: ``{name: Real | Integer | Categorical}``.
