@@ -343,7 +343,7 @@ def test_hub_probe_does_not_wait_for_a_slow_name_look_up(monkeypatch: pytest.Mon
     monkeypatch.setattr(socket, "create_connection", slow)
     started = time.perf_counter()
     assert not gpt2_cls.hub_reachable(seconds=0.2)
-    assert time.perf_counter() - started < 2
+    assert time.perf_counter() - started < 4  # it would have been five
 
 
 # --- The whole script ---------------------------------------------------------------------------

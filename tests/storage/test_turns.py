@@ -152,7 +152,7 @@ def test_the_last_worker_does_not_wait_for_a_living_one(url: str) -> None:
     start = time.monotonic()
     with pytest.raises(BudgetSpentError):  # who owns the loop is not kept waiting
         last.ask()
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 30  # not its grace
 
 
 def test_the_timeout_ends_the_wait_for_others(url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -163,7 +163,7 @@ def test_the_timeout_ends_the_wait_for_others(url: str, caplog: pytest.LogCaptur
     last = tuner(url, hill, max_evals=2, grace=60.0, timeout=1.0)
     start = time.monotonic()
     last.optimize()
-    assert 1.0 <= time.monotonic() - start < 5
+    assert 1.0 <= time.monotonic() - start < 30  # not its grace
     assert states(last.study) == ["running", "complete"]
     assert "waiting for a sign of life of 1 trials" in caplog.text
     assert "stopped: the timeout of 1 s has passed" in caplog.text
