@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from llamatune_torch import Categorical, Integer, Real
+
 COUNTER = itertools.count()
 
 #: All trials are from the Sobol sequence, which costs milliseconds.
@@ -62,3 +64,16 @@ def start(
 def finish(process: subprocess.Popen[str], seconds: float = 120.0) -> Result:
     out, err = process.communicate(timeout=seconds)
     return Result(process.returncode, out, err)
+
+
+# A study by hand, with choices that are hard to write.
+SPACE = {
+    "lr": Real(1e-5, 1e-2, prior="log-uniform"),
+    "text": Categorical(["plain", "two words", "it's"]),
+    "fp16": Categorical([True, False]),
+    "clip": Categorical([None, 1.0]),
+    "method": Categorical(["full", "lora"]),
+    "rank": Integer(1, 64, when={"method": "lora"}),
+}
+FULL = {"lr": 3e-5, "text": "two words", "fp16": True, "clip": None, "method": "full"}
+LORA = {"lr": 1e-3, "text": "it's", "fp16": False, "clip": 1.0, "method": "lora", "rank": 8}

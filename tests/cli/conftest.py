@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import Cli, Result, write_spec
+from commands import FULL, LORA, SPACE, Cli, Result, write_spec
 
+from llamatune_torch import LlamaTune, Outcome
 from llamatune_torch.cli.main import main
 
 
@@ -35,3 +36,23 @@ def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def spec(tmp_path: Path) -> str:
     """The name of a file to run; no two tests have the same, since modules stay loaded."""
     return write_spec(tmp_path)
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> LlamaTune:
+    """Three trials by hand: 0.5, 0.75 and a failure."""
+    made = LlamaTune(
+        SPACE,
+        metric="loss",
+        direction="minimize",
+        storage=f"sqlite:///{tmp_path}/llamatune.db",
+        name="mine",
+        initial_points=[FULL, LORA],
+        n_initial=1000,
+    )
+    made.tell(made.ask(), Outcome(0.5, outcomes={"memory_gb": 7.5}, cost=12.5, notes={"value": "last evaluation"}))
+    trial = made.ask()
+    made.report(trial, 10, 0.875, 0.5)
+    made.tell(trial, Outcome(0.75, cost=3.0))
+    made.tell(made.ask(), Outcome.failure("out of memory", "Traceback\n  line 7\nMemoryError"))
+    return made

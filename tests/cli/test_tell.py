@@ -7,45 +7,9 @@ import math
 import time
 from pathlib import Path
 
-import pytest
-from commands import Cli
+from commands import SPACE, Cli
 
-from llamatune_torch import Categorical, Integer, LlamaTune, Outcome, Real, load_study
-
-SPACE = {
-    "lr": Real(1e-5, 1e-2, prior="log-uniform"),
-    "text": Categorical(["plain", "two words", "it's"]),
-    "fp16": Categorical([True, False]),
-    "clip": Categorical([None, 1.0]),
-    "method": Categorical(["full", "lora"]),
-    "rank": Integer(1, 64, when={"method": "lora"}),
-}
-
-
-FULL = {"lr": 3e-5, "text": "two words", "fp16": True, "clip": None, "method": "full"}
-
-
-LORA = {"lr": 1e-3, "text": "it's", "fp16": False, "clip": 1.0, "method": "lora", "rank": 8}
-
-
-@pytest.fixture
-def mine(tmp_path: Path) -> LlamaTune:
-    """Three trials by hand: 0.5, 0.75 and a failure."""
-    made = LlamaTune(
-        SPACE,
-        metric="loss",
-        direction="minimize",
-        storage=f"sqlite:///{tmp_path}/llamatune.db",
-        name="mine",
-        initial_points=[FULL, LORA],
-        n_initial=1000,
-    )
-    made.tell(made.ask(), Outcome(0.5, outcomes={"memory_gb": 7.5}, cost=12.5, notes={"value": "last evaluation"}))
-    trial = made.ask()
-    made.report(trial, 10, 0.875, 0.5)
-    made.tell(trial, Outcome(0.75, cost=3.0))
-    made.tell(made.ask(), Outcome.failure("out of memory", "Traceback\n  line 7\nMemoryError"))
-    return made
+from llamatune_torch import LlamaTune, load_study
 
 
 def test_a_result_by_hand(cli: Cli, mine: LlamaTune, tmp_path: Path) -> None:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
-import optuna
 from optuna.distributions import (
-    BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import TrialState as OptunaState
-from optuna.trial import create_trial
+from theirs import inferred, written
 
 from llamatune_torch import (
     Categorical,
@@ -26,66 +21,9 @@ from llamatune_torch import (
     Real,
     SearchSpace,
     SpaceError,
-    Study,
 )
 from llamatune_torch.integrations.optuna.spaces import MAX_STEPS
 from llamatune_torch.integrations.optuna.studies import from_optuna
-
-
-@pytest.fixture(autouse=True)
-def _quiet_optuna() -> Iterator[None]:
-    """What the tests themselves do with Optuna need not be read."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(level)
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/optuna.db"
-
-
-class Opened:
-    """An Optuna study, and its connections closed in the end: an open one is a warning, and an error here."""
-
-    def __init__(self, url: str, name: str, **new: Any) -> None:
-        self.storage = optuna.storages.RDBStorage(url)
-        if new:
-            self.study = optuna.create_study(storage=self.storage, study_name=name, **new)
-        else:
-            self.study = optuna.load_study(storage=self.storage, study_name=name)
-
-    def __enter__(self) -> optuna.Study:
-        return self.study
-
-    def __exit__(self, *error: object) -> None:
-        self.storage.remove_session()
-        self.storage.engine.dispose()
-
-
-def written(
-    url: str,
-    trials: Sequence[tuple[dict[str, tuple[Any, BaseDistribution]], float | None]],
-    name: str = "theirs",
-    direction: str = "maximize",
-) -> None:
-    """An Optuna study from ``{name: (value, distribution)}`` and values; ``None`` for a failed trial."""
-    with Opened(url, name, direction=direction) as study:
-        for params, value in trials:
-            study.add_trial(
-                create_trial(
-                    state=OptunaState.FAIL if value is None else OptunaState.COMPLETE,
-                    value=value,
-                    params={name: value for name, (value, _) in params.items()},
-                    distributions={name: distribution for name, (_, distribution) in params.items()},
-                )
-            )
-
-
-def inferred(url: str, *trials: dict[str, tuple[Any, BaseDistribution]]) -> Study:
-    written(url, [(params, float(i)) for i, params in enumerate(trials)])
-    return from_optuna(url)
 
 
 def test_bounds_that_differ_become_the_range_that_holds_them_all(url: str) -> None:

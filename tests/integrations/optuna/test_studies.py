@@ -8,7 +8,7 @@ import math
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -22,13 +22,11 @@ from strategies import categoricals, integers, make_study, make_trial, params_of
 pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
 import optuna
 from optuna.distributions import (
-    BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import TrialState as OptunaState
-from optuna.trial import create_trial
+from theirs import Opened, written
 
 from llamatune_torch import (
     Categorical,
@@ -79,67 +77,11 @@ FULL = {
 LORA = FULL | {"method": "lora", "rank": 0, "weight_decay": 0.01, "bias": 1.0, "size": "large"}
 
 
-@pytest.fixture(autouse=True)
-def _quiet_optuna() -> Iterator[None]:
-    """What the tests themselves do with Optuna need not be read."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    yield
-    optuna.logging.set_verbosity(level)
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/optuna.db"
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Callable[[], tuple[str, str]]:
     """A new name in a file that all examples of a property share, because its tables take their time."""
     url, number = f"sqlite:///{tmp_path_factory.mktemp('shared')}/optuna.db", count()
     return lambda: (url, f"study {next(number)}")
-
-
-class Opened:
-    """An Optuna study, and its connections closed in the end: an open one is a warning, and an error here."""
-
-    def __init__(self, url: str, name: str, **new: Any) -> None:
-        self.storage = optuna.storages.RDBStorage(url)
-        if new:
-            self.study = optuna.create_study(storage=self.storage, study_name=name, **new)
-        else:
-            self.study = optuna.load_study(storage=self.storage, study_name=name)
-
-    def __enter__(self) -> optuna.Study:
-        return self.study
-
-    def __exit__(self, *error: object) -> None:
-        self.storage.remove_session()
-        self.storage.engine.dispose()
-
-
-def written(
-    url: str,
-    trials: Sequence[tuple[dict[str, tuple[Any, BaseDistribution]], float | None]],
-    name: str = "theirs",
-    direction: str = "maximize",
-) -> None:
-    """An Optuna study from ``{name: (value, distribution)}`` and values; ``None`` for a failed trial."""
-    with Opened(url, name, direction=direction) as study:
-        for params, value in trials:
-            study.add_trial(
-                create_trial(
-                    state=OptunaState.FAIL if value is None else OptunaState.COMPLETE,
-                    value=value,
-                    params={name: value for name, (value, _) in params.items()},
-                    distributions={name: distribution for name, (_, distribution) in params.items()},
-                )
-            )
-
-
-def inferred(url: str, *trials: dict[str, tuple[Any, BaseDistribution]]) -> Study:
-    written(url, [(params, float(i)) for i, params in enumerate(trials)])
-    return from_optuna(url)
 
 
 def typed_params(params: dict[str, Any]) -> dict[str, Any]:
