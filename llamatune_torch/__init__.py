@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llamatune_torch.curve import Curve
     from llamatune_torch.errors import (
         BudgetSpentError,
         CallbackWarning,
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
     from llamatune_torch.space import SearchSpace
     from llamatune_torch.storage.reader import load_study
     from llamatune_torch.study import Study
-    from llamatune_torch.trial import Cause, Curve, Outcome, Trial, TrialState
+    from llamatune_torch.trial import Cause, Outcome, Trial, TrialState
 
 __version__ = "0.1.0"
 
@@ -96,7 +97,7 @@ __all__ = [
 _HOMES = {
     "Categorical": "parameters",
     "Cause": "trial",
-    "Curve": "trial",
+    "Curve": "curve",
     "Integer": "parameters",
     "Listener": "runtime.events",
     "LlamaTune": "runtime.optimizer",

@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Self
 
+from llamatune_torch.curve import Curve, as_plain_number
 from llamatune_torch.errors import OutcomeError
 from llamatune_torch.parameter_base import describe, to_python
 from llamatune_torch.space import Params
@@ -49,9 +49,6 @@ class Cause(StrEnum):
 
 #: Characters of a text that are kept, half of them from its end: an exception may print a whole tensor.
 MAX_TEXT = 20_000
-
-# Sums of shares miss 1 by this at most.
-_ROUNDING = 1e-6
 
 #: Causes that an :class:`Outcome` cannot have.
 KEEPERS_OWN = frozenset({Cause.SILENT, Cause.ABANDONED, Cause.OUTSIDE})
@@ -97,69 +94,6 @@ def cause_of(failure: BaseException | str) -> Cause:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """Intermediate values of one trial, in the order they were reported.
-
-    ``steps`` counts what the caller counts, such as optimizer steps. ``progress`` is the share in [0, 1] of the full
-    training run at that step, ``None`` where unknown. Curves of different trials compare by progress, not by
-    steps: a run of 300 steps is further at step 300 than a run of 3,000.
-    """
-
-    steps: tuple[float, ...] = ()
-    values: tuple[float, ...] = ()
-    progress: tuple[float | None, ...] = ()
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    def reported(self, step: float, value: float, progress: float | None = None) -> Curve:
-        """The curve with one more point; a second report at the last step replaces the first.
-
-        Raises:
-            OutcomeError: one of them is no number, the step went backwards, or the share is not in [0, 1].
-        """
-        point = _point(step, value, progress)
-        if self.steps and point[0] < self.steps[-1]:
-            raise OutcomeError(f"steps must not decrease, but got {step} after {self.steps[-1]}")
-        kept = -1 if self.steps and point[0] == self.steps[-1] else None
-        return Curve(
-            (*self.steps[:kept], point[0]),
-            (*self.values[:kept], point[1]),
-            (*self.progress[:kept], point[2]),
-        )
-
-    def checked(self) -> Curve:
-        """The same curve in plain numbers.
-
-        Raises:
-            OutcomeError: the columns differ in length, or a point cannot be (:meth:`reported`).
-        """
-        columns = (self.steps, self.values, self.progress)
-        if not all(isinstance(column, (tuple, list)) and len(column) == len(self.steps) for column in columns):
-            raise OutcomeError(
-                f"steps, values and progress of a curve must be tuples of one length, but got {describe(self)}"
-            )
-        points = [_point(*point) for point in zip(*columns, strict=True)]
-        for before, after in pairwise(points):
-            if after[0] < before[0]:
-                raise OutcomeError(f"steps must not decrease, but got {after[0]} after {before[0]}")
-        return Curve(*zip(*points, strict=True)) if points else Curve()
-
-
-def _point(step: Any, value: Any, progress: Any) -> tuple[float, float, float | None]:
-    """A point of a curve in plain numbers; a share that is beyond 0 or 1 by rounding alone is that bound."""
-    step, value = _number(step, "a step must be a number"), _number(value, "a value must be a number")
-    if not math.isfinite(step):
-        raise OutcomeError(f"a step must be finite, but got {step}")
-    if progress is None:
-        return step, value, None
-    share = _number(progress, "progress must be a number")
-    if not -_ROUNDING <= share <= 1 + _ROUNDING:
-        raise OutcomeError(f"progress must lie in [0, 1], but got {progress}")
-    return step, value, min(max(share, 0.0), 1.0)
-
-
-@dataclass(frozen=True)
 class Outcome:
     """The outcome of an evaluation: a value, or an error, and whatever else was measured.
 
@@ -190,7 +124,7 @@ class Outcome:
     notes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        cost = None if self.cost is None else _number(self.cost, "cost must be a number")
+        cost = None if self.cost is None else as_plain_number(self.cost, "cost must be a number")
         if cost is not None and not 0 <= cost < math.inf:
             raise OutcomeError(f"cost must be a finite number of seconds >= 0, but got {cost}")
         if not (self.curve is None or isinstance(self.curve, Curve)):
@@ -201,11 +135,11 @@ class Outcome:
         checked = {
             "value": None if self.value is None else as_number(self.value),
             "outcomes": {
-                name: _number(value, f"outcome {name!r} must be a number")
+                name: as_plain_number(value, f"outcome {name!r} must be a number")
                 for name, value in _items(self.outcomes, "outcomes")
             },
             "cost": cost,
-            "curve": None if self.curve is None else self.curve.checked(),
+            "curve": self.curve,
             "error": None if self.error is None else _text(self.error, "error"),
             "reason": None if self.reason is None else _text(self.reason, "reason"),
             "cause": None if self.cause is None else Cause(self.cause),
@@ -252,20 +186,7 @@ def as_number(value: Any) -> float:
     Raises:
         OutcomeError: anything else, such as a string, ``None``, a boolean or a vector.
     """
-    return _number(value, "an evaluation must return a number or an Outcome")
-
-
-def _number(value: Any, rule: str) -> float:
-    try:
-        plain = to_python(value)
-    except Exception as error:  # a tensor without data, or one whose computation has failed
-        raise OutcomeError(f"{rule}, but {describe(value)} cannot be read: {error}") from error
-    if not isinstance(plain, (int, float)) or isinstance(plain, bool):
-        raise OutcomeError(f"{rule}, but got {describe(plain)}")
-    try:
-        return float(plain)
-    except OverflowError:
-        return math.inf if plain > 0 else -math.inf
+    return as_plain_number(value, "an evaluation must return a number or an Outcome")
 
 
 def _items(mapping: Any, what: str) -> list[tuple[str, Any]]:
@@ -302,7 +223,7 @@ class Trial:
     origin: Origin
     state: TrialState = TrialState.RUNNING
     value: float | None = None
-    curve: Curve = Curve()
+    curve: Curve = field(default_factory=Curve)
     outcomes: Mapping[str, float] = field(default_factory=dict)
     cost: float | None = None
     error: str | None = None

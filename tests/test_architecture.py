@@ -28,6 +28,7 @@ RECORDS = [
     "presets",
     "constraints",
     "seeds",
+    "curve",
     "trial",
     "tables",
     "study",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import pytest
 from strategies import make_study, make_trial
@@ -13,7 +12,6 @@ from llamatune_torch import (
     Curve,
     NoCompletedTrialError,
     Outcome,
-    OutcomeError,
     SearchSpace,
     SettingsError,
     Study,
@@ -94,7 +92,7 @@ def test_a_trial_beyond_the_end_is_unknown(number: int) -> None:
 def test_records_are_frozen() -> None:
     study = make_study(SPACE, [(point(0.1), 1.0)])
     for record, field in [(study, "trials"), (study.trials[0], "value"), (Curve(), "steps"), (Outcome(), "value")]:
-        with pytest.raises(dataclasses.FrozenInstanceError):
+        with pytest.raises(AttributeError):
             setattr(record, field, None)
 
 
@@ -161,25 +159,7 @@ def test_failures_are_counted_most_frequent_first() -> None:
     assert list(study.failures_by_reason().items()) == [("oom", 2), ("nan", 1), ("unknown", 1)]
 
 
-# --- Curves ------------------------------------------------------------------------------------------------------
-
-
-def test_a_curve_grows_by_points_and_a_second_report_at_a_step_replaces_the_first() -> None:
-    curve = Curve().reported(10, 0.5, 0.1).reported(20, 0.6, 0.2)
-    assert (curve.steps, curve.values, curve.progress) == ((10, 20), (0.5, 0.6), (0.1, 0.2))
-    again = curve.reported(20, 0.7)
-    assert (again.steps, again.values, again.progress) == ((10, 20), (0.5, 0.7), (0.1, None))
-    assert len(Curve()) == 0
-    assert len(again) == 2
-
-
-def test_a_curve_refuses_steps_backwards_and_shares_beyond_one() -> None:
-    curve = Curve().reported(10, 0.5)
-    with pytest.raises(OutcomeError, match=r"steps must not decrease, but got 9 after 10"):
-        curve.reported(9, 0.5)
-    for share in (-0.1, 1.5, math.nan):
-        with pytest.raises(OutcomeError, match=rf"progress must lie in \[0, 1\], but got {share}"):
-            curve.reported(11, 0.5, share)
+# --- Failures --------------------------------------------------------------------------------------------------------
 
 
 def test_the_outcome_of_a_failure_has_a_reason_and_an_error() -> None:

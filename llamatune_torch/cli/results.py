@@ -126,8 +126,7 @@ def _print_trial(stored: Snapshot, number: int) -> None:
     for name, fact in facts.items():
         if fact is not None:
             say(f"{name}: {fact}")
-    curve = trial.curve
-    for step, value, progress in zip(curve.steps, curve.values, curve.progress, strict=True):
+    for step, value, progress in trial.curve:
         share = "" if progress is None else f"  ({progress:.0%})"
         say(f"  step {step:g}{share}: {value:.6g}")
     if trial.error:

@@ -109,13 +109,13 @@ def record(stored: Snapshot) -> dict[str, Any]:
 
 
 def _running(trial: Trial, stored: Snapshot) -> dict[str, Any]:
-    worker = stored.workers.get(trial.worker or "")
+    worker, last = stored.workers.get(trial.worker or ""), trial.curve.last
     return {
         "trial": trial.number,
         "params": trial.params,
         "seconds": round(age(trial, stored.now), 1),
-        "last_report": trial.curve.values[-1] if len(trial.curve) else None,
-        "progress": trial.curve.progress[-1] if len(trial.curve) else None,
+        "last_report": last and last.value,
+        "progress": last and last.progress,
         "host": worker and worker.host,
         "pid": worker and worker.pid,
         "silent_for": worker and round(worker.silent_for, 1),

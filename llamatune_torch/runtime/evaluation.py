@@ -10,11 +10,12 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
+from llamatune_torch.curve import Curve
 from llamatune_torch.errors import ExecutorError, LlamaTuneError, StorageError, TrainerError, TrialStateError
 from llamatune_torch.parameter_base import to_python
 from llamatune_torch.space import Params
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Cause, Curve, Outcome, Trial, as_number, cause_of
+from llamatune_torch.trial import Cause, Outcome, Trial, as_number, cause_of
 
 Evaluate = Callable[[Trial], "float | Outcome"]
 #: Called with the step, the value and the share of the training run in [0, 1].

@@ -27,7 +27,7 @@ class Listener:
     Example:
         >>> class Curves(Listener):
         ...     def on_report(self, search, trial):
-        ...         print(trial.number, trial.curve.steps[-1], trial.curve.values[-1])
+        ...         print(trial.number, trial.curve.last)
         >>> LlamaTune(space, train, callbacks=[Curves()]).optimize()
     """
 

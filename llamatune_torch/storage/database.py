@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
 from pathlib import Path
@@ -87,6 +87,11 @@ class Transaction:
     def run(self, sql: str, **values: Any) -> int:
         """Runs a statement without a result, and returns the number of rows that it touched."""
         return self._connection.execute(sa.text(sql), values).rowcount
+
+    def run_many(self, sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Runs a statement once for each of ``rows``, which may be none."""
+        if rows:
+            self._connection.execute(sa.text(sql), [dict(row) for row in rows])
 
     @cached_property
     def now(self) -> float:

@@ -84,7 +84,7 @@ def restore(url: str, name: str, archived: Snapshot) -> None:
         if transaction.rows("SELECT id FROM llamatune_studies WHERE name = :name", name=name):
             raise StorageError(f"{database.display_url} has a study {name!r} already")
         id, created = open_study(transaction, database.display_url, name, given, extend=False)
-        locked = LockedStudy(transaction, id, created.study, -1)
+        locked = LockedStudy(transaction, id, created.study, -1, {})
         for trial in archived.study.trials:
             locked.put(trial)
 

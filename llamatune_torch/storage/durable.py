@@ -22,6 +22,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from llamatune_torch.curve import Curve
 from llamatune_torch.errors import StorageError, StorageWarning, StudyMismatchError
 from llamatune_torch.settings import Place
 from llamatune_torch.space import Params
@@ -34,7 +35,7 @@ from llamatune_torch.storage.store import Change, Choose, check_number, check_op
 from llamatune_torch.storage.turns import Ask, start_trials, wait_for_others
 from llamatune_torch.storage.unsaved import Once, UnsavedResults, find_added
 from llamatune_torch.study import Goal, Study
-from llamatune_torch.trial import Cause, Curve, Direction, Suggestion, Trial
+from llamatune_torch.trial import Cause, Direction, Suggestion, Trial
 
 logger = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ from llamatune_torch.errors import SchemaError, StorageError
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction, find_sqlite_file
 from llamatune_torch.storage.definition import read_definition
 from llamatune_torch.storage.heartbeat import Worker
+from llamatune_torch.storage.points import read_curves
 from llamatune_torch.storage.serialization import read_trial
 from llamatune_torch.storage.session import COLUMNS
 from llamatune_torch.storage.validation import number, take
@@ -111,7 +112,10 @@ def _take_snapshot(transaction: Transaction, name: str) -> Snapshot:
         study=row["id"],
     )
     now = transaction.now
-    study = replace(definition.study, trials=tuple(read_trial(trial, definition.study.space) for trial in trials))
+    curves = read_curves(transaction, row["id"], {}, since=-1)
+    space = definition.study.space
+    read = (read_trial(trial, space, curves.get(trial["number"])) for trial in trials)
+    study = replace(definition.study, trials=tuple(read))
     for i, trial in enumerate(study.trials):
         if trial.number != i:
             raise SchemaError(f"trial {i} is not in the database, but trial {trial.number} is")

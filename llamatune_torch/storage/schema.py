@@ -55,6 +55,22 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX llamatune_trials_revision ON llamatune_trials (study, revision)",
         "CREATE INDEX llamatune_trials_state ON llamatune_trials (study, state)",
     ),
+    (
+        # A value that is null is nan. Curves that were written before this table stay in their trials' ``details``.
+        """
+        CREATE TABLE llamatune_points (
+            study BIGINT NOT NULL,
+            trial BIGINT NOT NULL,
+            position BIGINT NOT NULL,
+            revision BIGINT NOT NULL,
+            step DOUBLE PRECISION NOT NULL,
+            value DOUBLE PRECISION,
+            progress DOUBLE PRECISION,
+            PRIMARY KEY (study, trial, position)
+        )
+        """,
+        "CREATE INDEX llamatune_points_revision ON llamatune_points (study, revision)",
+    ),
 )
 
 #: The version that this package writes.

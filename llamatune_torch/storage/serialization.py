@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast, get_args
 
-from llamatune_torch.errors import ParamsError, SchemaError, SpaceError
+from llamatune_torch.curve import Curve
+from llamatune_torch.errors import OutcomeError, ParamsError, SchemaError, SpaceError
 from llamatune_torch.parameter_base import Parameter, describe, to_python
 from llamatune_torch.parameters import Categorical, Integer, Real
 from llamatune_torch.space import SearchSpace
@@ -33,7 +34,7 @@ from llamatune_torch.storage.validation import (
     whole,
     words,
 )
-from llamatune_torch.trial import Cause, Curve, Origin, Trial, TrialState
+from llamatune_torch.trial import Cause, Origin, Trial, TrialState
 
 KINDS: Mapping[str, type[Any]] = {"Real": Real, "Integer": Integer, "Categorical": Categorical}
 
@@ -108,9 +109,13 @@ def compare_spaces(stored: SearchSpace, given: SearchSpace) -> tuple[list[str], 
     return lines, extensible
 
 
-def write_trial(trial: Trial) -> dict[str, Any]:
-    """Writes a trial as a row: columns for what queries ask for, and JSON in ``details`` for everything else."""
+def write_trial(trial: Trial, *, with_curve: bool = True) -> dict[str, Any]:
+    """Writes a trial as a row: columns for what queries ask for, and JSON in ``details`` for everything else.
+
+    Without its curve, which is in a table of its own, it has the number of points.
+    """
     curve = trial.curve
+    columns = [curve.steps, curve.values, curve.progress] if with_curve and len(curve) else []
     return {
         "number": trial.number,
         "state": str(trial.state),
@@ -122,7 +127,7 @@ def write_trial(trial: Trial) -> dict[str, Any]:
         "details": to_json(
             {
                 "seed": trial.seed,
-                "curve": [curve.steps, curve.values, curve.progress] if len(curve) else [],
+                **({"curve": columns} if with_curve else {"points": len(curve)}),
                 "outcomes": dict(trial.outcomes),
                 "cost": trial.cost,
                 "error": trial.error,
@@ -136,14 +141,24 @@ def write_trial(trial: Trial) -> dict[str, Any]:
     }
 
 
-def read_trial(row: Mapping[str, Any], space: SearchSpace | None = None) -> Trial:
+def read_trial(row: Mapping[str, Any], space: SearchSpace | None = None, curve: Curve | None = None) -> Trial:
     """Reads the trial that :func:`write_trial` wrote; with a ``space``, as :func:`as_seen_by` that space.
 
+    Args:
+        row: the columns.
+        space: the present one.
+        curve: what the table of points has of the trial, if its row was written without its curve.
+
     Raises:
-        SchemaError: the row cannot be read.
+        SchemaError: the row cannot be read, or the curve has not as many points as it says.
     """
     place = f"trial {shorten(row.get('number'))} cannot be read"
     details = mapping(parsed(row.get("details"), f"{place}: details"), f"{place}: details")
+    if "points" in details:
+        length = take(details, "points", place, whole)
+        details["curve"] = (curve or Curve()).up_to(length)
+        if len(details["curve"]) != details.pop("points"):
+            raise SchemaError(f"{place}: the database has {len(details['curve'])} of the {length} points of its curve")
     facts = {name: take(details, name, place, check) for name, check in _DETAILS.items()}
     if unknown := sorted(details.keys() - _DETAILS.keys()):
         raise SchemaError(f"{place}: it has {shorten(unknown)}, which this version does not know")
@@ -202,13 +217,18 @@ def _read_cause(value: Any, place: str) -> Cause:
 
 
 def _read_curve(value: Any, place: str) -> Curve:
+    if isinstance(value, Curve):
+        return value
     columns = [sequence(column, place) for column in sequence(value, place)]
     if len(columns) not in (0, 3) or len({len(column) for column in columns}) > 1:
         raise refuse(place, "three lists of one length", value)
     for column, check in zip(columns, (number, number, optional(number)), strict=False):
         for entry in column:
             check(entry, place)
-    return Curve(*map(tuple, columns))
+    try:
+        return Curve(*columns)
+    except OutcomeError as error:
+        raise SchemaError(f"{place}: {clip(error)}") from error
 
 
 #: The fields of a trial in ``details``.

@@ -7,13 +7,15 @@ each sees those before it. Afterwards the record in this process is up to date: 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TypeVar
 
+from llamatune_torch.curve import Curve
 from llamatune_torch.errors import SchemaError, StorageError
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.storage.definition import Definition, open_study
+from llamatune_torch.storage.points import read_curves, write_points
 from llamatune_torch.storage.serialization import as_seen_by, read_trial, write_trial
 from llamatune_torch.storage.store import check_number, check_open
 from llamatune_torch.study import Goal, Study
@@ -37,12 +39,15 @@ class LockedStudy:
         id: the study's id.
         known: the study as this process last saw it.
         revision: the revision at which it saw it; -1 if it has seen nothing yet.
+        written: the curves that the database has, where this process knows more points.
 
     Raises:
         StorageError: the study is no longer there.
     """
 
-    def __init__(self, transaction: Transaction, id: int, known: Study, revision: int) -> None:
+    def __init__(
+        self, transaction: Transaction, id: int, known: Study, revision: int, written: Mapping[int, Curve]
+    ) -> None:
         rows = transaction.rows(
             "UPDATE llamatune_studies SET revision = revision + 1 WHERE id = :study "
             "RETURNING revision, direction, metric, lease_owner, lease_until, suggest_seconds",
@@ -56,14 +61,18 @@ class LockedStudy:
         self.revision = int(self.row["revision"])
         self.space = known.space
         self.trials = list(known.trials)
+        self.written = dict(written)
         self._known = replace(known, goal=Goal(self.row["direction"], self.row["metric"]))
         newer = transaction.rows(
             f"SELECT {COLUMNS} FROM llamatune_trials WHERE study = :study AND revision > :known ORDER BY number",
             study=id,
             known=revision,
         )
+        curves = {trial.number: trial.curve for trial in self.trials} | self.written
+        curves |= read_curves(transaction, id, curves, revision)
         for row in newer:
-            self._place(read_trial(row, self.space))
+            self.written.pop(row["number"], None)
+            self._place(read_trial(row, self.space, curves.get(row["number"])))
 
     @property
     def now(self) -> float:
@@ -82,7 +91,7 @@ class LockedStudy:
             study=self.id,
             number=number,
         )
-        return read_trial(rows[0])
+        return read_trial(rows[0], curve=self._written_curve(number))
 
     def put(self, trial: Trial) -> None:
         """Writes a trial: a new one, or in the place of its number.
@@ -90,7 +99,11 @@ class LockedStudy:
         Raises:
             StorageError: there is no trial of that number to replace.
         """
-        values = {**write_trial(trial), "study": self.id, "revision": self.revision}
+        values = {**write_trial(trial, with_curve=False), "study": self.id, "revision": self.revision}
+        write_points(
+            self.transaction, self.id, trial.number, self.revision, self._written_curve(trial.number), trial.curve
+        )
+        self.written.pop(trial.number, None)
         if trial.number == len(self.trials):
             names = ", ".join(values)
             marks = ", ".join(f":{name}" for name in values)
@@ -111,6 +124,11 @@ class LockedStudy:
             direction=direction,
         )
         self._known = replace(self._known, goal=Goal(direction, metric))
+
+    def _written_curve(self, number: int) -> Curve:
+        """Returns the curve that the database has of a trial."""
+        known = self.trials[number].curve if number < len(self.trials) else Curve()
+        return self.written.get(number, known)
 
     def _place(self, trial: Trial) -> None:
         if not 0 <= trial.number <= len(self.trials):
@@ -148,6 +166,7 @@ class StudySession:
         )
         self.settings = opened.settings
         self._study, self._revision = opened.study, -1
+        self._written: dict[int, Curve] = {}  # the database's, of trials that could not be written
         self.refresh()
 
     @property
@@ -187,12 +206,12 @@ class StudySession:
         """
 
         def run(transaction: Transaction) -> tuple[T, LockedStudy]:
-            locked = LockedStudy(transaction, self.id, self._study, self._revision)
+            locked = LockedStudy(transaction, self.id, self._study, self._revision, self._written)
             return work(locked), locked
 
         def attempt() -> T:
             result, locked = self.database.write(run, durable=durable)
-            self._study, self._revision = locked.study, locked.revision  # only what was committed
+            self._study, self._revision, self._written = locked.study, locked.revision, locked.written  # as committed
             return result
 
         with self._lock:
@@ -211,5 +230,6 @@ class StudySession:
         """Puts a trial that could not be written into the record of this process at least."""
         with self._lock:
             trials = list(self._study.trials)
+            self._written.setdefault(trial.number, trials[trial.number].curve)
             trials[trial.number] = trial
             self._study = replace(self._study, trials=tuple(trials))

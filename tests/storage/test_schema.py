@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from durable import execute, states, tuner
 
-from llamatune_torch import Integer, LlamaTune, Real, SchemaError, StorageError
+from llamatune_torch import Curve, Integer, LlamaTune, Outcome, Real, SchemaError, StorageError, load_study
 from llamatune_torch.storage import database, schema
 
 HERE = Path(__file__).parent
@@ -44,6 +44,10 @@ def test_a_study_of_version_1_goes_on(sqlite_url: str, tmp_path: Path) -> None:
     assert mine.study.best_value == 0.30000000000000004
     assert mine.study.trials[0].curve.values == (0.5, math.inf)
     assert mine.settings.seed == 7
+    trial = mine.report(4, 1, 0.25)  # was running
+    assert mine.tell(trial, Outcome(0.125, curve=Curve((1, 2), (0.25, math.nan), (None, 1)))).number == 4
+    assert repr(load_study(sqlite_url).trials[4].curve.values) == "(0.25, nan)"
+    assert load_study(sqlite_url).trials[0].curve.values == (0.5, math.inf)
     assert mine.ask().number == 5
 
 
@@ -60,7 +64,9 @@ def test_older_databases_are_migrated_step_by_step(url: str, monkeypatch: pytest
     assert after.study.trials == before.study.trials
     rows = database.Database(url).write(lambda t: t.rows("SELECT owner, mood FROM llamatune_studies"))
     assert rows == [{"owner": "s", "mood": None}]
-    assert database.Database(url).write(lambda t: t.rows("SELECT version FROM llamatune_schema")) == [{"version": 3}]
+    assert database.Database(url).write(lambda t: t.rows("SELECT version FROM llamatune_schema")) == [
+        {"version": schema.VERSION + 2}
+    ]
     tuner(url)  # is not migrated again
 
 

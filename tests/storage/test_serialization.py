@@ -38,6 +38,7 @@ def trials(draw: st.DrawFn) -> tuple[SearchSpace, Trial]:
     space, params = draw(spaces_with_params())
     length = draw(st.integers(0, 3))
     points = st.lists(NUMBERS, min_size=length, max_size=length)
+    steps = st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=length, max_size=length)
     state = draw(st.sampled_from(TrialState))
     trial = Trial(
         number=draw(st.integers(0, 2**40)),
@@ -46,7 +47,7 @@ def trials(draw: st.DrawFn) -> tuple[SearchSpace, Trial]:
         origin=draw(st.sampled_from(["initial", "sobol", "surrogate", "added", "retry"])),
         state=state,
         value=draw(NUMBERS if state is TrialState.COMPLETE else st.one_of(st.none(), NUMBERS)),
-        curve=Curve(tuple(draw(points)), tuple(draw(points)), tuple([None] * length)),
+        curve=Curve(sorted(draw(steps)), draw(points), [None] * length),
         outcomes=draw(st.dictionaries(st.text(max_size=5), NUMBERS, max_size=2)),
         cost=draw(st.one_of(st.none(), NUMBERS)),
         error=draw(TEXTS),

@@ -32,9 +32,9 @@ def test_a_load_reads_only_what_has_changed(url: str, monkeypatch: pytest.Monkey
     two.ask()
     read: list[int] = []
 
-    def counting(row: Mapping[str, Any], *space: Any) -> Trial:
+    def counting(row: Mapping[str, Any], *rest: Any, **named: Any) -> Trial:
         read.append(row["number"])
-        return read_trial(row, *space)
+        return read_trial(row, *rest, **named)
 
     monkeypatch.setattr(session, "read_trial", counting)
     two.ask()

@@ -7,7 +7,6 @@ written as a parameter of its own, the choice ``"weight_decay (special)"``. The 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -17,12 +16,13 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
+from llamatune_torch.curve import Curve
 from llamatune_torch.integrations.optuna.spaces import to_scalar
 from llamatune_torch.parameter_base import Parameter, type_key
 from llamatune_torch.parameters import Categorical, Integer, Real
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.serialization import to_json
-from llamatune_torch.trial import KEEPERS_OWN, Cause, Curve, Direction, Outcome, Trial, TrialState, as_outcome, cause_of
+from llamatune_torch.trial import KEEPERS_OWN, Cause, Direction, Outcome, Trial, TrialState, as_outcome, cause_of
 
 #: The end of the name of the choice among a parameter's special values.
 SPECIAL = " (special)"
@@ -34,11 +34,7 @@ def to_frozen_trial(trial: Trial, space: SearchSpace) -> FrozenTrial:
     for name, value in trial.params.items():
         name, written, distribution = _write_parameter(name, space[name], value)
         params[name], distributions[name] = written, distribution
-    curve = {
-        round(step): (value, progress)
-        for step, value, progress in zip(trial.curve.steps, trial.curve.values, trial.curve.progress, strict=True)
-        if math.isfinite(step)
-    }
+    curve = {round(step): (value, progress) for step, value, progress in trial.curve}
     complete = trial.state is TrialState.COMPLETE
     exported = create_trial(
         state=OptunaState.COMPLETE if complete else OptunaState.FAIL,
