@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         SpaceError,
         SpaceExhaustedError,
         SpecError,
+        StillRunningError,
         StorageError,
         StorageWarning,
         StudyMismatchError,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     )
     from llamatune_torch.integrations.trainer.tune import tune
     from llamatune_torch.parameters import Categorical, Integer, Real
-    from llamatune_torch.runtime.evaluation import report
+    from llamatune_torch.runtime.evaluation import current_trial, report, should_pause
     from llamatune_torch.runtime.events import Listener
     from llamatune_torch.runtime.optimizer import LlamaTune
     from llamatune_torch.settings import Settings
@@ -79,6 +80,7 @@ __all__ = [
     "SpaceError",
     "SpaceExhaustedError",
     "SpecError",
+    "StillRunningError",
     "StorageError",
     "StorageWarning",
     "Study",
@@ -88,8 +90,10 @@ __all__ = [
     "Trial",
     "TrialState",
     "TrialStateError",
+    "current_trial",
     "load_study",
     "report",
+    "should_pause",
     "tune",
 ]
 
@@ -108,8 +112,10 @@ _HOMES = {
     "Study": "study",
     "Trial": "trial",
     "TrialState": "trial",
+    "current_trial": "runtime.evaluation",
     "load_study": "storage.reader",
     "report": "runtime.evaluation",
+    "should_pause": "runtime.evaluation",
     "tune": "integrations.trainer.tune",
 } | {name: "errors" for name in __all__ if name.endswith(("Error", "Warning"))}
 

@@ -112,6 +112,13 @@ class Curve:
             end = end.before
         return Curve._ending(_chained(end, [point]))
 
+    def before(self, step: float) -> Curve:
+        """The curve of the points before a step, for a run that goes on from there."""
+        end = self._end
+        while end is not None and end.point.step >= step:
+            end = end.before
+        return Curve._ending(end)
+
     def up_to(self, length: int) -> Curve:
         """The curve of the first ``length`` points."""
         end = self._end

@@ -73,6 +73,10 @@ class BudgetSpentError(LlamaTuneError):
     """The study has started as many trials as ``max_evals`` allows; its other workers may still run some."""
 
 
+class StillRunningError(LlamaTuneError):
+    """The strategy starts nothing until a running trial has ended or paused."""
+
+
 class StorageError(LlamaTuneError):
     """A stored study cannot be read or written; the message has what would have been written."""
 

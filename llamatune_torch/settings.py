@@ -6,14 +6,18 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 from llamatune_torch.errors import SettingsError
 
 AcquisitionName = Literal["logeqi", "logei", "ei", "logpi", "pi", "ucb", "qlogei", "qlognei"]
+StrategyName = Literal["auto", "screen", "full", "successive_halving", "asha", "hyperband", "median", "top_k"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class Settings:
         num_restarts: starting points of the gradient ascent on the acquisition.
         num_screened: quasi-random points among which those starting points are chosen.
         mc_samples: posterior samples of the Monte Carlo acquisitions, and of what may come out of running trials.
+        strategy: which runs train to their end. "full": all. "screen": a wide, cheap opening, then the engine on
+            finished runs alone. "auto": the latter where runs are known to be able to pause and the budget is 4 full
+            runs or more. By the book, for comparison: "successive_halving", "asha", "hyperband", "median", "top_k". Or
+            an object of your own, with the methods of ``engine.strategies.strategy.Strategy``.
+        rungs: where runs may pause, other than the strategy's own: increasing shares of a full run that end with 1, or
+            steps, such as ``[100, 500, 1000]``, the last of which is a full run.
 
     Raises:
         SettingsError: a value out of its range.
@@ -50,6 +60,8 @@ class Settings:
     num_restarts: int = 8
     num_screened: int = 1024
     mc_samples: int = 64
+    strategy: StrategyName | Any = "auto"
+    rungs: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         names = get_args(AcquisitionName)
@@ -69,7 +81,15 @@ class Settings:
                 raise SettingsError(f"{name} must be an integer >= {low}, but got {value!r}")
             if value >= 2**63:  # torch's generators take no more
                 raise SettingsError(f"{name} must be < 2**63, but got {value!r}")
+        _check_strategy(self.strategy)
+        if self.rungs is not None:
+            object.__setattr__(self, "rungs", _check_rungs(self.rungs))
         _check_device(self.device)
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """The rungs as shares of a full run."""
+        return None if self.rungs is None else tuple(rung / self.rungs[-1] for rung in self.rungs)
 
     def num_initial(self, dim: int) -> int:
         """The number of trials that come before the surrogate in a space with ``dim`` parameters."""
@@ -81,7 +101,8 @@ class Limits:
     """The limits at which a search ends.
 
     Args:
-        max_evals: trials in total, failed ones included, added ones not.
+        max_evals: full runs in total. A failed trial counts for one, an added one for none, a run that was paused for
+            the share that it has trained.
         timeout: seconds after which ``optimize`` starts no further trial, nor waits for those of other processes.
         max_failures: ``optimize`` stops once more trials than this have failed; ``None`` for never.
 
@@ -154,6 +175,8 @@ class Knobs(TypedDict, total=False):
     num_restarts: int
     num_screened: int
     mc_samples: int
+    strategy: StrategyName | Any
+    rungs: tuple[float, ...] | None
     timeout: float | None
     max_failures: int | None
     storage: str | None
@@ -197,6 +220,22 @@ def group(knobs: Mapping[str, Any], settings: Settings | None = None) -> Groups:
     return Groups(settings or Settings(**own), Limits(**limits), Place(**place), "seed" in own or settings is not None)
 
 
+def name_of_strategy(strategy: StrategyName | Any) -> str:
+    """The name by which a stored study remembers a strategy: of one's own class, where it is and a hash of its source.
+
+    Another process must bring the same one, since its decisions depend on it.
+    """
+    if isinstance(strategy, str):
+        return strategy
+    kind = type(strategy)
+    try:
+        source = inspect.getsource(kind)
+    except (OSError, TypeError):  # typed at a prompt
+        source = ""
+    digest = hashlib.sha256(f"{source}{strategy!r}".encode()).hexdigest()[:12]
+    return f"{kind.__module__}.{kind.__qualname__}@{digest}"
+
+
 def names_of(record: type[Any]) -> list[str]:
     """The names of a record's fields."""
     return [field.name for field in fields(record)]
@@ -208,6 +247,24 @@ def _is_integer(value: Any, low: int) -> bool:
 
 def _is_seconds(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
+
+
+def _check_strategy(strategy: Any) -> None:
+    names = get_args(StrategyName)
+    own = not isinstance(strategy, (str, type)) and callable(getattr(strategy, "decide", None))
+    if not (strategy in names if isinstance(strategy, str) else own):
+        raise SettingsError(f"strategy must be one of {list(names)}, or an object with decide(), but got {strategy!r}")
+    if own and not 0 < getattr(strategy, "least", 0) <= 1:
+        raise SettingsError(f"a strategy's least must be a share in (0, 1], but {strategy!r} has none")
+
+
+def _check_rungs(rungs: Any) -> tuple[float, ...]:
+    rule = "rungs must be increasing shares in (0, 1] that end with 1, or increasing steps"
+    numbers = tuple(rungs) if isinstance(rungs, (list, tuple)) else ()
+    valid = all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers)
+    if not numbers or not valid or numbers[0] <= 0 or any(a >= b for a, b in pairwise(numbers)) or numbers[-1] < 1:
+        raise SettingsError(f"{rule}, but got {rungs!r}")
+    return numbers
 
 
 def _check_device(device: Any) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -107,16 +109,32 @@ class Study:
         return self.in_state(TrialState.RUNNING)
 
     @property
-    def num_counted(self) -> int:
-        """Trials that count against a budget: neither LOST nor added. Retries count once, with what they repeat."""
-        lost = TrialState.LOST
-        return len(
-            {
-                trial.first
-                for trial in self.trials
-                if trial.origin != "added" and (trial.state is not lost or trial.cause is Cause.OUTSIDE)
-            }
-        )
+    def paused(self) -> list[Trial]:
+        """Trials that have trained a share of their run, and may go on."""
+        return self.in_state(TrialState.PAUSED)
+
+    @property
+    def spent(self) -> float:
+        """The number of full runs that count against a budget.
+
+        A run counts for the share that it has trained, while it runs for that which it was started for, and for 1 if it
+        has failed. LOST and added trials do not count; a retry counts once, with what it repeats. Until a first
+        run has paused, any may turn out to be one that cannot, and each that runs counts for 1.
+        """
+        can_pause = any(trial.pauses for trial in self.trials)
+        return self._count(lambda trial: trial.share if can_pause else 1.0)
+
+    @property
+    def trained(self) -> float:
+        """The number of full runs that have been trained: :attr:`spent`, but of what runs only what is behind it."""
+        return self._count(lambda trial: trial.reached if trial.state is TrialState.RUNNING else trial.share)
+
+    def _count(self, share: Callable[[Trial], float]) -> float:
+        shares: dict[int, float] = {}
+        for trial in self.trials:
+            if trial.origin != "added" and (trial.state is not TrialState.LOST or trial.cause is Cause.OUTSIDE):
+                shares[trial.first] = max(shares.get(trial.first, 0.0), share(trial))
+        return math.fsum(shares.values())
 
     def better(self, value: float, than: float) -> bool:
         """True if ``value`` is strictly better than another in this study's direction."""
@@ -160,7 +178,8 @@ class Study:
         counts = Counter(str(trial.state) for trial in self.trials)
         cost = sum(trial.cost or 0.0 for trial in self.trials)
         states = ", ".join(f"{counts[s]} {s}" for s in TrialState if counts[s]) or "none yet"
-        lines = [f"{len(self.trials)} trials ({states}), {cost:.1f} s of evaluation"]
+        runs = f", {self.trained:.3g} full runs" if any(trial.pauses for trial in self.trials) else ""
+        lines = [f"{len(self.trials)} trials ({states}){runs}, {cost:.1f} s of evaluation"]
         lines += [f"  failed: {reason} ({n})" for reason, n in self.failures_by_reason().items()]
         if not self.completed:
             return printable("\n".join([*lines, "no trial has completed"]))

@@ -26,7 +26,9 @@ class TrialState(StrEnum):
     """The state of a trial. A finished trial never changes; only ``Trial.is_open`` ones do."""
 
     RUNNING = "running"
+    PAUSED = "paused"  # has trained a share of its run, and may go on from there
     COMPLETE = "complete"  # has a value
+    STOPPED = "stopped"  # was paused, and never goes on; its curve stays on record
     FAILED = "failed"  # these parameters do not work: out of memory, nan, an exception, one worker after the other
     LOST = "lost"  # never got to an end (Ctrl-C, a dead machine): says nothing about its parameters
 
@@ -106,6 +108,8 @@ class Outcome:
         reason: that in a few words for people, the same for all failures of a kind: "out of memory", "nan".
         cause: the kind of failure, for code; by default what the reason speaks of (:func:`cause_of`).
         notes: remarks for people, such as where the value comes from.
+        paused: True if the run has not come to its end, but to the share that it was started for (``trial.until``),
+            and can go on from there.
 
     All is checked here, and kept as plain numbers and texts. A text longer than ``MAX_TEXT`` loses its middle.
 
@@ -122,6 +126,7 @@ class Outcome:
     reason: str | None = None
     cause: Cause | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
+    paused: bool = False
 
     def __post_init__(self) -> None:
         cost = None if self.cost is None else as_plain_number(self.cost, "cost must be a number")
@@ -129,6 +134,8 @@ class Outcome:
             raise OutcomeError(f"cost must be a finite number of seconds >= 0, but got {cost}")
         if not (self.curve is None or isinstance(self.curve, Curve)):
             raise OutcomeError(f"curve must be a Curve or None, but got {describe(self.curve)}")
+        if not isinstance(self.paused, bool):
+            raise OutcomeError(f"paused must be True or False, but got {describe(self.paused)}")
         own = [str(cause) for cause in Cause if cause not in KEEPERS_OWN]
         if self.cause is not None and self.cause not in own:
             raise OutcomeError(f"the cause of an outcome must be one of {own}, but got {str(self.cause)!r}")
@@ -155,7 +162,7 @@ class Outcome:
 
 
 def as_outcome(result: Any, direction: Direction) -> Outcome:
-    """A checked outcome: it has a value that can be compared, or it has an error and a cause.
+    """A checked outcome: it is paused, or has a value that can be compared, or has an error and a cause.
 
     nan is a failure, and so is an infinity on the good side, which no training can earn. An infinity on the
     bad side is a diverged run: a value like any other, the worst.
@@ -167,7 +174,10 @@ def as_outcome(result: Any, direction: Direction) -> Outcome:
     if outcome.error is not None or outcome.reason is not None or outcome.cause is not None:
         reason = outcome.reason or outcome.cause or "error"
         cause = outcome.cause or cause_of(reason)
-        return replace(outcome, value=None, reason=str(reason), error=outcome.error or str(reason), cause=cause)
+        error = outcome.error or str(reason)
+        return replace(outcome, value=None, reason=str(reason), error=error, cause=cause, paused=False)
+    if outcome.paused:
+        return replace(outcome, value=None)
     if outcome.value is None:
         error = "the outcome has neither a value nor an error"
         return replace(outcome, reason="no value", error=error, cause=Cause.ERROR)
@@ -215,6 +225,10 @@ class Trial:
     ``started`` and ``finished`` are Unix times in seconds; ``origin`` says who chose the parameters. In a stored study,
     ``worker`` names the process that runs it. ``retry_of`` is the number of the first trial with these parameters and
     this seed, if that one stalled with its worker or was killed.
+
+    ``until`` is the share of its full run, in (0, 1], that it was last started for. A run that pauses there goes on as
+    the same trial: ``pauses`` counts how often it has paused, ``reached`` is the share at the last time, and
+    ``resumed`` the Unix time at which it went on.
     """
 
     number: int
@@ -234,6 +248,10 @@ class Trial:
     finished: float | None = None
     worker: str | None = None
     retry_of: int | None = None
+    until: float = 1.0
+    reached: float = 0.0
+    pauses: int = 0
+    resumed: float | None = None
 
     @property
     def first(self) -> int:
@@ -247,13 +265,54 @@ class Trial:
         if outcome.curve is None:
             told["curve"] = self.curve
         if outcome.cost is None:
-            told["cost"] = max(0.0, now - (self.started or now))
+            since = self.started if self.resumed is None else self.resumed
+            told["cost"] = max(0.0, now - (now if since is None else since))
+        if self.pauses:  # what was trained before counts too
+            told["cost"] += self.cost or 0.0
+            told["notes"] = {**self.notes, **told["notes"]}
         state = TrialState.FAILED if outcome.value is None else TrialState.COMPLETE
         return replace(self, **told, state=state, finished=now)
 
+    def paused_with(self, outcome: Outcome, now: float) -> Trial:
+        """The record of a run that has paused; ``now`` in Unix seconds.
+
+        It has reached the progress of its last report, or else the share that it was started for. A trial that was
+        given up meanwhile stays so.
+        """
+        told = self.finished_with(outcome, now)
+        last = told.curve.last
+        reached = self.until if last is None or last.progress is None else last.progress
+        if self.state is not TrialState.RUNNING:
+            return replace(
+                told, state=self.state, cause=self.cause, reason=self.reason, error=self.error, finished=self.finished
+            )
+        return replace(
+            told, state=TrialState.PAUSED, worker=None, reached=reached, pauses=self.pauses + 1, finished=None
+        )
+
+    def going_on(self, until: float, reason: str, now: float) -> Trial:
+        """The record of a paused run that goes on to a larger share; ``now`` in Unix seconds."""
+        return replace(self, state=TrialState.RUNNING, until=until, reason=reason, resumed=now)
+
+    def stopped(self, reason: str, now: float) -> Trial:
+        """The record of a paused run that never goes on; ``now`` in Unix seconds."""
+        return replace(self, state=TrialState.STOPPED, reason=reason, finished=now)
+
     def given_up(self, cause: Cause, reason: str, now: float, error: str | None = None) -> Trial:
-        """The record as LOST, by the keeper of the study; ``now`` in Unix seconds."""
+        """The record as LOST, by the keeper of the study; ``now`` in Unix seconds.
+
+        A run that was given back after it had paused is PAUSED again: its checkpoint is still there.
+        """
+        if self.pauses and cause is Cause.ABANDONED and self.state is TrialState.RUNNING:
+            return replace(self, state=TrialState.PAUSED, worker=None)
         return replace(self, state=TrialState.LOST, cause=cause, reason=reason, error=error or reason, finished=now)
+
+    @property
+    def share(self) -> float:
+        """The share of a full run that it counts for in a budget: what it has trained, or may train by now."""
+        if self.state is TrialState.RUNNING:
+            return max(self.until, self.reached)
+        return self.reached if self.state in (TrialState.PAUSED, TrialState.STOPPED) else 1.0
 
     @property
     def outcome(self) -> Outcome:
@@ -263,16 +322,16 @@ class Trial:
 
     @property
     def is_open(self) -> bool:
-        """True while its result may still come: it is running, or LOST or FAILED only because its worker stalled.
+        """True while its result may still come: it runs, is paused, or LOST or FAILED only because its worker stalled.
 
         A machine that was suspended comes back with a result that took hours: that is still worth recording.
         """
         given_up = self.state in (TrialState.LOST, TrialState.FAILED) and self.cause is Cause.SILENT
-        return self.state is TrialState.RUNNING or given_up
+        return self.state in (TrialState.RUNNING, TrialState.PAUSED) or given_up
 
 
 #: The fields that an outcome and a trial share.
-TOLD = tuple(field.name for field in fields(Outcome))
+TOLD = tuple(field.name for field in fields(Outcome) if field.name != "paused")
 
 
 class Suggestion(NamedTuple):

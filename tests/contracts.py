@@ -57,7 +57,7 @@ class StoreContract:
         assert (failed.state, failed.reason, failed.error) == (TrialState.FAILED, "out of memory", "out of memory")
         lost = tuner.abandon(tuner.ask(), "taken away")
         assert (lost.state, lost.reason) == (TrialState.LOST, "taken away")
-        assert tuner.study.num_counted == 2
+        assert tuner.study.spent == 2
 
     def test_values_at_the_ends_of_double_precision(self, make: Make) -> None:
         tuner = make(direction="minimize")
@@ -102,7 +102,7 @@ class StoreContract:
         for reason in ("outside the space", "worker silent", "killed"):
             given_back = tuner.abandon(tuner.ask(), reason)
             assert (given_back.state, given_back.cause) == (TrialState.LOST, Cause.ABANDONED)
-        assert tuner.num_counted() == 0
+        assert tuner.study.spent == 0
         assert tuner.ask().origin == "sobol"  # nothing runs again
 
     def test_what_somebody_killed_runs_once_more_within_the_budget(self, make: Make) -> None:
@@ -111,14 +111,14 @@ class StoreContract:
         tuner.tell(first, 0.5)
         killed = tuner.tell(second, Outcome.failure("killed by signal 9 (SIGKILL)", cause=Cause.KILLED))
         assert (killed.state, killed.cause) == (TrialState.FAILED, Cause.KILLED)
-        assert tuner.num_counted() == 2
+        assert tuner.study.spent == 2
         assert tuner.may_ask()
         again = tuner.ask()
         assert (again.number, again.origin, again.retry_of) == (2, "retry", 1)
         assert (again.params, again.seed) == (second.params, second.seed)
         assert again.started is not None
         tuner.tell(again, Outcome.failure("killed by signal 9 (SIGKILL)", cause=Cause.KILLED))
-        assert tuner.num_counted() == 2
+        assert tuner.study.spent == 2
         more = make(max_evals=9)
         batch = more.ask(2)
         more.tell(batch[0], Outcome.failure("killed", cause=Cause.KILLED))
@@ -131,7 +131,7 @@ class StoreContract:
         again = tuner.ask()
         assert again.retry_of == 0
         tuner.tell(again, 0.5)
-        assert tuner.num_counted() == 1
+        assert tuner.study.spent == 1
         assert not any(trial.origin == "retry" for trial in tuner.study.pending)
 
     def test_unknown_and_foreign_trials_are_refused(self, make: Make) -> None:

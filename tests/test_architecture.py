@@ -32,6 +32,7 @@ RECORDS = [
     "trial",
     "tables",
     "study",
+    "decisions",
     "settings",
     "problems",
 ]

@@ -74,12 +74,12 @@ def test_the_budget_counts_neither_lost_nor_added_trials_and_retries_once() -> N
         make_trial(6, params, state=TrialState.RUNNING, origin="retry", retry_of=0),
     ]
     study = Study(SearchSpace({"x": (0.0, 1.0)}), trials=tuple(trials))
-    assert study.num_counted == 4
+    assert study.spent == 4
     late = study.with_trial(make_trial(0, params, 1.0))
-    assert late.num_counted == 4
+    assert late.spent == 4
     failed = study.with_trial(make_trial(6, params, None, cause=Cause.SILENT, origin="retry", retry_of=0))
-    assert failed.num_counted == 4
-    assert failed.with_trial(make_trial(6, params, 1.0, origin="retry", retry_of=0)).num_counted == 4
+    assert failed.spent == 4
+    assert failed.with_trial(make_trial(6, params, 1.0, origin="retry", retry_of=0)).spent == 4
 
 
 @pytest.mark.parametrize("number", [-1, 2, 7])

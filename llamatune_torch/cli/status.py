@@ -57,7 +57,7 @@ def state_of(stored: Snapshot) -> str:
         alive = [worker for worker in stored.workers.values() if worker.silent_for <= QUIET]
         return "running" if alive else "silent"
     total = stored.settings.get("max_evals")
-    return "finished" if total is not None and stored.study.num_counted >= total else "stopped"
+    return "finished" if total is not None and stored.study.spent >= total else "stopped"
 
 
 class Remaining(NamedTuple):
@@ -70,7 +70,7 @@ class Remaining(NamedTuple):
 def remaining(stored: Snapshot) -> Remaining:
     """The time that is left if each trial takes the median of the finished ones, and as many run at a time as now."""
     study = stored.study
-    trials = max(0, stored.settings.get("max_evals", 0) - study.num_counted)
+    trials = max(0, stored.settings.get("max_evals", 0) - study.spent)
     times = [t.finished - t.started for t in study.completed if t.finished and t.started and t.origin != "added"]
     running = [age(trial, stored.now) for trial in study.pending]
     if not running or not times:
@@ -99,7 +99,7 @@ def record(stored: Snapshot) -> dict[str, Any]:
         "metric": study.metric,
         "direction": study.direction,
         "max_evals": stored.settings.get("max_evals"),
-        "counted": study.num_counted,
+        "counted": study.spent,
         "trials": {str(state): len(study.in_state(state)) for state in TrialState},
         "failures": study.failures_by_reason(),
         "best": None if best is None else {"trial": best.number, "value": best.value, "params": best.params},
@@ -130,7 +130,7 @@ def shown(stored: Snapshot, url: str) -> RenderableType:
     states = ", ".join(f"{counts[state]} {state}" for state in TrialState if counts[state]) or "no trials yet"
     lines = [
         f"{stored.name} in {url}: {state_of(stored)}",
-        f"{study.num_counted} of {total} trials ({states}){_eta(left, len(study.pending))}",
+        f"{study.spent} of {total} trials ({states}){_eta(left, len(study.pending))}",
     ]
     if study.completed:
         best = study.best_trial

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
 from llamatune_torch.curve import Curve
-from llamatune_torch.errors import ExecutorError, LlamaTuneError, StorageError, TrainerError, TrialStateError
-from llamatune_torch.parameter_base import to_python
+from llamatune_torch.errors import (
+    ExecutorError,
+    LlamaTuneError,
+    OutcomeError,
+    StorageError,
+    TrainerError,
+    TrialStateError,
+)
+from llamatune_torch.parameter_base import describe, to_python
 from llamatune_torch.space import Params
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Outcome, Trial, as_number, cause_of
@@ -21,18 +29,129 @@ Evaluate = Callable[[Trial], "float | Outcome"]
 #: Called with the step, the value and the share of the training run in [0, 1].
 Report = Callable[[float, float, float | None], Any]
 
-# Hears of the learning curve of the trial that this thread evaluates.
-_listener: ContextVar[Report | None] = ContextVar("listener", default=None)
+
+class _Run:
+    """The trial that a thread evaluates, its curve so far, and who hears of it.
+
+    A run that goes on begins with the curve that it had, up to the first step that it reports.
+    """
+
+    def __init__(self, trial: Trial, listener: Report | None) -> None:
+        self.trial = trial
+        self.curve = Curve()
+        self.former = trial.curve if trial.pauses else Curve()
+        self.listener = listener
+        #: True once the evaluation was told to pause.
+        self.pauses = False
+
+    def report(self, step: float, value: float, progress: float | None = None) -> None:
+        before = self.curve if len(self.curve) else self.former.before(step)
+        self.curve = before.reported(step, value, progress)
+        if self.listener is not None:
+            self.listener(step, value, progress)
+
+    @property
+    def has_reached(self) -> bool:
+        """True if the last report lies at or beyond the share that the trial was started for."""
+        last = self.curve.last
+        share = None if last is None else last.progress
+        return self.trial.until < 1 and share is not None and self.trial.until - _ROUNDING <= share < 1
+
+
+_ROUNDING = 1e-6  # shares are sums and quotients
+
+_run: ContextVar[_Run | None] = ContextVar("run", default=None)
 
 
 @dataclass(frozen=True)
 class OnParams:
-    """An evaluation that takes the parameters only. Unlike a lambda, it can be sent to another process."""
+    """An evaluation that takes the parameters only. Unlike a lambda, it can be sent to another process.
 
-    function: Callable[[Params], float | Outcome]
+    A function may be a generator of its learning curve; see :func:`exhausted`.
+    """
+
+    function: Callable[[Params], Any]
 
     def __call__(self, trial: Trial) -> float | Outcome:
-        return self.function(dict(trial.params))
+        result = self.function(dict(trial.params))
+        return exhausted(result) if isinstance(result, Generator) else result
+
+
+def can_pause(function: Any) -> bool:
+    """True if a function is known to be able to pause: it is a generator."""
+    return inspect.isgeneratorfunction(function)
+
+
+def exhausted(points: Generator[Any, None, Any]) -> float | Outcome:
+    """Runs a generator of a learning curve to the share that its trial was started for, or to its end.
+
+    It yields ``(step, value, progress)`` for each point, as :func:`report` takes them. To pause, it is closed: a
+    ``finally`` or ``except GeneratorExit`` around its ``yield`` can save what it needs to go on. Its score is what it
+    returns, or the last value.
+
+    Raises:
+        OutcomeError: it yields something else, or has neither points nor a result.
+    """
+    value = None
+    while True:
+        try:
+            point = next(points)
+        except StopIteration as end:
+            result = value if end.value is None else end.value
+            if result is None:
+                raise OutcomeError("the generator has yielded no points and returned no value") from None
+            return result  # type: ignore[no-any-return]  # whatever it is, it is checked where all outcomes are
+        if not isinstance(point, tuple) or len(point) not in (2, 3):
+            raise OutcomeError(f"a generator must yield (step, value, progress), but got {describe(point)}")
+        report(*point)
+        value = point[1]
+        if should_pause():
+            points.close()
+            return Outcome(paused=True)
+
+
+def current_trial() -> Trial:
+    """The trial that this thread evaluates: its number, its seed, its curve so far, if it goes on, and more.
+
+    A function that pauses can name its checkpoint by ``current_trial().first``, which stays the same when the trial
+    has to be run again as another one.
+
+    Raises:
+        TrialStateError: this thread evaluates none.
+    """
+    return _running("current_trial()").trial
+
+
+def should_pause() -> bool:
+    """True if the evaluation should save what it needs to go on, and return; whatever it returns then, it is paused.
+
+    It is called after :func:`report`, whose ``progress`` decides: a run pauses at the first report at or beyond the
+    share that it was started for. Later the same trial may run again, with a larger share.
+
+    Raises:
+        TrialStateError: this thread evaluates no trial.
+
+    Example:
+        >>> def evaluate(params):
+        ...     state = load_if_there(folder / f"{current_trial().first}.pt") or new_state(params)
+        ...     while state.epoch < 10:
+        ...         accuracy = train_one_epoch(state)
+        ...         report(state.epoch, accuracy, state.epoch / 10)
+        ...         if should_pause():
+        ...             save(state, folder / f"{current_trial().first}.pt")
+        ...             break
+        ...     return accuracy
+    """
+    run = _running("should_pause()")
+    run.pauses = run.has_reached
+    return run.pauses
+
+
+def _running(what: str) -> _Run:
+    run = _run.get()
+    if run is None:
+        raise TrialStateError(f"{what} was called outside of an evaluation, or from another thread than the trial's")
+    return run
 
 
 def report(step: float, value: float, progress: float | None = None) -> None:
@@ -54,10 +173,7 @@ def report(step: float, value: float, progress: float | None = None) -> None:
         ...         report(epoch + 1, accuracy, (epoch + 1) / 10)
         ...     return accuracy
     """
-    listener = _listener.get()
-    if listener is None:
-        raise TrialStateError("report() was called outside of an evaluation, or from another thread than the trial's")
-    listener(step, value, progress)
+    _running("report()").report(step, value, progress)
 
 
 def run_trial(evaluate: Evaluate, trial: Trial, listener: Report | None = None) -> Outcome | LlamaTuneError:
@@ -71,22 +187,15 @@ def run_trial(evaluate: Evaluate, trial: Trial, listener: Report | None = None) 
         trial: what to evaluate.
         listener: called with each point of the curve as soon as it is reported.
     """
-    curve = Curve()
-
-    def listen(step: float, value: float, progress: float | None = None) -> None:
-        nonlocal curve
-        curve = curve.reported(step, value, progress)
-        if listener is not None:
-            listener(step, value, progress)
-
-    before = _listener.set(listen)
+    run = _Run(trial, listener)
+    before = _run.set(run)
     try:
         outcome = run_guarded(evaluate, trial)
     except LlamaTuneError as error:
         return error
     finally:
-        _listener.reset(before)
-    return replace(outcome, curve=curve) if outcome.curve is None and len(curve) else outcome
+        _run.reset(before)
+    return replace(outcome, curve=run.curve) if outcome.curve is None and len(run.curve) else outcome
 
 
 def run_guarded(evaluate: Evaluate, trial: Trial) -> Outcome:
@@ -109,6 +218,9 @@ def run_guarded(evaluate: Evaluate, trial: Trial) -> Outcome:
             raise
         result = failure_of(error)
     cost = time.perf_counter() - started
+    run = _run.get()
+    if run is not None and run.pauses and not (isinstance(result, Outcome) and result.error is not None):
+        result = replace(result, paused=True) if isinstance(result, Outcome) else Outcome(paused=True)
     if isinstance(result, Outcome):
         return result if result.cost is not None else replace(result, cost=cost)
     return Outcome(value=as_number(result), cost=cost)

@@ -13,7 +13,7 @@ from llamatune_torch.trial import Trial
 
 logger = logging.getLogger(__name__)
 
-Event = Literal["on_start", "on_report", "on_finish"]
+Event = Literal["on_start", "on_report", "on_pause", "on_resume", "on_finish"]
 
 
 class Listener:
@@ -40,6 +40,12 @@ class Listener:
         The processes of an ``executor`` send their curves with the outcome, so nothing is heard of theirs before
         :meth:`on_finish`.
         """
+
+    def on_pause(self, search: Any, trial: Trial) -> None:
+        """Hears that a trial has paused: it may go on later, in another process too, or be stopped."""
+
+    def on_resume(self, search: Any, trial: Trial) -> None:
+        """Hears that a paused trial goes on; it is on record and begins to run next."""
 
     def on_finish(self, search: Any, trial: Trial) -> None:
         """Hears that a trial is COMPLETE or FAILED. A LOST trial has not finished: it may run again."""

@@ -19,11 +19,12 @@ from llamatune_torch.errors import (
     EvaluationError,
     ExecutorError,
     LlamaTuneError,
+    SettingsError,
     SpaceExhaustedError,
     StorageError,
     TrialStateError,
 )
-from llamatune_torch.runtime.display import live_display, log_trial
+from llamatune_torch.runtime.display import advance, live_display, log_resumed, log_stopped, log_trial
 from llamatune_torch.runtime.evaluation import Evaluate, failure_of, is_of_one_trial, place_of
 from llamatune_torch.runtime.events import notify
 from llamatune_torch.runtime.interrupts import Interrupts
@@ -51,7 +52,7 @@ def run_loop(search: Search, evaluate: Evaluate, runner: Runner, on_outcome: OnO
     """
     timeout, max_evals = search.limits.timeout, search.limits.max_evals
     deadline = None if timeout is None else time.monotonic() + timeout
-    with live_display(max_evals, search.num_counted(), search.progress) as bar, Interrupts() as interrupts:
+    with live_display(max_evals, search.study.trained, search.progress) as bar, Interrupts() as interrupts:
         loop = _Loop(search, evaluate, runner, on_outcome, deadline, bar, interrupts)
         try:
             loop.run()
@@ -121,6 +122,7 @@ class _Loop:
                 f"{self.lost_in_a_row} trials in a row were lost with the workers of an executor: with n_workers "
                 f"instead, each trial has a process of its own, and one that kills it is a failed trial"
             )
+        before = self.search.study
         try:
             trial = self.search.ask_while(lambda: not self.interrupts.count and self.may_start())
         except BudgetSpentError as error:
@@ -132,6 +134,7 @@ class _Loop:
                     return True
             if self.may_start():
                 self.spent = True
+                log_stopped(self.search.study, before)
                 self.log_once(logging.INFO, str(error))
             return False
         except SpaceExhaustedError as error:
@@ -145,15 +148,29 @@ class _Loop:
             self.bear(error)
             return False
         self.outage = None
-        if trial is None:  # an interrupt, a timeout or stop(): seen when it tries again
-            return True
+        log_stopped(self.search.study, before)
+        if trial is None:
+            return self.wait_for_a_result()
         self.jobs[trial.number] = None
-        notify(self.search.callbacks, "on_start", self.search, trial)
+        log_resumed(trial)
+        notify(self.search.callbacks, "on_resume" if trial.pauses else "on_start", self.search, trial)
         job = self.submit(trial)
         self.jobs[trial.number] = job
         if hasattr(job, "add_done_callback"):
             job.add_done_callback(lambda _: self.messages.put((trial.number, "done", None)))
         return True
+
+    def wait_for_a_result(self) -> bool:
+        """Waits where nothing starts before a running trial has ended. True if it makes sense to try again at once."""
+        if self.interrupts.count or not self.may_start():  # seen when it tries again
+            return True
+        if not self.jobs:  # what runs, runs in other processes
+            if not self.search.study.pending:
+                raise SettingsError(f"the strategy {self.search.strategy!r} waits, but no trial is running")
+            with self.interrupts.allowed():
+                time.sleep(_POLL)
+            return True
+        return False
 
     def bear(self, error: StorageError) -> None:
         """Goes on without the storage while trials run: each is worth hours. Their results are kept in files."""
@@ -275,9 +292,10 @@ class _Loop:
 
     def announce(self, finished: Trial) -> None:
         del self.jobs[finished.number]
-        self.bar.update()
+        advance(self.bar, self.search.study.trained)
         log_trial(self.search.study, finished)
-        notify(self.search.callbacks, "on_finish", self.search, finished)
+        is_over = finished.state is not TrialState.PAUSED
+        notify(self.search.callbacks, "on_finish" if is_over else "on_pause", self.search, finished)
         self.check_repeated(finished)
 
     def check_repeated(self, finished: Trial) -> None:

@@ -7,13 +7,13 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 from llamatune_torch.errors import ParamsError, SettingsError
-from llamatune_torch.runtime.evaluation import Evaluate, OnParams
+from llamatune_torch.runtime.evaluation import Evaluate, OnParams, can_pause
 from llamatune_torch.runtime.events import Callback, check_callbacks
 from llamatune_torch.runtime.loop import OnOutcome, run_loop
 from llamatune_torch.runtime.runners import Executor, Gpus, InlineRunner, Runner, make_runner
 from llamatune_torch.runtime.search import Search
 from llamatune_torch.runtime.torchrun import TorchrunRunner, rank, world_size
-from llamatune_torch.settings import Groups, Knobs, Settings, group, names_of
+from llamatune_torch.settings import Groups, Knobs, Settings, group, name_of_strategy, names_of
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 from llamatune_torch.storage.store import Store
@@ -27,8 +27,8 @@ class LlamaTune(Search):
     Args:
         param_space: ``{name: Real | Integer | Categorical}`` or a ``SearchSpace``.
         model_eval_fn: takes a dict of parameters, returns a score or an ``Outcome``. Not needed for people who
-            own the loop (``ask`` and ``tell``).
-        max_evals: how many trials in total, failed ones included, ``add_trial`` not.
+            own the loop (``ask`` and ``tell``). A generator of ``(step, value, progress)`` may be paused.
+        max_evals: how many full runs in total, failed ones included, ``add_trial`` not.
         direction: "maximize" (scores) or "minimize" (losses).
         metric: the name of the score, for tables and messages; ``None`` if ``settle_metric`` will say.
         initial_points: parameters to try first.
@@ -74,6 +74,7 @@ class LlamaTune(Search):
         study = Study(space, Goal(direction, metric), _validated(space, initial_points))
         store, settings = _open(groups, study)
         super().__init__(store, settings, groups.limits, callbacks, progress)
+        self.can_pause = can_pause(model_eval_fn)
 
     def optimize(
         self,
@@ -179,6 +180,7 @@ def _open(groups: Groups, study: Study) -> tuple[Store, Settings]:
     from llamatune_torch.storage.durable import DurableStore  # SQL takes its time to load
 
     lasting = {name: getattr(limits if name == "max_evals" else settings, name) for name in LASTING}
+    lasting["strategy"] = name_of_strategy(settings.strategy)
     store = DurableStore(
         place.storage,
         "study" if place.name is None else place.name,

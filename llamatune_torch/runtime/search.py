@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
+from llamatune_torch.decisions import Decision
 from llamatune_torch.engine.data import choose_device
+from llamatune_torch.engine.decide import decide, find_strategy
 from llamatune_torch.engine.recommend import recommend
-from llamatune_torch.engine.suggest import suggest
-from llamatune_torch.errors import SettingsError, StorageError
+from llamatune_torch.engine.strategies.full import Full
+from llamatune_torch.engine.strategies.strategy import Strategy
+from llamatune_torch.errors import SettingsError, StillRunningError, StorageError
 from llamatune_torch.runtime.events import Callback
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import Limits, Settings
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 from llamatune_torch.storage.store import Change, Store, check_number
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Cause, Direction, Outcome, Suggestion, Trial, as_outcome
+from llamatune_torch.trial import Cause, Direction, Outcome, Trial, as_outcome
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +56,8 @@ class Search:
         #: Whether ``stop()`` was called during the run.
         self.stopping = False
         self._pid = os.getpid()  # of the process whose trials these are
+        #: True if evaluations are known to be able to pause, so that "auto" is a strategy in which they do.
+        self.can_pause = False
         #: What an evaluation is to know of the trial that starts next; rank 0's reaches the other ranks.
         self.orders: Any = None
         self._lock = threading.RLock()  # one suggestion at a time: the number of threads is torch's, not a thread's
@@ -88,31 +94,58 @@ class Search:
     def ask(self, n: int | None = None) -> Trial | list[Trial]:
         """The next trial to evaluate, or with ``n`` a list of ``n`` trials to evaluate at the same time.
 
-        Of a stored study, it sees what all processes have asked for, and runs lost trials again first.
+        Of a stored study, it sees what all processes have asked for, and runs lost trials again first. A trial may be
+        one that has paused, and goes on. Train it to the share ``trial.until``, then :meth:`pause` it; or tell its
+        outcome, if it ends before.
 
         Raises:
             SpaceExhaustedError: a finite space has fewer points left.
-            BudgetSpentError: a stored study has fewer of ``max_evals`` left, for all processes together.
+            BudgetSpentError: a stored study has fewer of ``max_evals`` left, for all processes together; or the
+                strategy starts nothing any more.
+            StillRunningError: the strategy wants the result of a running trial first.
             SettingsError: ``n`` is not a positive integer.
             StorageError: the storage cannot be reached.
         """
         if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
             raise SettingsError(f"ask(n) needs an integer n >= 1, but got {n!r}")
         self._pid = os.getpid()
-        trials = self._store.start(n or 1, self._choose, self.settings.seed, self.limits.max_evals)
+        trials = self._start(n or 1)
+        if not trials:
+            raise StillRunningError(f"nothing is to start until one of {len(self.study.pending)} running trials ends")
         return trials[0] if n is None else trials
 
     def ask_while(self, goes_on: Callable[[], bool]) -> Trial | None:
-        """:meth:`ask` for the loop: ``None`` if ``goes_on()`` becomes False while others compute their suggestions."""
-        trials = self._store.start(1, self._choose, self.settings.seed, self.limits.max_evals, goes_on)
+        """:meth:`ask` for the loop; ``None`` if a running trial has to end first, or ``goes_on()`` becomes False."""
+        trials = self._start(1, goes_on)
         return trials[0] if trials else None
+
+    def decide(self, n: int = 1) -> list[Decision]:
+        """The decisions that the next ``ask(n)`` would carry out, as far as this process knows the study.
+
+        ``Start`` starts a trial and ``Resume`` lets one go on; ``Discard`` stops a paused one. ``Wait`` and
+        ``Finish`` say why fewer than ``n`` start.
+
+        Raises:
+            SpaceExhaustedError: a finite space has fewer points left.
+        """
+        return self._choose(self.study, n, self.limits.max_evals - self.study.spent)
+
+    @property
+    def strategy(self) -> Strategy:
+        """The strategy that the settings name."""
+        return find_strategy(self.settings, self.limits.max_evals, self.can_pause)
+
+    def _start(self, n: int, goes_on: Callable[[], bool] = lambda: True) -> list[Trial]:
+        least = self.strategy.least
+        return self._store.start(n, self._choose, self.settings.seed, self.limits.max_evals, least, goes_on)
 
     def tell(self, trial: Trial | int, outcome: float | Outcome) -> Trial:
         """Records what came of a trial, and returns its final record.
 
         nan makes it FAILED, as does an ``Outcome`` with an error; the search then steers away from such
-        parameters. If ``outcome`` has no ``cost``, the seconds since ``ask`` are recorded. In a forked child, a trial
-        that its parent asked for stays as it is.
+        parameters. If ``outcome`` has no ``cost``, the seconds since ``ask`` are recorded. A paused one
+        (``Outcome(paused=True)``) makes the trial PAUSED. In a forked child, a trial that its parent asked for stays as
+        it is.
 
         Args:
             trial: what ``ask`` returned, or its number.
@@ -124,7 +157,17 @@ class Search:
             StorageError: it could not be written for a minute; the message has the value, and says where it is kept.
         """
         checked = as_outcome(outcome, self.study.direction)
+        if checked.paused:
+            return self._change(trial, lambda running, now: running.paused_with(checked, now))
         return self._change(trial, lambda running, now: running.finished_with(checked, now))
+
+    def pause(self, trial: Trial | int) -> Trial:
+        """Records that a trial has trained to the share that it was started for, and can go on from there.
+
+        Raises:
+            TrialStateError, StorageError: as :meth:`tell`.
+        """
+        return self.tell(trial, Outcome(paused=True))
 
     def report(self, trial: Trial | int, step: float, value: float, progress: float | None = None) -> Trial:
         """Adds a point to the learning curve of a running trial; arguments as ``Curve.reported``.
@@ -133,9 +176,13 @@ class Search:
             TrialStateError: as :meth:`tell`.
             OutcomeError: as ``Curve.reported``.
         """
-        return self._store.report(
-            trial, lambda running, now: replace(running, curve=running.curve.reported(step, value, progress))
-        )
+
+        def add(running: Trial, now: float) -> Trial:
+            # A run that goes on from a checkpoint, or has lost it, reports some steps again.
+            before = running.curve.before(step) if running.pauses else running.curve
+            return replace(running, curve=before.reported(step, value, progress))
+
+        return self._store.report(trial, add)
 
     def abandon(self, trial: Trial | int, reason: str) -> Trial:
         """Gives a trial up without blaming its parameters: it becomes LOST, and counts for nothing.
@@ -187,7 +234,7 @@ class Search:
 
     def may_ask(self) -> bool:
         """True if one more trial may start, as far as is known here. Of a stored study, only ``ask`` can say."""
-        return self._store.may_start(self.limits.max_evals)
+        return self._store.may_start(self.limits.max_evals, self.strategy.least)
 
     def wait_for_others(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
         """Waits for the trials of other processes, when the budget is used up and nothing runs here.
@@ -198,11 +245,7 @@ class Search:
         Returns:
             True if there is something to do again after all.
         """
-        return self._store.wait_for_others(self.limits.max_evals, goes_on)
-
-    def num_counted(self) -> int:
-        """Trials that count against ``max_evals``."""
-        return self.study.num_counted
+        return self._store.wait_for_others(self.limits.max_evals, goes_on, self.strategy.least)
 
     def __getstate__(self) -> dict[str, Any]:
         """Returns the state for pickle and ``copy.deepcopy``: of a search in memory, its study and its settings.
@@ -225,6 +268,9 @@ class Search:
             return known
         return self._store.change(trial, change)
 
-    def _choose(self, study: Study, n: int) -> list[Suggestion]:
+    def _choose(self, study: Study, n: int, left: float) -> list[Decision]:
+        strategy = self.strategy
+        if isinstance(strategy, Full):
+            left = math.inf  # of a study in memory, people may ask for more than the loop would
         with self._lock, one_thread(choose_device(self.settings.device, len(study.completed))):
-            return suggest(study, self.settings, n)
+            return decide(study, self.settings, strategy, n, left)

@@ -77,6 +77,9 @@ def create(transaction: Transaction, name: str, given: Definition) -> tuple[int,
 def compare(stored: Definition, given: Definition) -> tuple[list[str], bool]:
     """Lists the differences between two definitions, a line each; True if ``extend=True`` would accept them."""
     lines, extensible = compare_spaces(stored.study.space, given.study.space)
+    old, new = (str(definition.settings.get("strategy", "")) for definition in (stored, given))
+    if old and new and old != new and "@" in old + new:  # a user's own: others decide otherwise
+        lines.append(f"strategy: stored {old!r}, given {new!r}")
     if stored.study.is_settled and given.study.is_settled:
         score = compare_scores(stored.study, given.study, named=True)
         lines, extensible = lines + score, extensible and not score

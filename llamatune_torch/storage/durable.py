@@ -23,6 +23,7 @@ from functools import partial
 from typing import Any
 
 from llamatune_torch.curve import Curve
+from llamatune_torch.decisions import Start, start_trial
 from llamatune_torch.errors import StorageError, StorageWarning, StudyMismatchError
 from llamatune_torch.settings import Place
 from llamatune_torch.space import Params
@@ -31,11 +32,11 @@ from llamatune_torch.storage.definition import Definition, compare_scores, descr
 from llamatune_torch.storage.heartbeat import Doubts, Heartbeat, beat_interval, give_sign_of_life
 from llamatune_torch.storage.serialization import is_same_record, write_space
 from llamatune_torch.storage.session import LockedStudy, StudySession
-from llamatune_torch.storage.store import Change, Choose, check_number, check_open, is_settled, start_trial
+from llamatune_torch.storage.store import Change, Choose, check_number, check_open, is_settled
 from llamatune_torch.storage.turns import Ask, start_trials, wait_for_others
 from llamatune_torch.storage.unsaved import Once, UnsavedResults, find_added
 from llamatune_torch.study import Goal, Study
-from llamatune_torch.trial import Cause, Direction, Suggestion, Trial
+from llamatune_torch.trial import Cause, Direction, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -103,11 +104,17 @@ class DurableStore:
 
     # --- Starting trials -----------------------------------------------------------------------------------------
 
-    def may_start(self, max_evals: int) -> bool:
+    def may_start(self, max_evals: int, least: float = 1.0) -> bool:
         return True  # others may have given some back: the start sees
 
     def start(
-        self, n: int, choose: Choose, seed: int, max_evals: int, goes_on: Callable[[], bool] = lambda: True
+        self,
+        n: int,
+        choose: Choose,
+        seed: int,
+        max_evals: int,
+        least: float = 1.0,
+        goes_on: Callable[[], bool] = lambda: True,
     ) -> list[Trial]:
         """See ``Store``."""
         if os.getpid() != self._pid:  # after a fork: what ran is the parent's
@@ -115,17 +122,18 @@ class DurableStore:
         if self._unsaved.waiting:
             self._unsaved.pick_up()
         with self._asking:
-            trials = start_trials(self.session, self._ask(n, max_evals, seed)._replace(goes_on=goes_on), choose)
+            ask = self._ask(n, max_evals, seed, least)._replace(goes_on=goes_on)
+            trials = start_trials(self.session, ask, choose)
             self._heartbeat.add(trial.number for trial in trials)
         return trials
 
-    def wait_for_others(self, max_evals: int, goes_on: Callable[[], bool]) -> bool:
+    def wait_for_others(self, max_evals: int, goes_on: Callable[[], bool], least: float = 1.0) -> bool:
         """See ``Store``. It takes ``grace`` seconds and a second look at most."""
-        return wait_for_others(self.session, self._ask(1, max_evals), goes_on)
+        return wait_for_others(self.session, self._ask(1, max_evals, least=least), goes_on)
 
-    def _ask(self, n: int, max_evals: int, seed: int = 0) -> Ask:
+    def _ask(self, n: int, max_evals: int, seed: int = 0, least: float = 1.0) -> Ask:
         begun = self._heartbeat.numbers
-        return Ask(n, seed, max_evals, self.worker, begun, self.grace, self.retries, self._doubts)
+        return Ask(n, seed, max_evals, least, self.worker, begun, self.grace, self.retries, self._doubts)
 
     def _become_worker(self) -> None:
         """Takes a name of its own, and runs nothing yet."""
@@ -199,7 +207,7 @@ class DurableStore:
 
         def compute(number: int, now: float) -> Trial:
             started = now if once.result is None or once.result.started is None else once.result.started
-            return once(start_trial(number, Suggestion(params, "added"), seed, started), started)
+            return once(start_trial(number, Start(params, "added"), seed, started), started)
 
         def write(locked: LockedStudy) -> Trial:
             if once.result is not None and (written := find_added(locked.trials, once.result)):

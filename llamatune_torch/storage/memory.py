@@ -8,21 +8,22 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
-from llamatune_torch.errors import SettingsError, StudyMismatchError
+from llamatune_torch.decisions import ROUNDING, Finish, Start, start_trial
+from llamatune_torch.errors import BudgetSpentError, SettingsError, StudyMismatchError
 from llamatune_torch.space import Params
 from llamatune_torch.storage.store import (
     Change,
     Choose,
+    carry_out,
     check_direction,
     check_number,
     check_open,
     is_settled,
     num_left,
-    start_trial,
     to_retry,
 )
 from llamatune_torch.study import Goal, Study
-from llamatune_torch.trial import Direction, Suggestion, Trial
+from llamatune_torch.trial import Direction, Trial
 
 
 class MemoryStore:
@@ -36,25 +37,39 @@ class MemoryStore:
         self.retries = 0
         self._lock = threading.RLock()
 
-    def may_start(self, max_evals: int) -> bool:
+    def may_start(self, max_evals: int, least: float = 1.0) -> bool:
         study = self.study
-        return num_left(study, max_evals, to_retry(study.trials, study.space)) > 0
+        left = num_left(study, max_evals, to_retry(study.trials, study.space))
+        return left >= least - ROUNDING or (least < 1 and bool(study.paused))  # what never goes on has to be stopped
 
     def start(
-        self, n: int, choose: Choose, seed: int, max_evals: int, goes_on: Callable[[], bool] = lambda: True
+        self,
+        n: int,
+        choose: Choose,
+        seed: int,
+        max_evals: int,
+        least: float = 1.0,
+        goes_on: Callable[[], bool] = lambda: True,
     ) -> list[Trial]:
         # Only this process starts trials, so the loop itself counts the budget.
         with self._lock:
             study, now = self.study, time.time()
-            due = to_retry(study.trials, study.space)[:n]
+            due = [replace(trial, started=now) for trial in to_retry(study.trials, study.space)[:n]]
+            left = num_left(study, max_evals, due)
             for trial in due:
-                study = study.with_trial(replace(trial, started=now))
-            for suggestion in choose(study, n - len(due)) if len(due) < n else []:
-                study = study.with_trial(start_trial(len(study.trials), suggestion, seed, now))
-            started, self.study = study.trials[len(self.study.trials) :], study
-        return list(started)
+                study = study.with_trial(trial)
+            decisions = choose(study, n - len(due), left) if len(due) < n else []
+            self.study = study
+            started = due + carry_out(study, decisions, seed, now, self._put)
+        if not started and decisions and isinstance(decisions[-1], Finish):
+            raise BudgetSpentError(decisions[-1].reason)
+        return started
 
-    def wait_for_others(self, max_evals: int, goes_on: Callable[[], bool]) -> bool:
+    def _put(self, trial: Trial) -> Study:
+        self.study = self.study.with_trial(trial)
+        return self.study
+
+    def wait_for_others(self, max_evals: int, goes_on: Callable[[], bool], least: float = 1.0) -> bool:
         return False  # there are none
 
     def change(self, trial: Trial | int, change: Change) -> Trial:
@@ -69,7 +84,7 @@ class MemoryStore:
     def add(self, params: Params, seed: int, finish: Change) -> Trial:
         with self._lock:
             number, now = len(self.study.trials), time.time()
-            added = finish(start_trial(number, Suggestion(params, "added"), seed, now), now)
+            added = finish(start_trial(number, Start(params, "added"), seed, now), now)
             self.study = self.study.with_trial(added)
         return added
 
@@ -87,7 +102,13 @@ class FollowerStore(MemoryStore):
         self.worker = worker
 
     def start(
-        self, n: int, choose: Choose, seed: int, max_evals: int, goes_on: Callable[[], bool] = lambda: True
+        self,
+        n: int,
+        choose: Choose,
+        seed: int,
+        max_evals: int,
+        least: float = 1.0,
+        goes_on: Callable[[], bool] = lambda: True,
     ) -> list[Trial]:
         raise SettingsError("under torchrun only rank 0 asks for trials of a stored study; optimize() and tune() do")
 

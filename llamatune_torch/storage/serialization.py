@@ -136,6 +136,8 @@ def write_trial(trial: Trial, *, with_curve: bool = True) -> dict[str, Any]:
                 "notes": dict(trial.notes),
                 "started": trial.started,
                 "finished": trial.finished,
+                **({"until": trial.until} if trial.until < 1 or trial.pauses else {}),
+                **({name: getattr(trial, name) for name in _PAUSED} if trial.pauses else {}),
             }
         ),
     }
@@ -160,7 +162,9 @@ def read_trial(row: Mapping[str, Any], space: SearchSpace | None = None, curve: 
         if len(details["curve"]) != details.pop("points"):
             raise SchemaError(f"{place}: the database has {len(details['curve'])} of the {length} points of its curve")
     facts = {name: take(details, name, place, check) for name, check in _DETAILS.items()}
-    if unknown := sorted(details.keys() - _DETAILS.keys()):
+    more = {"until": _read_share, **_PAUSED}
+    facts |= {name: take(details, name, place, check) for name, check in more.items() if name in details}
+    if unknown := sorted(details.keys() - _DETAILS.keys() - more.keys()):
         raise SchemaError(f"{place}: it has {shorten(unknown)}, which this version does not know")
     trial = Trial(
         number=take(row, "number", place, whole),
@@ -244,6 +248,17 @@ _DETAILS: Mapping[str, Check[Any]] = {
     "started": optional(number),
     "finished": optional(number),
 }
+
+
+def _read_share(value: Any, place: str) -> float:
+    share = number(value, place)
+    if not 0 <= share <= 1:
+        raise refuse(place, "a share in [0, 1]", value)
+    return share
+
+
+#: Further fields, of a trial that has paused.
+_PAUSED: Mapping[str, Check[Any]] = {"reached": _read_share, "pauses": whole, "resumed": optional(number)}
 
 
 def _is_same(key: str, old: Any, new: Any) -> bool:

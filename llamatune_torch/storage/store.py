@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from llamatune_torch.decisions import Decision, carried_out
 from llamatune_torch.errors import ParamsError, TrialStateError
-from llamatune_torch.seeds import derived_seed
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Cause, Direction, Suggestion, Trial, TrialState
+from llamatune_torch.trial import Cause, Direction, Trial, TrialState
 
-#: Computes so many suggestions for a study.
-Choose = Callable[[Study, int], list[Suggestion]]
+#: Decides what happens next in a study, until so many trials start or nothing else may; the full runs that are left.
+Choose = Callable[[Study, int, float], Sequence[Decision]]
 
 #: Computes a trial's next record from its present one and the time (Unix seconds, by the clock of the store).
 Change = Callable[[Trial, float], Trial]
@@ -43,29 +43,43 @@ class Store(Protocol):
     @property
     def worker(self) -> str | None: ...
 
-    def may_start(self, max_evals: int) -> bool:
-        """Tells whether one more trial may start, as far as this process knows; :meth:`start` has the last word."""
+    def may_start(self, max_evals: int, least: float = 1.0) -> bool:
+        """Tells whether one more trial may start, as far as this process knows; :meth:`start` has the last word.
+
+        Args:
+            max_evals: the number of full runs that may count, over all processes.
+            least: the share of a full run that a trial needs at least.
+        """
 
     def start(
-        self, n: int, choose: Choose, seed: int, max_evals: int, goes_on: Callable[[], bool] = ...
+        self,
+        n: int,
+        choose: Choose,
+        seed: int,
+        max_evals: int,
+        least: float = 1.0,
+        goes_on: Callable[[], bool] = ...,
     ) -> list[Trial]:
-        """Starts ``n`` trials: those to run again first, then new ones from ``choose``.
+        """Starts ``n`` trials: those to run again first, then what ``choose`` decides.
 
-        The list is empty if ``goes_on()`` has become False while another process computed its suggestion.
+        There are fewer if what runs has to end or pause first. The list is empty also if ``goes_on()`` has become False
+        while another process computed its decision.
 
         Args:
             n: the number of trials, at least 1.
-            choose: computes suggestions for the study as it is, with what is running in it.
+            choose: decides for the study as it is, with what is running in it.
             seed: the study's seed, from which each new trial derives its own.
-            max_evals: the number of trials that may count, over all processes.
+            max_evals: the number of full runs that may count, over all processes.
+            least: the share of a full run that a trial needs at least.
             goes_on: tells whether trials are still wanted; called again and again during a wait.
 
         Raises:
             SpaceExhaustedError: from ``choose``; then nothing has started.
-            BudgetSpentError: fewer than ``n`` trials are left; only where other processes may start some too.
+            BudgetSpentError: ``choose`` finds nothing to start any more, or too little is left for ``n`` trials; that
+                only where other processes may start some too.
         """
 
-    def wait_for_others(self, max_evals: int, goes_on: Callable[[], bool]) -> bool:
+    def wait_for_others(self, max_evals: int, goes_on: Callable[[], bool], least: float = 1.0) -> bool:
         """Waits for the trials of other processes when nothing is left to start; True if something is left after all.
 
         The wait ends when each of these trials has ended, has been lost, or has given a sign of life. It ends early
@@ -93,9 +107,25 @@ class Store(Protocol):
         """
 
 
-def start_trial(number: int, suggestion: Suggestion, seed: int, now: float) -> Trial:
-    """Makes the record of a trial that starts ``now`` (Unix seconds); its seed derives from the study's ``seed``."""
-    return Trial(number, suggestion.params, derived_seed(seed, number), suggestion.origin, started=now)
+def carry_out(
+    study: Study, decisions: Sequence[Decision], seed: int, now: float, put: Callable[[Trial], Study]
+) -> list[Trial]:
+    """Carries out decisions one after the other, and returns the trials that run from now on.
+
+    Args:
+        study: the record.
+        decisions: from ``Choose``.
+        seed: the study's seed.
+        now: in Unix seconds.
+        put: writes a trial, and returns the record with it.
+    """
+    started = []
+    for decision in decisions:
+        trial = carried_out(study, decision, seed, now)
+        if trial is not None:
+            study = put(trial)
+            started += [trial] if trial.state is TrialState.RUNNING else []
+    return started
 
 
 def check_number(trial: Trial | int, count: int) -> int:
@@ -167,17 +197,18 @@ def to_retry(trials: Sequence[Trial], space: SearchSpace, retries: int = 0) -> l
             continue
         if same[0].origin != "added" and _fits(same[0].params, space):
             number = len(trials) + len(due)
-            due.append(Trial(number, same[0].params, same[0].seed, "retry", retry_of=first))
+            until = same[-1].until
+            due.append(Trial(number, same[0].params, same[0].seed, "retry", retry_of=first, until=until))
     return due
 
 
-def num_left(study: Study, max_evals: int, due: Sequence[Trial]) -> int:
-    """Counts the trials that may still start, ``due`` ones among them.
+def num_left(study: Study, max_evals: int, due: Sequence[Trial]) -> float:
+    """Counts the full runs that may still start, ``due`` trials among them.
 
     A due trial is free if its first run has been counted already.
     """
     counted = {trial.first for trial in study.trials if trial.state is TrialState.FAILED}
-    return max_evals - study.num_counted + sum(trial.first in counted for trial in due)
+    return round(max_evals - study.spent + sum(trial.first in counted for trial in due), 9)
 
 
 def is_inconclusive(trial: Trial) -> bool:

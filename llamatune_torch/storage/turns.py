@@ -6,10 +6,10 @@ steps, and starts again if another worker was quicker:
     plan     in a transaction: mark stalled trials; are enough of the budget left? take the lease; read the record
                  another worker has the lease          -> wait for it, then plan again
                  too few trials are left               -> BudgetSpentError
-    suggest  outside: compute suggestions for the record as it was
+    decide   outside: compute decisions for the record as it was
     start    in a transaction: give the lease back
                  other trials have started since then  -> plan again
-                 else                                  -> start the trials
+                 else                                  -> carry the decisions out
 
 The lease is short. It only saves work: correctness comes from the check at the start of the trials. A lease expires, so
 that nobody waits for a dead process. Times are the database's, never a machine's own.
@@ -24,13 +24,14 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from llamatune_torch.decisions import ROUNDING, Decision, Finish
 from llamatune_torch.errors import BudgetSpentError
 from llamatune_torch.storage.database import Transaction
 from llamatune_torch.storage.heartbeat import Doubts, mark_stalled, register_worker, signs_of_life
 from llamatune_torch.storage.session import LockedStudy, StudySession
-from llamatune_torch.storage.store import Choose, num_left, start_trial, to_retry
+from llamatune_torch.storage.store import Choose, carry_out, num_left, to_retry
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Cause, Suggestion, Trial, TrialState
+from llamatune_torch.trial import Cause, Trial, TrialState
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ class Ask(NamedTuple):
     Args:
         n: the number of trials.
         seed: the study's seed.
-        max_evals: the number of trials that may count, over all workers.
+        max_evals: the number of full runs that may count, over all workers.
+        least: the share of a full run that a trial needs at least.
         worker: the name of the one who asks.
         begun: the numbers of the trials that it knows it is running; may change at any time.
         grace: seconds without a sign of life after which a worker has stalled.
@@ -58,6 +60,7 @@ class Ask(NamedTuple):
     n: int
     seed: int
     max_evals: int
+    least: float
     worker: str
     begun: AbstractSet[int]
     grace: float
@@ -70,18 +73,18 @@ class Plan(NamedTuple):
     """The state of affairs before a suggestion is computed.
 
     Args:
-        study: the record to suggest from, in which ``due`` are running.
-        left: the number of trials that may start.
+        study: the record to decide from, in which ``due`` are running.
+        left: the number of full runs that may start.
         due: the trials to run again, at most as many as were asked for.
-        num_trials: the number of trials on record, ``due`` ones not among them.
+        state: tells if others have started trials since, ``due`` ones not among them.
         wait: seconds after which to look again, since another worker has the lease; 0 if nothing is in the way.
         started: the trials to hand out at once, since an earlier ask has started them.
     """
 
     study: Study
-    left: int = 0
+    left: float = 0.0
     due: Sequence[Trial] = ()
-    num_trials: int = 0
+    state: Any = None
     wait: float = 0.0
     started: Sequence[Trial] = ()
 
@@ -89,10 +92,10 @@ class Plan(NamedTuple):
 def start_trials(session: StudySession, ask: Ask, choose: Choose) -> list[Trial]:
     """Starts trials for a worker when it is its turn; those to run again come first.
 
-    The list is empty if ``ask.goes_on()`` has become False before.
+    The list is empty if ``ask.goes_on()`` has become False before, or if something has to end or pause first.
 
     Raises:
-        BudgetSpentError: too few of ``max_evals`` are left.
+        BudgetSpentError: too few of ``max_evals`` are left, or nothing is to start any more.
         SpaceExhaustedError: from ``choose``.
         StorageError: the database cannot be reached.
     """
@@ -101,12 +104,12 @@ def start_trials(session: StudySession, ask: Ask, choose: Choose) -> list[Trial]
         plan = session.write(lambda locked: make_plan(locked, ask), STARTING, durable=False)
         if plan.started:
             return list(plan.started)
-        if plan.left < ask.n:
+        if plan.left < ask.n * ask.least - ROUNDING and not (ask.least < 1 and plan.study.paused):
             raise BudgetSpentError(describe_budget(session, ask, plan.left))
         if plan.wait:
             if not wait_for_lease(session, plan.wait, ask.goes_on):
                 return []
-        elif trials := suggest_and_start(session, ask, plan, choose):
+        elif (trials := decide_and_start(session, ask, plan, choose)) is not None:
             return trials
 
 
@@ -121,48 +124,66 @@ def make_plan(locked: LockedStudy, ask: Ask) -> Plan:
     study = locked.study
     due = to_retry(study.trials, study.space, ask.retries)[: ask.n]
     left = num_left(study, ask.max_evals, due)
-    needs_lease = left >= ask.n > len(due)
+    needs_lease = ask.n > len(due) and (left >= ask.n * ask.least - ROUNDING or bool(study.paused))
     wait = take_lease(locked, ask.worker) if needs_lease else 0.0
-    num_trials = len(study.trials)
+    state = _state(study.trials)
     for trial in due:
         study = study.with_trial(trial)
-    return Plan(study, left, due, num_trials, wait)
+    return Plan(study, left, due, state, wait)
 
 
-def suggest_and_start(session: StudySession, ask: Ask, plan: Plan, choose: Choose) -> list[Trial]:
-    """Computes what a plan lacks, and starts it; returns nothing if others have started trials in the meantime."""
-    suggestions: list[Suggestion] = []
+def decide_and_start(session: StudySession, ask: Ask, plan: Plan, choose: Choose) -> list[Trial] | None:
+    """Decides what a plan lacks, and starts it; returns ``None`` if others have started trials in the meantime.
+
+    Raises:
+        BudgetSpentError: nothing is to start any more.
+    """
+    decisions: Sequence[Decision] = []
     seconds: float | None = None
     if ask.n > len(plan.due):
         began = time.monotonic()
         try:
-            suggestions = choose(plan.study, ask.n - len(plan.due))
+            decisions = choose(plan.study, ask.n - len(plan.due), plan.left)
         except BaseException:
             session.write(lambda locked: release_lease(locked, ask.worker), "a suggestion to be given up")
             raise
         seconds = time.monotonic() - began
 
-    def start(locked: LockedStudy) -> list[Trial]:
+    def start(locked: LockedStudy) -> list[Trial] | None:
         release_lease(locked, ask.worker, seconds)
         due = to_retry(locked.trials, locked.space, ask.retries)[: ask.n]
-        same = len(locked.trials) == plan.num_trials and [t.params for t in due] == [t.params for t in plan.due]
-        if not same or num_left(locked.study, ask.max_evals, due) < ask.n:
-            return []  # also if an earlier attempt has come through, though it seemed to fail: the next plan finds that
-        return put_started(locked, ask, due, suggestions)
+        same = _state(locked.trials) == plan.state and [t.params for t in due] == [t.params for t in plan.due]
+        if not same or num_left(locked.study, ask.max_evals, due) < plan.left:
+            return None  # also if an earlier attempt came through, though it seemed to fail: the next plan finds that
+        return put_started(locked, ask, due, decisions)
 
-    return session.write(start, STARTING)
-
-
-def put_started(locked: LockedStudy, ask: Ask, due: Sequence[Trial], new: Sequence[Suggestion]) -> list[Trial]:
-    """Writes down that the worker runs these trials from now on."""
-    register_worker(locked, ask.worker)
-    trials = [replace(trial, started=locked.now) for trial in due]
-    first = len(locked.trials) + len(due)
-    trials += [start_trial(first + i, suggestion, ask.seed, locked.now) for i, suggestion in enumerate(new)]
-    trials = [replace(trial, worker=ask.worker) for trial in trials]
-    for trial in trials:
-        locked.put(trial)
+    trials = session.write(start, STARTING)
+    if trials == [] and isinstance(decisions[-1], Finish):
+        raise BudgetSpentError(f"study {session.name!r}: {decisions[-1].reason}")
     return trials
+
+
+def put_started(locked: LockedStudy, ask: Ask, due: Sequence[Trial], decisions: Sequence[Decision]) -> list[Trial]:
+    """Writes down that the worker runs these trials from now on."""
+    started = []
+
+    def put(trial: Trial) -> Study:
+        if trial.state is TrialState.RUNNING:
+            trial = replace(trial, worker=ask.worker)
+            started.append(trial)
+        locked.put(trial)
+        return locked.study
+
+    register_worker(locked, ask.worker)
+    for trial in due:
+        put(replace(trial, started=locked.now))
+    carry_out(locked.study, decisions, ask.seed, locked.now, put)
+    return started
+
+
+def _state(trials: Sequence[Trial]) -> tuple[int, list[tuple[int, int]]]:
+    """Returns what changes whenever a trial starts, goes on or is stopped."""
+    return len(trials), [(trial.number, trial.pauses) for trial in trials if trial.state is TrialState.PAUSED]
 
 
 def find_unacknowledged(locked: LockedStudy, ask: Ask) -> list[Trial]:
@@ -233,15 +254,16 @@ def wait_for_lease(session: StudySession, pause: float, goes_on: Callable[[], bo
 def wait_for_others(session: StudySession, ask: Ask, goes_on: Callable[[], bool]) -> bool:
     """Waits for the trials of other workers, as ``Store.wait_for_others``: ``grace`` and a second look at most."""
 
-    def look(locked: LockedStudy) -> tuple[int, dict[int, float]]:
+    def look(locked: LockedStudy) -> tuple[bool, dict[int, float]]:
         mark_stalled(locked, ask.grace, ask.retries, ask.worker, ask.doubts)
         due = to_retry(locked.trials, locked.space, ask.retries)
-        return num_left(locked.study, ask.max_evals, due), signs_of_life(locked, ask.worker)
+        left = num_left(locked.study, ask.max_evals, due)
+        return left >= ask.least - ROUNDING, signs_of_life(locked, ask.worker)
 
     first: dict[int, float] = {}
     while True:
-        left, signs = session.write(look, "to be read", durable=False)
-        if left > 0:
+        is_left, signs = session.write(look, "to be read", durable=False)
+        if is_left:
             return True
         if not first and signs:
             logger.info("waiting for a sign of life of %d trials that run elsewhere", len(signs))
@@ -255,10 +277,10 @@ def wait_for_others(session: StudySession, ask: Ask, goes_on: Callable[[], bool]
             time.sleep(min(0.1, pause))
 
 
-def describe_budget(session: StudySession, ask: Ask, left: int) -> str:
+def describe_budget(session: StudySession, ask: Ask, left: float) -> str:
     """Says why too few trials are left."""
     budget = f"the budget of max_evals={ask.max_evals} trials of study {session.name!r}"
-    if left > 0:
-        return f"{budget} has only {left} left, but {ask.n} were asked for"
+    if left > ROUNDING:
+        return f"{budget} has only {left:g} left, but {ask.n} were asked for"
     running = len(session.study.pending)
     return f"{budget} is used up" + (f"; {running} of them are running" if running else "")

@@ -58,7 +58,7 @@ def test_a_table_into_a_new_study_and_not_twice(cli: Cli, mine: LlamaTune, url: 
     assert [t.params for t in new.trials] == [t.params for t in mine.study.trials[:4]]
     assert [t.value for t in new.trials] == [t.value for t in mine.study.trials[:4]]
     assert new.failures_by_reason() == {"out of memory": 1}
-    assert new.num_counted == 0
+    assert new.spent == 0
 
 
 def test_a_table_into_the_only_study_there_is(cli: Cli, mine: LlamaTune, url: str) -> None:

@@ -192,7 +192,7 @@ def test_three_workers_share_a_study_and_its_budget_exactly(url: str, tmp_path: 
     results = [finish(worker) for worker in workers]
     assert [result.code for result in results] == [0, 0, 0], results
     study = load_study(url, "s")
-    assert len(study.trials) == study.num_counted == 20
+    assert len(study.trials) == study.spent == 20
     assert len({trial.worker for trial in study.trials}) > 1
 
 
@@ -212,7 +212,7 @@ def test_a_signal_ends_it_cleanly_and_resume_goes_on(tmp_path: Path, number: sig
     assert [trial.reason for trial in study.in_state(TrialState.LOST)] == ["interrupted"]
     resumed = finish(start(tmp_path, "resume"))
     assert resumed.code == 0, resumed.err
-    assert load_study(storage(tmp_path)).num_counted == 6
+    assert load_study(storage(tmp_path)).spent == 6
 
 
 def test_killed_outright_and_started_again(tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_killed_outright_and_started_again(tmp_path: Path) -> None:
     resumed = finish(start(tmp_path, "resume", "--grace", 1))
     assert resumed.code == 0, resumed.err
     study = load_study(storage(tmp_path))
-    assert study.num_counted == 6
+    assert study.spent == 6
     assert [study.trials[trial.number] for trial in before.completed] == before.completed
     (lost,) = study.in_state(TrialState.LOST)
     assert [trial.params for trial in study.trials if trial.retry_of == lost.number] == [lost.params]

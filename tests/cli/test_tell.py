@@ -53,4 +53,4 @@ def test_the_result_of_a_worker_that_fell_silent(cli: Cli, tmp_path: Path) -> No
     assert cli("tell", trial.number, 0.25).code == 0
     study = load_study(url)
     assert study.trials[trial.number].value == 0.25
-    assert study.num_counted == 1
+    assert study.spent == 1

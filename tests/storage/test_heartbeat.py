@@ -55,7 +55,7 @@ def test_a_silent_workers_trial_is_lost_and_its_parameters_run_again(
     assert (again.params, again.seed) == (trial.params, trial.seed)
     assert again.worker == store_of(alive).worker != trial.worker
     assert alive.ask().origin == "sobol"  # once is enough
-    assert alive.study.num_counted == 4
+    assert alive.study.spent == 4
 
 
 def test_parameters_run_again_at_most_retries_times(url: str) -> None:
@@ -88,7 +88,7 @@ def test_parameters_that_silence_each_worker_have_failed_and_count_once(
     assert last.error.endswith(f" s; workers silenced by these parameters: {retries + 1}")
     assert f"trial {retries} has failed: {last.error} (grace: 120 s)" in caplog.text
     assert mine.study.failures_by_reason() == {"worker silent": 1}
-    assert mine.study.num_counted == 2
+    assert mine.study.spent == 2
     with pytest.raises(BudgetSpentError):
         mine.ask()
     tuner(url, retries=10, max_evals=3).ask()  # what has failed does not run again, whoever asks
@@ -105,7 +105,7 @@ def test_parameters_that_were_killed_once_and_silence_each_worker_have_failed_to
     assert mine.ask().origin == "sobol"
     assert states(mine.study) == ["failed", "lost", "failed", "running"]
     assert [trial.cause for trial in mine.study.trials] == [Cause.KILLED, Cause.SILENT, Cause.SILENT, None]
-    assert mine.study.num_counted == 2
+    assert mine.study.spent == 2
 
 
 @pytest.mark.parametrize("late", [Outcome(0.75), Outcome.failure("out of memory")])
@@ -120,7 +120,7 @@ def test_a_late_result_takes_the_place_of_a_silent_failure(url: str, late: Outco
     assert (told.value, told.reason, told.error) == (late.value, late.reason, late.error)
     assert told.curve.values == (0.25,)
     assert store_of(other).session.refresh().trials[0] == told
-    assert other.study.num_counted == 2
+    assert other.study.spent == 2
     with pytest.raises(BudgetSpentError):
         other.ask()
     with pytest.raises(TrialStateError, match="trial 0 has finished"):
@@ -201,7 +201,7 @@ def test_a_late_result_is_recorded_and_counts_once(url: str, when: str) -> None:
     if when == "during the retry":
         assert retry is not None
         other.tell(retry, 0.5)
-    assert other.study.num_counted == 2
+    assert other.study.spent == 2
     assert sorted(t.value or 0 for t in other.study.completed) == [0.125, 0.75] if retry is None else [0.125, 0.5, 0.75]
     with pytest.raises(BudgetSpentError):
         other.ask()

@@ -115,7 +115,7 @@ def test_killed_with_all_its_processes_at_random_moments_nothing_is_lost(
 
     study = load_study(url, "s")
     assert killed > 0.8 * KILLS  # it was not over long before
-    assert len(study.completed) == study.num_counted == budget
+    assert len(study.completed) == study.spent == budget
     assert [trial.number for trial in study.trials] == list(range(len(study.trials)))
     assert Counter(states(study)) == Counter(complete=budget, lost=len(study.trials) - budget)
     assert len(study.trials) > budget  # some were lost
@@ -181,7 +181,7 @@ def test_a_worker_paused_past_its_grace_and_continued(url: str, nursery: Nursery
     mine.tell(retry, 0.5)
     assert [trial.value for trial in mine.study.trials] == [0.75, 0.5]
     assert mine.study.trials[0].curve.values == (0.125,)
-    assert mine.study.num_counted == 1
+    assert mine.study.spent == 1
     assert mine.ask().number == 2
     with pytest.raises(BudgetSpentError):
         mine.ask()

@@ -6,15 +6,15 @@ import pytest
 from strategies import make_study, make_trial
 
 from llamatune_torch import Cause, Real, SettingsError, Study, StudyMismatchError, TrialState, TrialStateError
+from llamatune_torch.decisions import Decision, Start
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
-from llamatune_torch.trial import Suggestion
 
 SPACE = {"x": Real(0, 1)}
 RANK_0 = "host:1:abc"
 
 
-def choose(study: Study, n: int) -> list[Suggestion]:
-    return [Suggestion({"x": 0.5}, "sobol")] * n
+def choose(study: Study, n: int, left: float) -> list[Decision]:
+    return [Start({"x": 0.5}, "sobol")] * n
 
 
 def running(worker: str) -> Study:

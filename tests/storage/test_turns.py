@@ -55,13 +55,13 @@ def test_a_suggestion_is_computed_outside_of_any_transaction_and_refused_if_othe
     slow, quick = tuner(url), tuner(url)
     original, seen = slow._choose, []
 
-    def choose(study: Study, n: int) -> Any:
+    def choose(study: Study, n: int, left: float) -> Any:
         seen.append(len(study.trials))
         if len(seen) == 1:
             store_of(quick).settle("value", "maximize")  # a write does not have to wait
             execute(url, "UPDATE llamatune_studies SET lease_until = 0")  # as after a very long suggestion
             quick.ask()
-        return original(study, n)
+        return original(study, n, left)
 
     slow._choose = choose  # type: ignore[method-assign]
     trial = slow.ask()
@@ -75,13 +75,13 @@ def test_others_wait_for_a_suggestion_under_way_but_not_for_a_dead_process(url: 
     original = one._choose
     waited: list[float] = []
 
-    def choose(study: Study, n: int) -> Any:
+    def choose(study: Study, n: int, left: float) -> Any:
         if not waited:
             start = time.monotonic()
             trial = two.ask()  # one is "dead" from here: it would never come back
             waited.append(time.monotonic() - start)
             assert trial.number == 0
-        return original(study, n)
+        return original(study, n, left)
 
     one._choose = choose  # type: ignore[method-assign]
     assert one.ask().number == 1
@@ -232,14 +232,14 @@ def test_a_trial_runs_again_while_another_worker_has_the_lease(url: str, monkeyp
     dead, slow, quick = tuner(url), tuner(url), tuner(url)
     original, seen = slow._choose, []
 
-    def choose(study: Study, n: int) -> Any:
+    def choose(study: Study, n: int, left: float) -> Any:
         if not seen:
             execute(url, "UPDATE llamatune_studies SET lease_until = lease_until + 1000")
             fall_silent(url, dead)
             with monkeypatch.context() as patch:
                 patch.setattr(turns, "wait_for_lease", lambda *_: pytest.fail("a retry needs no suggestion"))
                 seen.append(quick.ask())
-        return original(study, n)
+        return original(study, n, left)
 
     lost = dead.ask()
     slow._choose = choose  # type: ignore[method-assign]

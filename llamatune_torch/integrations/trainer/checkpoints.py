@@ -27,7 +27,7 @@ from llamatune_torch.integrations.trainer.folders import OURS, checkpoints_in, d
 STATE = "trainer_state.json"
 
 
-def with_checkpoints(args: TrainingArguments, folder: Path, resumable: bool) -> TrainingArguments:
+def with_checkpoints(args: TrainingArguments, folder: Path, resumable: bool, pauses: bool = False) -> TrainingArguments:
     """Copies a Trainer's arguments, with its checkpoints in a trial's folder, and only those that somebody can use.
 
     Args:
@@ -35,12 +35,16 @@ def with_checkpoints(args: TrainingArguments, folder: Path, resumable: bool) -> 
         folder: the trial's, because the rotation of checkpoints must not see those of other trials.
         resumable: True if a later trial may go on from the newest checkpoint, should this one's worker die. The
             Trainer itself uses them only for ``load_best_model_at_end``.
+        pauses: True if the run is to pause, which takes a checkpoint of its own.
     """
     copied = copy.copy(args)
     copied.output_dir = str(folder)
+    if pauses:
+        copied.save_only_model = False
     if not args.load_best_model_at_end:
-        if resumable:
+        if resumable or pauses:
             copied.save_total_limit = 1
+        if resumable:
             copied.save_only_model = False
         else:
             copied.save_strategy = SaveStrategy.NO
@@ -95,20 +99,26 @@ class ResumeError(Exception):
     """A run could not load its checkpoint; nothing has been trained."""
 
 
-def train(trainer: Trainer, checkpoint: Path | None, record: Callable[[int, Mapping[str, Any]], object]) -> None:
+def train(
+    trainer: Trainer,
+    checkpoint: Path | None,
+    record: Callable[[int, Mapping[str, Any]], object],
+    callback: TrainerCallback,
+) -> None:
     """Trains, from a checkpoint if there is one.
 
     Args:
         trainer: a fresh one, with arguments that may be changed.
         checkpoint: a complete one of the same arguments.
         record: called with the step and the metrics of each evaluation before the checkpoint.
+        callback: hears of the training, before checkpoints are put off to the end of an epoch.
 
     Raises:
         ResumeError: the checkpoint could not be loaded, so that a fresh trainer has to start at the beginning.
     """
     resumption = Resumption(record)
     # With load_best_model_at_end, the Trainer saves at the moment of an evaluation anyway.
-    callbacks = [resumption] if trainer.args.load_best_model_at_end else [resumption, LateSaves()]
+    callbacks = [resumption, callback] + ([] if trainer.args.load_best_model_at_end else [LateSaves()])
     for callback in callbacks:
         trainer.add_callback(callback)
     # The patience of an EarlyStoppingCallback, for example.

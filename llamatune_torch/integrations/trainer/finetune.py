@@ -42,6 +42,7 @@ from llamatune_torch.integrations.trainer.metric import (
     is_trainers_own,
     resolve_metric,
 )
+from llamatune_torch.integrations.trainer.pausing import Pauser
 from llamatune_torch.integrations.trainer.readlog import ReadLog
 from llamatune_torch.integrations.trainer.trackers import TrackerRuns
 from llamatune_torch.runtime.evaluation import report, run_guarded
@@ -167,7 +168,7 @@ class FineTune:
         finally:
             # No frame holds the trainer any more, so its memory can be released.
             clear_device_cache(garbage_collection=True)
-        if owned and not shared and world_size() == 1:
+        if owned and not shared and world_size() == 1 and not outcome.paused:
             folders.clear_checkpoints(trial)
             if not isinstance(outcome, FineTuned) or outcome.saved is None:
                 folders.clear(trial)
@@ -195,8 +196,9 @@ class FineTune:
             on_metric(self.settled)
         folders, args, settled = self.orders.folders, trainer.args, self.settled
         self._check_meaning(settled, trainer, trial.params)
-        trainer.args = with_checkpoints(args, folders.trial(trial), self.orders.resumable)
+        trainer.args = with_checkpoints(args, folders.trial(trial), self.orders.resumable, pauses=trial.until < 1)
         recorder = Recorder(trainer, settled, report)
+        pauser = Pauser(trainer, recorder, trial.until)
 
         def record(step: int, metrics: Mapping[str, Any]) -> None:
             if settled.is_in(metrics):  # else a user's own evaluate() has added it later
@@ -205,10 +207,10 @@ class FineTune:
         try:
             study = folders.study.name if folders.name == "study" else folders.name
             with runs.of(trainer, study), recorder:
-                train(trainer, checkpoint, record)
-                outcome = recorder.outcome()
-                runs.failed = outcome.value is None
-            if checkpoint is not None:
+                train(trainer, checkpoint, record, pauser)
+                outcome = Outcome(paused=True) if pauser.paused else recorder.outcome()
+                runs.failed = outcome.value is None and not outcome.paused
+            if checkpoint is not None and not trial.pauses:
                 notes = {**outcome.notes, "resumed": f"from a checkpoint, at step {step_of(checkpoint)}"}
                 outcome = replace(outcome, notes=notes)
             kept = self.keep == "best" and self.may_be_best(outcome.value)

@@ -44,11 +44,12 @@ class Keeper(Listener):
 
     def __init__(self, optimizer: LlamaTune, fine_tune: FineTune) -> None:
         self.optimizer = optimizer
+        optimizer.can_pause = True
         self.fine_tune = fine_tune
         self.folders = Folders(fine_tune.orders.folders.output_dir, optimizer.name, optimizer.token)
         self.best = None if fine_tune.keep is None else Best(self.folders, fine_tune.overwrite)
         fine_tune.orders = Orders(self.folders, resumable=optimizer.retries > 0)
-        self._settled = False
+        self._settled = self._running = False
         # Trials that say they have saved their model, and one whose model could not be moved.
         self._saved: set[int] = set()
         self._waiting: int | None = None
@@ -91,10 +92,23 @@ class Keeper(Listener):
     def on_start(self, search: Any, trial: Trial) -> None:
         """Decides what a fine-tune that is about to begin, or to be sent elsewhere, has to know."""
         self._update_best()
+        self._clear(self._left(self._stopped()), set())
         self._order(None)
         self.folders.create(trial)
         if trial.retry_of is not None:
             self._order(self._adopt(trial))
+
+    def on_resume(self, search: Any, trial: Trial) -> None:
+        """Finds the checkpoint from which a paused fine-tune goes on; without one, it begins anew."""
+        self._update_best()
+        self._clear(self._left(self._stopped()), set())
+        held = self.folders.holds(trial)
+        checkpoint = newest_complete([self.folders.trial(trial)]) if held else None
+        if checkpoint is None:
+            message = f"trial {trial.number} starts anew, because {self.folders.trial(trial)} has no checkpoint of it"
+            warnings.warn(message, CheckpointWarning, stacklevel=2)
+            self.folders.create(trial)
+        self._order(checkpoint)
 
     def on_outcome(self, trial: Trial, outcome: Outcome) -> Outcome:
         """Settles the metric, with the outcome of a trial that ran here or elsewhere.
@@ -124,9 +138,11 @@ class Keeper(Listener):
         process, made = os.getpid(), not self.folders.output_dir.exists()
         with nullcontext() if self.best is None else self.best.held():
             self._tidy(self._due())  # after an earlier run that was killed
+            self._running = True
             try:
                 yield
             finally:
+                self._running = False
                 clear_device_cache(garbage_collection=True)  # after Ctrl-C, what the last trial held
                 if os.getpid() == process:  # else a fork of the user's has come here, and the search goes on
                     # A study in memory ends here, and nothing of it runs again.
@@ -137,9 +153,18 @@ class Keeper(Listener):
 
     def _tidy(self, due: set[int]) -> None:
         self._keep()
-        with suppress(FileNotFoundError):
+        self._clear(self._left(self.optimizer.study.trials), due)
+
+    def _stopped(self) -> list[Trial]:
+        return self.optimizer.study.in_state(TrialState.STOPPED)
+
+    def _left(self, trials: Iterable[Trial]) -> list[Trial]:
+        """Finds those of some trials that have a folder on this machine."""
+        try:
             left = set(self.folders.study.iterdir())
-            self._clear([trial for trial in self.optimizer.study.trials if self.folders.trial(trial) in left], due)
+        except FileNotFoundError:
+            return []
+        return [trial for trial in trials if self.folders.trial(trial) in left]
 
     def _order(self, resume: Path | None) -> None:
         self.fine_tune.orders = self.optimizer.orders = replace(self.fine_tune.orders, resume=resume)
@@ -196,6 +221,8 @@ class Keeper(Listener):
                 self.folders.clear(trial)
 
     def _is_over(self, trial: Trial) -> bool:
+        if trial.state is TrialState.PAUSED:
+            return self.optimizer.worker is None and not self._running
         if trial.cause is not Cause.SILENT:
             return trial.state is not TrialState.RUNNING
         # A machine that was suspended may come back and go on with its checkpoints, until another one has the result.

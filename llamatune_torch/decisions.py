@@ -1,0 +1,72 @@
+"""Decisions about what happens next: a run starts, a paused one goes on or never does, or there is nothing to do.
+
+A strategy makes these of the record alone (``engine/strategies/``); a store carries them out.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from llamatune_torch.seeds import derived_seed
+from llamatune_torch.space import Params
+from llamatune_torch.study import Study
+from llamatune_torch.trial import Origin, Trial
+
+#: Sums of shares miss a whole number by less than this.
+ROUNDING = 1e-9
+
+
+class Start(NamedTuple):
+    """A run starts, and trains to a share of its full length in (0, 1]."""
+
+    params: Params
+    origin: Origin
+    until: float = 1.0
+
+
+class Resume(NamedTuple):
+    """A paused trial goes on, until it has trained a larger share of its run."""
+
+    number: int
+    until: float
+    reason: str = ""
+
+
+class Discard(NamedTuple):
+    """A paused trial never goes on."""
+
+    number: int
+    reason: str
+
+
+class Wait(NamedTuple):
+    """Nothing is to start until a running trial has ended or paused."""
+
+    reason: str
+
+
+class Finish(NamedTuple):
+    """Nothing is to start any more, as far as can be seen now."""
+
+    reason: str
+
+
+Decision = Start | Resume | Discard | Wait | Finish
+
+
+def start_trial(number: int, start: Start, seed: int, now: float) -> Trial:
+    """Makes the record of a trial that starts ``now`` (Unix seconds); its seed derives from the study's ``seed``."""
+    return Trial(number, start.params, derived_seed(seed, number), start.origin, started=now, until=start.until)
+
+
+def carried_out(study: Study, decision: Decision, seed: int, now: float) -> Trial | None:
+    """Makes the record of the trial that a decision starts or changes; ``None`` if it does neither."""
+    match decision:
+        case Start():
+            return start_trial(len(study.trials), decision, seed, now)
+        case Resume():
+            return study.trials[decision.number].going_on(decision.until, decision.reason, now)
+        case Discard():
+            return study.trials[decision.number].stopped(decision.reason, now)
+        case _:
+            return None

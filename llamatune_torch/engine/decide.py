@@ -1,0 +1,82 @@
+"""The strategies by their names, and their decisions for several workers at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from llamatune_torch.decisions import ROUNDING, Decision, Discard, Finish, Resume, Start, Wait, carried_out
+from llamatune_torch.engine.strategies.asha import Asha
+from llamatune_torch.engine.strategies.full import Full
+from llamatune_torch.engine.strategies.halving import hyperband, successive_halving
+from llamatune_torch.engine.strategies.median import Median
+from llamatune_torch.engine.strategies.screen import MIN_RUNS, Screen
+from llamatune_torch.engine.strategies.strategy import Strategy
+from llamatune_torch.engine.strategies.top_k import TopK
+from llamatune_torch.engine.suggest import suggest
+from llamatune_torch.settings import Settings
+from llamatune_torch.study import Study
+
+THIRDS = (1 / 9, 1 / 3, 1.0)  # rungs with a ratio of 3, as in the papers
+
+#: The strategies by name, made of rungs or of ``None``.
+STRATEGIES: Mapping[str, Callable[[tuple[float, ...] | None], Strategy]] = {
+    "full": lambda rungs: Full(),
+    "screen": lambda rungs: Screen() if rungs is None else Screen(rungs),
+    "successive_halving": lambda rungs: successive_halving(rungs or THIRDS),
+    "asha": lambda rungs: Asha(rungs or THIRDS),
+    "hyperband": lambda rungs: hyperband(rungs or THIRDS),
+    "median": lambda rungs: Median() if rungs is None else Median(rungs),
+    "top_k": lambda rungs: TopK() if rungs is None else TopK(rungs[0]),
+}
+
+
+def find_strategy(settings: Settings, max_evals: float, can_pause: bool) -> Strategy:
+    """Finds the strategy that the settings name.
+
+    Args:
+        settings: ``strategy`` and ``rungs``.
+        max_evals: the budget in full runs. "auto" is "screen" from ``MIN_RUNS`` on, if runs can pause; else "full".
+        can_pause: tells if the evaluations are known to be able to pause.
+    """
+    name: Any = settings.strategy
+    if name == "auto":
+        name = "screen" if can_pause and max_evals >= MIN_RUNS else "full"
+    strategy: Strategy = STRATEGIES[name](settings.shares) if isinstance(name, str) else name
+    return strategy
+
+
+def decide(
+    study: Study, settings: Settings, strategy: Strategy, n: int = 1, left: float = float("inf")
+) -> list[Decision]:
+    """Decides until ``n`` trials start or go on, or until nothing more can: that is said by the last decision.
+
+    A pure function: the same record gives the same decisions.
+
+    Args:
+        study: the record, with what runs and what is paused in it.
+        settings: the knobs of the engine.
+        strategy: from :func:`find_strategy`.
+        n: the number of trials.
+        left: the number of full runs that may still start or go on.
+
+    Raises:
+        SpaceExhaustedError: a finite space has no point left.
+    """
+    if isinstance(strategy, Full) and left >= n - ROUNDING:  # a batch shares one fit of the surrogate
+        return [Start(*suggestion) for suggestion in suggest(study, settings, n)]
+    decisions: list[Decision] = []
+    started = 0
+    while started < n:
+        decision = strategy.decide(study, settings, left)
+        decisions.append(decision)
+        if isinstance(decision, (Wait, Finish)):
+            break
+        if not isinstance(decision, Discard):
+            started += 1
+        before = study.trials[decision.number].share if isinstance(decision, (Resume, Discard)) else 0.0
+        trial = carried_out(study, decision, settings.seed, 0.0)
+        assert trial is not None
+        left -= trial.share - before
+        study = study.with_trial(trial)
+    return decisions

@@ -1,0 +1,44 @@
+"""ASHA (Li et al., 2020, Algorithm 2): successive halving that waits for nobody.
+
+A free worker looks for the highest rung at which a run is among the best, one in ``eta``, of those that have got there,
+and has not gone on yet. That run goes on; where there is none, a new one starts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+from llamatune_torch.decisions import Decision
+from llamatune_torch.engine.strategies.strategy import own_runs, resume, start, value_at
+from llamatune_torch.settings import Settings
+from llamatune_torch.study import Study
+from llamatune_torch.trial import TrialState
+
+
+@dataclass(frozen=True)
+class Asha:
+    """The strategy "asha".
+
+    Args:
+        rungs: shares of a run, increasing; the last is 1. ``eta`` is the ratio of two of them.
+    """
+
+    rungs: tuple[float, ...] = (1 / 9, 1 / 3, 1.0)
+
+    @property
+    def least(self) -> float:
+        return self.rungs[0]
+
+    def decide(self, study: Study, settings: Settings, left: float) -> Decision:
+        """See ``Strategy``."""
+        runs = own_runs(study)
+        for rung, above in reversed(list(pairwise(self.rungs))):
+            there = [run for run in runs if not math.isnan(value_at(run, rung))]
+            there.sort(key=lambda run: value_at(run, rung), reverse=study.direction == "maximize")
+            best = there[: math.floor(len(there) * rung / above + 1e-9)]
+            for run in best:
+                if run.state is TrialState.PAUSED and run.reached < above:
+                    return resume(run, above, left, f"among the best {len(best)} of {len(there)} at {rung:.0%}")
+        return start(study, settings, self.rungs[0], left)
