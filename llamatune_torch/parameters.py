@@ -315,9 +315,8 @@ class Integer(Number):
             for bound in (self.low, self.high):
                 nearest = _nearest_power(int(bound), self.powers_of)
                 if nearest != bound:
-                    raise SpaceError(
-                        f"bounds must be powers of {self.powers_of}; the nearest to {bound} is {nearest}, but got {self!r}"
-                    )
+                    rule = f"bounds must be powers of {self.powers_of}; the nearest to {bound} is {nearest}"
+                    raise SpaceError(f"{rule}, but got {self!r}")
         elif beyond := (int(self.high) - int(self.low)) % self.step:
             below = int(self.high) - beyond
             nearest = below if 2 * beyond <= self.step and below > self.low else below + self.step
@@ -384,6 +383,11 @@ class Integer(Number):
             return (np.log(values) - start) / (end - start)
         return (self._rank(values) + 0.5) / self.count
 
+    def values_in_range(self) -> list[int]:
+        """All values but the special ones, ascending."""
+        values: list[int] = self._at(np.arange(self.count)).tolist()
+        return values
+
     @cached_property
     def _powers(self) -> Ints:
         """The values, if they are powers."""
@@ -406,7 +410,8 @@ class Integer(Number):
     def _at(self, rank: Ints) -> Ints:
         """The inverse of :meth:`_rank`."""
         if self.powers_of is not None:
-            return self._powers[np.asarray(rank).clip(0, self.count - 1)]
+            powers: Ints = self._powers[np.asarray(rank).clip(0, self.count - 1)]
+            return powers
         return int(self.low) + rank * self.step
 
     def _special_inside(self) -> list[int]:
@@ -485,7 +490,7 @@ class Categorical(Parameter):
         if isinstance(choices, Mapping):
             if values is not None:
                 raise SpaceError("values must be left out where choices are a dict of labels and values")
-            choices, values = list(choices), choices
+            values, choices = choices, list(choices)
         if isinstance(choices, str) or not isinstance(choices, Sequence):
             raise SpaceError(f"choices must be a list, a tuple or a dict of labels, but got {describe(choices)}")
         if not choices:

@@ -4,8 +4,8 @@ The law, kept by a property test: ``space.decode(space.encode(params)) == params
 ``space.validate`` returned.
 
 A parameter with a condition (``when``) is active while each of its parents is active and has one of the values named,
-or meets the comparison. Otherwise it is absent from ``params``. Its column is always there, and holds the middle while it is inactive, so that
-all points with the same parameters are the same point.
+or meets the comparison. Otherwise it is absent from ``params``. Its column is always there, and holds the middle while
+it is inactive, so that all points with the same parameters are the same point.
 
 Points are numpy arrays, float64. Methods that take points accept anything that numpy can make an array of.
 """
@@ -51,9 +51,9 @@ class SearchSpace:
             boolean or ``None`` is a constant, a parameter with that one value.
 
     A condition names values of a parent, ``when={"method": ["lora", "qlora"]}``, or compares it to a number,
-    ``when={"rank": "> 0"}``. ``<``, ``<=``, ``>``, ``>=``, ``==`` and ``!=`` are for parents that are numbers. Where all
-    choices of a parent are numbers, it is one too; else a text is one of the choices. A choice with a label is named by
-    the label. Parents may be conditional as well. Of a ``Real``, only special values can be named.
+    ``when={"rank": "> 0"}``. ``<``, ``<=``, ``>``, ``>=``, ``==`` and ``!=`` are for parents that are numbers: ranges,
+    and choices that are numbers all. Elsewhere, a text is one of the choices. A choice with a label is named by it.
+    Parents may be conditional as well. Of a ``Real``, only special values can be named.
 
     Raises:
         SpaceError: an empty space; a name that is not a non-empty string; a bad parameter; a condition on an
@@ -229,6 +229,20 @@ class SearchSpace:
                 raise ParamsError(f"parameter {name!r} {error}") from None
         return values
 
+    def require_values(self) -> None:
+        """Checks that the values of all labels are known in this process.
+
+        Raises:
+            SpaceError: some are not.
+        """
+        for name, parameter in self.parameters.items():
+            if isinstance(parameter, Categorical):
+                try:
+                    for choice in parameter.choices:
+                        parameter.value_of(choice)
+                except ParamsError as error:
+                    raise SpaceError(f"parameter {name!r} {error}") from None
+
     def encode(self, params: Mapping[str, Any]) -> Floats:
         """The point of the unit cube that stands for ``params``; shape ``d``.
 
@@ -306,8 +320,7 @@ class SearchSpace:
     def _is_active(self, name: str, params: Params) -> bool:
         """True if a parameter matters, given the canonical values of its active parents."""
         return all(
-            parent in params and meets(params[parent], values)
-            for parent, values in self.conditions[name].items()
+            parent in params and meets(params[parent], values) for parent, values in self.conditions[name].items()
         )
 
     def _condition_text(self, name: str) -> str:

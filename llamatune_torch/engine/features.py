@@ -10,8 +10,9 @@ Inactive parameters stand in the middle too, so they add no distance between poi
 tells active from inactive. An ordered parent says that neighbours are alike. They are not where one of them switches
 parameters on; then "is it active?" is a feature too.
 
-A constant has a column, but is no feature: there is nothing to learn from it. All other columns are features as they are. A space with neither special values nor conditions on ordered parents has no
-other features: the map is then the identity, and costs nothing.
+A constant has a column, but is no feature: there is nothing to learn from it. All other columns are features as they
+are. A space with neither special values, nor conditions on ordered parents has no other features: the
+map is then the identity, and costs nothing.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from typing import Any
 
 from llamatune_torch.errors import ExecutorError, LlamaTuneError, StorageError, TrainerError, TrialStateError
 from llamatune_torch.parameter_base import to_python
-from llamatune_torch.space import Params
+from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Curve, Outcome, Trial, as_number, cause_of
 
@@ -26,12 +26,13 @@ _listener: ContextVar[Report | None] = ContextVar("listener", default=None)
 
 @dataclass(frozen=True)
 class OnParams:
-    """An evaluation that takes the parameters only. Unlike a lambda, it can be sent to another process."""
+    """An evaluation that takes the parameters only, with the values of labels. It can be sent to another process."""
 
     function: Callable[[Params], float | Outcome]
+    space: SearchSpace
 
     def __call__(self, trial: Trial) -> float | Outcome:
-        return self.function(dict(trial.params))
+        return self.function(self.space.values_of(trial.params))
 
 
 def report(step: float, value: float, progress: float | None = None) -> None:

@@ -88,9 +88,11 @@ class Search:
     def ask(self, n: int | None = None) -> Trial | list[Trial]:
         """The next trial to evaluate, or with ``n`` a list of ``n`` trials to evaluate at the same time.
 
-        Of a stored study, it sees what all processes have asked for, and runs lost trials again first.
+        Of a stored study, it sees what all processes have asked for, and runs lost trials again first. ``params`` of
+        the trial are a copy, with values in the place of labels; the record in ``study.trials`` has the labels.
 
         Raises:
+            SpaceError: the space was read from a database, which has no value for a label.
             SpaceExhaustedError: a finite space has fewer points left.
             BudgetSpentError: a stored study has fewer of ``max_evals`` left, for all processes together.
             SettingsError: ``n`` is not a positive integer.
@@ -99,11 +101,14 @@ class Search:
         if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
             raise SettingsError(f"ask(n) needs an integer n >= 1, but got {n!r}")
         self._pid = os.getpid()
-        trials = self._store.start(n or 1, self._choose, self.settings.seed, self.limits.max_evals)
+        space = self.study.space
+        space.require_values()
+        started = self._store.start(n or 1, self._choose, self.settings.seed, self.limits.max_evals)
+        trials = [replace(trial, params=space.values_of(trial.params)) for trial in started]
         return trials[0] if n is None else trials
 
     def ask_while(self, goes_on: Callable[[], bool]) -> Trial | None:
-        """:meth:`ask` for the loop: ``None`` if ``goes_on()`` becomes False while others compute their suggestions."""
+        """The record of the loop's next trial; ``None`` if ``goes_on()`` becomes False while it waits for others."""
         trials = self._store.start(1, self._choose, self.settings.seed, self.limits.max_evals, goes_on)
         return trials[0] if trials else None
 
@@ -149,6 +154,8 @@ class Search:
 
     def add_trial(self, params: Mapping[str, Any], outcome: float | Outcome) -> Trial:
         """Records a trial that was evaluated elsewhere; it informs the search but uses up no budget.
+
+        Choices may be given by label or by value.
 
         Raises:
             ParamsError: the parameters are not in the space.
