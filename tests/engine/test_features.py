@@ -162,3 +162,11 @@ def test_an_integer_that_switches_a_parameter_on_makes_a_jump_in_the_surrogate()
     mean = gp.posterior(Cube(space).encode_all([{"n": 5, "extra": 1}, {"n": 4}, {"n": 6}])).mean.squeeze(-1)
     assert mean[0] > Y.max() - 0.5
     assert (mean[1:] < Y.min() + 0.5).all()
+
+
+def test_a_constant_is_no_feature() -> None:
+    space = SearchSpace({"model": "gpt2", "x": (0.0, 1.0), "epochs": 3, "c": ["a", "b"]})
+    features = Features(space)
+    assert (features.numeric, features.categorical) == ([1], [3])
+    assert ProductKernel(features).size == ProductKernel(Features(SearchSpace({"x": (0.0, 1.0), "c": ["a", "b"]}))).size
+    assert Features(SearchSpace({"model": "gpt2"})).categorical == [0]  # a kernel needs a feature
