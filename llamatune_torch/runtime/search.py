@@ -168,6 +168,8 @@ class Search:
     def recommend(self) -> Trial:
         """The finished trial to use: where outcomes are noisy, not the luckiest but the best on average.
 
+        It is a record: where choices have labels, ``study.space.values_of(trial.params)`` gives their values.
+
         Raises:
             NoCompletedTrialError: nothing has completed yet.
         """
