@@ -93,7 +93,8 @@ class Parameter(ABC):
         if special:
             shown["special"] = list(special)
         if when:
-            shown["when"] = {parent: vs[0] if len(vs) == 1 else list(vs) for parent, vs in when.items()}
+            alone = {parent: len(vs) == 1 and not isinstance(vs[0], list) for parent, vs in when.items()}
+            shown["when"] = {parent: vs[0] if alone[parent] else list(vs) for parent, vs in when.items()}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
@@ -180,13 +181,13 @@ def as_json(value: Any, depth: int = 0) -> Any:
         {'a': None, 'b': [1, 2]}
     """
     if depth > MAX_DEPTH:
-        raise SpaceError(f"lists and dicts must not be nested more than {MAX_DEPTH} deep")
+        raise SpaceError(f"must not hold lists and dicts more than {MAX_DEPTH} deep")
     if isinstance(value, (list, tuple)):
         return [as_json(inner, depth + 1) for inner in value]
     if isinstance(value, Mapping):
         plain = {to_python(key): as_json(inner, depth + 1) for key, inner in value.items()}
         if not all(isinstance(key, str) for key in plain):
-            raise SpaceError(f"the keys of a dict must be texts, but got {describe(value)}")
+            raise SpaceError(f"must be a dict whose keys are texts, but got {describe(value)}")
         return dict(sorted(plain.items()))
     plain = to_python(value)
     if type(plain) not in _PLAIN:

@@ -218,6 +218,17 @@ class SearchSpace:
                 raise ParamsError(f"parameter {name!r} {error}") from None
         return values
 
+    def without_values(self) -> SearchSpace:
+        """The same space with labels alone, which can be sent to any process."""
+        return SearchSpace(
+            {
+                name: Categorical(parameter.choices, parameter.ordered, parameter.when, values={})
+                if isinstance(parameter, Categorical) and parameter.values is not None
+                else parameter
+                for name, parameter in self.parameters.items()
+            }
+        )
+
     def require_values(self) -> None:
         """Checks that the values of all labels are known in this process.
 

@@ -60,7 +60,7 @@ def test_deep_or_endless_values_are_refused_as_any_others() -> None:
     for odd in (endless, deep):
         with pytest.raises(ParamsError, match="must be one of"):
             Categorical([[1], [2]]).validate(odd)
-        with pytest.raises(SpaceError, match="must not be nested more than 32 deep"):
+        with pytest.raises(SpaceError, match="must not hold lists and dicts more than 32 deep"):
             Categorical([odd])
 
 
@@ -106,6 +106,14 @@ def test_a_label_whose_value_is_not_known_here_is_a_named_error() -> None:
     with pytest.raises(SpaceError, match=r"parameter 'dtype' has no value for the label 'half'"):
         space.require_values()
     SearchSpace({"dtype": Categorical(DTYPES), "c": ["a"], "lr": (0.0, 1.0)}).require_values()
+
+
+def test_labels_alone_can_be_sent_anywhere() -> None:
+    space = SearchSpace({"f": Categorical({"id": lambda x: x}, when={"n": "> 1"}), "n": (1, 3), "c": ["a"]})
+    sent = pickle.loads(pickle.dumps(space.without_values()))
+    assert sent.names == space.names
+    assert sent["f"] == Categorical(["id"], values={}, when={"n": ("> 1",)})
+    assert (sent["n"], sent["c"]) == (space["n"], space["c"])
 
 
 def test_labels_may_be_ordered() -> None:

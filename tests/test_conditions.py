@@ -144,6 +144,7 @@ def test_a_comparison_is_shown_and_stored_in_one_spelling() -> None:
 
 def test_a_condition_on_lists_names_them_in_a_list_and_one_on_labels_names_labels() -> None:
     lists = compared(Categorical([["q"], ["q", "v"]]), [["q"]])
+    assert repr(lists["c"]) == "Categorical(choices=('a', 'b'), ordered=False, when={'n': [['q']]})"
     assert lists.decode([0.1, 0.1]) == {"n": ["q"], "c": "a"}
     assert lists.decode([0.9, 0.1]) == {"n": ["q", "v"]}
     for named in ("qv", [("q", "v")]):  # the label, or the value in a list of values

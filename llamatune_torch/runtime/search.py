@@ -16,6 +16,7 @@ from llamatune_torch.errors import SettingsError, StorageError
 from llamatune_torch.runtime.events import Callback
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import Limits, Settings
+from llamatune_torch.space import SearchSpace
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 from llamatune_torch.storage.store import Change, Store, check_number
 from llamatune_torch.study import Study
@@ -188,6 +189,8 @@ class Search:
     def follow(self, study: Study, worker: str | None, orders: Any) -> None:
         """Takes over the study and the orders of rank 0, which is ``worker``, on the other ranks under ``torchrun``."""
         self.orders = orders
+        # The order is that of the stored study. The values of labels are of this process.
+        study = replace(study, space=SearchSpace({name: self.study.space[name] for name in study.space.names}))
         self._store = MemoryStore(study) if worker is None else FollowerStore(study, worker)
 
     def stop(self) -> None:

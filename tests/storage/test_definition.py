@@ -157,6 +157,15 @@ def test_other_values_under_the_same_labels_are_another_search(url: str) -> None
         tuner(url, space={"targets": ["qv", "all"]})  # texts that mean themselves
 
 
+def test_labels_may_be_added_as_other_choices(url: str) -> None:
+    tuner(url, space={"c": Categorical({"a": [1], "b": object()})}).add_trial({"c": "a"}, 0.5)
+    wider = {"c": Categorical({"a": [1], "b": object(), "d": {"x": 2}})}
+    with pytest.raises(StudyMismatchError, match="extend=True accepts that"):
+        tuner(url, space=wider)
+    assert len(tuner(url, space=wider, extend=True).study.completed) == 1
+    assert load_study(url, "s").space["c"] == Categorical(["a", "b", "d"], values={"a": [1], "d": {"x": 2}})
+
+
 def test_objects_under_labels_are_compared_by_their_labels(url: str) -> None:
     first = tuner(url, space={"dtype": Categorical({"half": object(), "single": 32, "double": object()})})
     again = tuner(url, space={"dtype": Categorical({"half": object(), "single": 32, "double": 64})})
