@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from llamatune_torch.categorical import Categorical
     from llamatune_torch.curve import Curve
     from llamatune_torch.errors import (
         BudgetSpentError,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
         TrialStateError,
     )
     from llamatune_torch.integrations.trainer.tune import tune
-    from llamatune_torch.parameters import Categorical, Integer, Real
+    from llamatune_torch.parameters import Integer, Real
     from llamatune_torch.runtime.evaluation import current_trial, report, should_pause
     from llamatune_torch.runtime.events import Listener
     from llamatune_torch.runtime.optimizer import LlamaTune
@@ -99,7 +100,7 @@ __all__ = [
 
 # Where each name lives; errors and warnings are all on one page.
 _HOMES = {
-    "Categorical": "parameters",
+    "Categorical": "categorical",
     "Cause": "trial",
     "Curve": "curve",
     "Integer": "parameters",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
+import operator
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -31,7 +35,7 @@ class Parameter(ABC):
     #: Values of a kind of their own; only numbers have any.
     special: Sequence[float] = ()
 
-    #: The values that other parameters must have for this one to matter: ``{parent: values}``.
+    #: What other parameters must be for this one to matter: ``{parent: values}``, or ``{parent: ("> 0",)}``.
     when: Mapping[str, Any]
 
     @property
@@ -54,6 +58,13 @@ class Parameter(ABC):
     @abstractmethod
     def decode(self, U: ArrayLike) -> list[Any]:
         """The values at the coordinates ``U`` in [0, 1], shape ``n``."""
+
+    def value_of(self, recorded: Any) -> Any:
+        """The value that an evaluation gets for a canonical one, which is what the record has.
+
+        They differ where choices have labels. Of lists and dicts, it is a copy.
+        """
+        return copy_json(recorded)
 
     def index_of(self, U: Floats) -> Ints:
         """The number of the value whose cell holds each coordinate, in the shape of ``U``."""
@@ -78,28 +89,124 @@ class Parameter(ABC):
     def __repr__(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # each is a dataclass
         special, when = shown.pop("special", ()), shown.pop("when")
+        shown = {name: value for name, value in shown.items() if (name, value) not in _DEFAULTS}
         if special:
             shown["special"] = list(special)
         if when:
-            shown["when"] = {parent: vs[0] if len(vs) == 1 else list(vs) for parent, vs in when.items()}
+            alone = {parent: len(vs) == 1 and not isinstance(vs[0], list) for parent, vs in when.items()}
+            shown["when"] = {parent: vs[0] if alone[parent] else list(vs) for parent, vs in when.items()}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
+#: Fields that a parameter's repr leaves out, with their defaults.
+_DEFAULTS = [("step", 1), ("powers_of", None), ("values", None)]
 _PLAIN = frozenset({str, bool, int, float, type(None)})
+
+#: How deep lists and dicts may hold others.
+MAX_DEPTH = 32
+
+_COMPARISON = re.compile(r"\s*(<=|>=|==|!=|<|>)\s*(\S+)\s*")
+_OPERATORS: Mapping[str, Callable[[Any, Any], Any]] = {
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A condition on a number: ``> 0``."""
+
+    operator: str
+    number: float
+
+    def holds(self, value: Any) -> Any:
+        """True for a number that meets it; for an array of numbers, an array of booleans."""
+        return _OPERATORS[self.operator](value, self.number)
+
+    def __str__(self) -> str:
+        return f"{self.operator} {self.number!r}"
+
+
+def read_comparison(text: Any) -> Comparison | None:
+    """The comparison that a text such as ``"> 0"`` spells; ``None`` if it spells none."""
+    found = _COMPARISON.fullmatch(text) if isinstance(text, str) else None
+    if found is None:
+        return None
+    for kind in (int, float):
+        try:
+            number = kind(found[2])
+        except ValueError:
+            continue
+        return Comparison(found[1], number) if math.isfinite(number) else None
+    return None
+
+
+def meets(value: Any, wanted: Sequence[Any]) -> bool:
+    """True if a canonical value is one of those ``wanted``, or meets the comparison among them."""
+    return any(w.holds(value) if isinstance(w, Comparison) else type_key(w) == type_key(value) for w in wanted)
 
 
 def conditions(when: Any) -> dict[str, tuple[Any, ...]]:
-    """``when`` in canonical form: for each parent a tuple of values."""
+    """``when`` in canonical form: for each parent a tuple of values, or of one comparison as text."""
     if not isinstance(when, Mapping):
         raise SpaceError(f"when must be a dict of parents and their values, but got {describe(when)}")
     conditions = {
-        to_python(parent): tuple(to_python(v) for v in (values if isinstance(values, (list, tuple)) else [values]))
+        to_python(parent): tuple(_plain(v) for v in (values if isinstance(values, (list, tuple)) else [values]))
         for parent, values in when.items()
     }
     for parent, values in conditions.items():
         if not values:
             raise SpaceError(f"when must name at least one value of {parent!r}, but got []")
     return conditions
+
+
+def _plain(value: Any) -> Any:
+    return as_json(value) if isinstance(value, (list, tuple, dict)) else to_python(value)
+
+
+def as_json(value: Any, depth: int = 0) -> Any:
+    """A value in the one form that JSON has for it, a copy: plain scalars, lists, dicts with sorted texts as keys.
+
+    A tuple becomes a list.
+
+    Raises:
+        SpaceError: it is, or holds, something else: an object, infinity, nan, a key that is no text.
+
+    Example:
+        >>> as_json({"b": (1, 2), "a": None})
+        {'a': None, 'b': [1, 2]}
+    """
+    if depth > MAX_DEPTH:
+        raise SpaceError(f"must not hold lists and dicts more than {MAX_DEPTH} deep")
+    if isinstance(value, (list, tuple)):
+        return [as_json(inner, depth + 1) for inner in value]
+    if isinstance(value, Mapping):
+        plain = {to_python(key): as_json(inner, depth + 1) for key, inner in value.items()}
+        if not all(isinstance(key, str) for key in plain):
+            raise SpaceError(f"must be a dict whose keys are texts, but got {describe(value)}")
+        return dict(sorted(plain.items()))
+    plain = to_python(value)
+    if type(plain) not in _PLAIN:
+        raise SpaceError(f"must be a JSON value, or have a label, but got {describe(value)}")
+    if isinstance(plain, float) and not math.isfinite(plain):
+        raise SpaceError(f"must be finite, but got {plain!r}")
+    return plain
+
+
+def copy_json(value: Any) -> Any:
+    """A copy of lists, tuples and dicts, at any depth; whatever else they hold is the same object."""
+    if type(value) in (list, tuple):
+        return type(value)(copy_json(inner) for inner in value)
+    return {key: copy_json(inner) for key, inner in value.items()} if type(value) is dict else value
+
+
+def compact(value: Any) -> str:
+    """A list or dict as JSON on one line without spaces; equal ones have equal text."""
+    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
 
 
 def to_python(value: Any) -> Any:
@@ -125,8 +232,8 @@ def to_python(value: Any) -> Any:
 
 
 def type_key(value: Any) -> Hashable:
-    """A key that tells ``1``, ``1.0`` and ``True`` apart."""
-    return type(value), value
+    """A key that tells ``1``, ``1.0`` and ``True`` apart, also for lists and dicts."""
+    return type(value), compact(value) if isinstance(value, (list, dict)) else value
 
 
 def describe(value: Any) -> str:

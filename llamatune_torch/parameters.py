@@ -3,30 +3,32 @@
 Every parameter has one column of the unit cube, and its own map there and back:
 
 - ``Real``: affine, or affine in the logarithm; 0 is ``low`` and 1 is ``high``, exactly.
-- ``Integer``: the value's cell of equal (logarithmic) width; uniform draws are unbiased after rounding.
-- ``Categorical``: the ``i``-th of ``k`` choices sits at ``(i + 1/2) / k``, ordered or not. The position of an unordered
-  choice means nothing, and the surrogate knows that.
+- ``Integer``: the value's cell of equal (logarithmic) width; uniform draws are unbiased after rounding. With ``step``
+  or ``powers_of``, the values are those only, in cells of equal width.
+- ``Categorical``: see ``categorical.py``.
 
 A number may have special values besides its range: "off" is a kind of its own (no dropout, no weight decay), not
 merely the smallest value. Special values share the first quarter of the unit interval, in equal cells, and sit at
 their centres; the range has the rest.
 
-``when={"method": "lora"}`` makes a parameter conditional; ``space.py`` says what follows from that.
+``when={"method": "lora"}`` or ``when={"rank": "> 0"}`` makes a parameter conditional; ``space.py`` says what follows
+from that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from llamatune_torch.categorical import Categorical as Categorical
 from llamatune_torch.errors import ParamsError, SpaceError
-from llamatune_torch.parameter_base import Bools, Floats, Ints, Parameter, conditions, describe, to_python, type_key
+from llamatune_torch.parameter_base import Bools, Floats, Ints, Parameter, conditions, describe, to_python
 
 Prior = Literal["uniform", "log-uniform"]
 
@@ -104,7 +106,8 @@ class Real(Number):
         prior: "uniform" or "log-uniform".
         special: values of a kind of their own, inside the range or not: ``Real(1e-4, 1, prior="log-uniform",
             special=[0.0])`` is a weight decay that may be off.
-        when: ``{"method": "lora"}`` or ``{"method": ["lora", "qlora"]}``: matters only then; see ``SearchSpace``.
+        when: ``{"method": "lora"}``, ``{"method": ["lora", "qlora"]}`` or ``{"rank": "> 0"}``: matters only then; see
+            ``SearchSpace``.
 
     Raises:
         SpaceError: ``low < high`` does not hold, or by rounding alone; a bound or special value is not finite; special
@@ -121,7 +124,7 @@ class Real(Number):
             if not _is_number(bound) or not _is_finite(bound):
                 raise SpaceError(f"bounds must be finite numbers, but got {self!r}")
         if not self.low < self.high:
-            constant = f"; a constant is written Categorical([{self.low!r}])" if self.low == self.high else ""
+            constant = f"; a constant is written {self.low!r}" if self.low == self.high else ""
             raise SpaceError(f"low < high must hold, but got {self!r}{constant}")
         if not math.isfinite(float(self.high) - float(self.low)):
             raise SpaceError(f"high - low must be finite, but got {self!r}")
@@ -244,21 +247,30 @@ class Integer(Number):
 
     Args:
         low, high: the bounds.
-        prior: "uniform" or "log-uniform".
+        prior: "uniform" or "log-uniform"; with ``step`` or ``powers_of`` it must be uniform.
         special: values of a kind of their own, inside the range or not: ``Integer(10, 1000, special=[0])``.
-        when: ``{"method": "lora"}`` or ``{"method": ["lora", "qlora"]}``: matters only then; see ``SearchSpace``.
+        when: ``{"method": "lora"}``, ``{"method": ["lora", "qlora"]}`` or ``{"rank": "> 0"}``: matters only then; see
+            ``SearchSpace``.
+        step: the distance between neighbouring values; ``Integer(8, 64, step=8)`` is 8, 16, ..., 64.
+        powers_of: the base, if only its powers are values; ``Integer(1, 64, powers_of=2)`` is 1, 2, 4, ..., 64. They
+            have equal shares, as on a logarithmic axis.
 
     Raises:
         SpaceError: ``low < high`` does not hold; a bound or special value is no integer, or beyond ``MAX_INTEGER``;
-            special values are not different; or a log prior meets ``low < 1``.
+            special values are not different; a log prior meets ``low < 1``; a bound is no value of its ``step`` or
+            ``powers_of``; or two of ``step``, ``powers_of`` and a log prior are given.
 
     Example:
         >>> Integer(8, 32).decode([0.0, 0.5, 1.0])
         [8, 20, 32]
+        >>> Integer(1, 64, powers_of=2).decode([0.0, 0.5, 1.0])
+        [1, 8, 64]
     """
 
     low: int
     high: int
+    step: int = 1
+    powers_of: int | None = None
 
     def __post_init__(self) -> None:
         self._settle(
@@ -270,20 +282,55 @@ class Integer(Number):
             if abs(bound) > MAX_INTEGER:
                 raise SpaceError(f"bounds must not exceed {MAX_INTEGER} in size, but got {self!r}")
         if not self.low < self.high:
-            constant = f"; a constant is written Categorical([{self.low!r}])" if self.low == self.high else ""
+            constant = f"; a constant is written {self.low!r}" if self.low == self.high else ""
             raise SpaceError(f"low < high must hold, but got {self!r}{constant}")
         _check_prior(self, self.prior, self.low >= 1, "low >= 1")
+        self._check_grid()
+
+    def _check_grid(self) -> None:
+        """Checks ``step`` and ``powers_of``, and that the bounds are values."""
+        for name, least in (("step", 1), ("powers_of", 2)):
+            given = to_python(getattr(self, name))
+            if given is None and name == "powers_of":
+                continue
+            if not _is_integer(given) or given < least:
+                raise SpaceError(f"{name} must be an integer >= {least}, but got {describe(given)}")
+            object.__setattr__(self, name, int(given))
+        if (self.step > 1) + (self.powers_of is not None) + (self.prior == "log-uniform") > 1:
+            raise SpaceError(f"step, powers_of and a log-uniform prior exclude each other, but got {self!r}")
+        if self.powers_of is not None:
+            for bound in (self.low, self.high):
+                nearest = _nearest_power(int(bound), self.powers_of)
+                if nearest != bound:
+                    rule = f"bounds must be powers of {self.powers_of}; the nearest to {bound} is {nearest}"
+                    raise SpaceError(f"{rule}, but got {self!r}")
+        elif beyond := (int(self.high) - int(self.low)) % self.step:
+            below = int(self.high) - beyond
+            nearest = below if 2 * beyond <= self.step and below > self.low else below + self.step
+            raise SpaceError(
+                f"high must be low plus a multiple of step={self.step}; the nearest is {nearest}, but got {self!r}"
+            )
+
+    @property
+    def count(self) -> int:
+        """The number of values in the range."""
+        return (int(self.high) - int(self.low)) // self.step + 1 if self.powers_of is None else len(self._powers)
 
     @property
     def size(self) -> int:
-        return int(self.high) - int(self.low) + 1 + len(self.special) - len(self._special_inside())
+        return self.count + len(self.special) - len(self._special_inside())
 
     def validate(self, value: Any) -> int:
         value = to_python(value)
         if not _is_integer(value):
             raise ParamsError(f"must be an integer, but got {describe(value)}")
-        if not self.low <= value <= self.high and value not in self.special:
-            raise self._outside(value)
+        if value not in self.special:
+            if not self.low <= value <= self.high:
+                raise self._outside(value)
+            if not self._is_on_grid(int(value)):
+                rule = f"{self.low} plus a multiple of {self.step}"
+                rule = rule if self.powers_of is None else f"a power of {self.powers_of}"
+                raise ParamsError(f"must be {rule}, but got {value!r}")
         return int(value)
 
     def encode(self, values: Sequence[int]) -> Floats:
@@ -295,13 +342,13 @@ class Integer(Number):
 
     def index_of(self, U: Floats) -> Ints:
         U = np.asarray(U, dtype=np.float64)  # single precision would not do for a wide range
-        inner, count = self._inner(U), int(self.high) - int(self.low) + 1
+        inner, count = self._inner(U), self.count
         if self.prior == "log-uniform":
             start, end = self._log_ends()
             steps = np.exp(start + (end - start) * inner).round() - int(self.low)
         else:
             steps = np.floor(inner * count)
-        index = self._index(int(self.low) + steps.clip(0, count - 1).astype(np.int64))
+        index = self._index(self._at(steps.clip(0, count - 1).astype(np.int64)))
         return np.where(U < SPECIAL_SHARE, self._cell(U), index) if self.special else index
 
     def coordinate(self, index: Ints) -> Floats:
@@ -321,15 +368,46 @@ class Integer(Number):
         if self.prior == "log-uniform":
             start, end = self._log_ends()
             return (np.log(values) - start) / (end - start)
-        return (values - int(self.low) + 0.5) / (int(self.high) - int(self.low) + 1)
+        return (self._rank(values) + 0.5) / self.count
+
+    def values_in_range(self) -> list[int]:
+        """All values but the special ones, ascending."""
+        values: list[int] = self._at(np.arange(self.count)).tolist()
+        return values
+
+    @cached_property
+    def _powers(self) -> Ints:
+        """The values, if they are powers."""
+        base = self.powers_of or 2
+        powers = [base**i for i in range(MAX_INTEGER.bit_length())]
+        return np.array([power for power in powers if self.low <= power <= self.high], dtype=np.int64)
+
+    def _is_on_grid(self, value: int) -> bool:
+        """True for a value in the range that ``step`` or ``powers_of`` allows."""
+        if self.powers_of is not None:
+            return value in self._powers
+        return bool(self.low <= value <= self.high) and (value - int(self.low)) % self.step == 0
+
+    def _rank(self, values: Ints) -> Ints:
+        """The number of values in the range that are smaller than each of ``values``."""
+        if self.powers_of is not None:
+            return np.searchsorted(self._powers, values).astype(np.int64)
+        return values - int(self.low) if self.step == 1 else (values - int(self.low)) // self.step
+
+    def _at(self, rank: Ints) -> Ints:
+        """The inverse of :meth:`_rank`."""
+        if self.powers_of is not None:
+            powers: Ints = self._powers[np.asarray(rank).clip(0, self.count - 1)]
+            return powers
+        return int(self.low) + rank * self.step
 
     def _special_inside(self) -> list[int]:
-        """The special values that lie in the range, ascending."""
-        return sorted(int(value) for value in self.special if self.low <= value <= self.high)
+        """The special values that are also values of the range, ascending."""
+        return sorted(int(value) for value in self.special if self._is_on_grid(int(value)))
 
     def _index(self, values: Ints) -> Ints:
         """The numbers of values: special ones first, then the others in order."""
-        index = len(self.special) + values - int(self.low)
+        index = len(self.special) + self._rank(values)
         for value in self._special_inside():
             index = index - (values > value)
         for i, special in enumerate(self.special):
@@ -338,9 +416,10 @@ class Integer(Number):
 
     def _value(self, index: Ints) -> Ints:
         """The inverse of :meth:`_index`."""
-        values = int(self.low) + index - len(self.special)
-        for value in self._special_inside():
-            values = values + (values >= value)
+        rank = index - len(self.special)
+        for inside in self._rank(np.array(self._special_inside(), dtype=np.int64)).tolist():
+            rank = rank + (rank >= inside)
+        values = self._at(rank)
         for i, special in enumerate(self.special):
             values = np.where(index == i, int(special), values)
         return values
@@ -349,89 +428,12 @@ class Integer(Number):
         return math.log(self.low - 0.5), math.log(self.high + 0.5)
 
 
-@dataclass(frozen=True, init=False, eq=False, repr=False)
-class Categorical(Parameter):
-    """One of a list of choices: strings, numbers, booleans or ``None``, mixed as you like.
-
-    A member of an enum that is a text or a number, such as transformers' ``SchedulerType.LINEAR``, is taken for that
-    text or number: ``params`` has ``"linear"``.
-
-    ``ordered=True`` says that neighbours in the list are alike (``["small", "base", "large"]``), and the surrogate
-    then uses that. It is the default for three or more increasing numbers (``[8, 16, 32, 64]``); ``ordered=False``
-    turns it off. ``1``, ``1.0`` and ``True`` are three different choices. With ``when={"method": "lora"}`` the
-    parameter matters only then; see ``SearchSpace``.
-
-    Raises:
-        SpaceError: no choices, the same one twice, or one that is no JSON scalar.
-    """
-
-    choices: tuple[Any, ...]
-    ordered: bool
-    when: Mapping[str, Any]
-
-    def __init__(
-        self, choices: Sequence[Any], ordered: bool | None = None, when: Mapping[str, Any] | None = None
-    ) -> None:
-        if isinstance(choices, str) or not isinstance(choices, Sequence):
-            raise SpaceError(f"choices must be a list or tuple, but got {describe(choices)}")
-        scalars = tuple(to_python(choice) for choice in choices)
-        # A frozen dataclass sets its fields this way; `choices` is stored as a tuple of plain values.
-        object.__setattr__(self, "choices", scalars)
-        object.__setattr__(self, "ordered", _increase(scalars) if ordered is None else bool(ordered))
-        object.__setattr__(self, "when", conditions({} if when is None else when))
-        if not scalars:
-            raise SpaceError("choices must not be empty, but got []")
-        for choice in scalars:
-            if not isinstance(choice, (str, bool, int, float, type(None))):
-                raise SpaceError(f"choices must be JSON scalars, but got {describe(choice)}")
-            if isinstance(choice, float) and not math.isfinite(choice):
-                raise SpaceError(f"choices must be finite, but got {choice!r}")
-        if len(self._numbers()) < len(scalars):
-            raise SpaceError(f"choices must differ from each other, but got {list(scalars)!r}")
-
-    @property
-    def size(self) -> int:
-        return len(self.choices)
-
-    def validate(self, value: Any) -> Any:
-        value = to_python(value)
-        try:
-            return self.choices[self._numbers()[type_key(value)]]
-        except (KeyError, TypeError):  # TypeError: a list or another unhashable value
-            raise ParamsError(f"must be one of {list(self.choices)!r}, but got {describe(value)}") from None
-
-    def encode(self, values: Sequence[Any]) -> Floats:
-        numbers = self._numbers()
-        return self.coordinate(np.array([numbers[type_key(v)] for v in values], dtype=np.int64))
-
-    def decode(self, U: ArrayLike) -> list[Any]:
-        return [self.choices[i] for i in self.index_of(np.asarray(U, dtype=np.float64)).tolist()]
-
-    def index_of(self, U: Floats) -> Ints:
-        return np.floor(U * self.size).clip(0, self.size - 1).astype(np.int64)
-
-    def coordinate(self, index: Ints) -> Floats:
-        return (index + 0.5) / self.size
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Categorical):
-            return False
-        return self._identity() == other._identity() and self.when == other.when
-
-    def __hash__(self) -> int:
-        return hash(self._identity())
-
-    def _identity(self) -> Hashable:
-        return tuple(type_key(choice) for choice in self.choices), self.ordered
-
-    def _numbers(self) -> dict[Hashable, int]:
-        return {type_key(choice): i for i, choice in enumerate(self.choices)}
-
-
-def _increase(choices: Sequence[Any]) -> bool:
-    """True for three or more numbers, each larger than the one before; two have no order to learn from."""
-    numbers = all(type(choice) in (int, float) for choice in choices)
-    return numbers and len(choices) > 2 and all(low < high for low, high in pairwise(choices))
+def _nearest_power(number: int, base: int) -> int:
+    """The power of ``base`` that is nearest to a number, the smaller one of two."""
+    power = 1
+    while power * base <= number:
+        power *= base
+    return power if abs(number - power) <= abs(power * base - number) else power * base
 
 
 def _check_prior(parameter: Parameter, prior: str, has_logarithm: bool, rule: str) -> None:

@@ -3,9 +3,9 @@
 The law, kept by a property test: ``space.decode(space.encode(params)) == params`` for every ``params`` that
 ``space.validate`` returned.
 
-A parameter with a condition (``when``) is active while each of its parents is active and has one of the values named.
-Otherwise it is absent from ``params``. Its column is always there, and holds the middle while it is inactive, so that
-all points with the same parameters are the same point.
+A parameter with a condition (``when``) is active while each of its parents is active and has one of the values named,
+or meets the comparison. Otherwise it is absent from ``params``. Its column is always there, and holds the middle while
+it is inactive, so that all points with the same parameters are the same point.
 
 Points are numpy arrays, float64. Methods that take points accept anything that numpy can make an array of.
 """
@@ -13,15 +13,16 @@ Points are numpy arrays, float64. Methods that take points accept anything that 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from llamatune_torch.conditions import group_values, holds, order_parents_first, read_condition, with_condition
 from llamatune_torch.errors import ParamsError, SpaceError
-from llamatune_torch.parameter_base import Bools, Floats, Parameter, describe, to_python, type_key
+from llamatune_torch.parameter_base import Bools, Comparison, Floats, Parameter, describe, meets, to_python
 from llamatune_torch.parameters import SPECIAL_SHARE, Categorical, Integer, Real
 
 Params = dict[str, Any]
@@ -35,12 +36,18 @@ class SearchSpace:
 
     Args:
         parameters: ``{name: Real | Integer | Categorical}``. As shorthands, a ``(low, high)`` tuple means
-            ``Integer`` if both are integers, else ``Real``, and a list means ``Categorical``. Parents of conditional
-            parameters may be conditional too; they are choices, integers, or reals with special values.
+            ``Integer`` if both are integers, else ``Real``; a list means ``Categorical``; and a text, a number, a
+            boolean or ``None`` is a constant, a parameter with that one value.
+
+    A condition names values of a parent, ``when={"method": ["lora", "qlora"]}``, or compares it to a number,
+    ``when={"rank": "> 0"}``. ``<``, ``<=``, ``>``, ``>=``, ``==`` and ``!=`` are for parents that are numbers: ranges,
+    and choices that are numbers all. Elsewhere, a text is one of the choices. A choice with a label is named by it.
+    Parents may be conditional as well. Of a ``Real``, only special values can be named.
 
     Raises:
         SpaceError: an empty space; a name that is not a non-empty string; a bad parameter; a condition on an
-            unknown parameter, or on a value that its parent does not have; parameters that depend on themselves.
+            unknown parameter, on a value that its parent does not have, or that holds always or never; parameters
+            that depend on themselves.
 
     Example:
         >>> space = SearchSpace({"lr": Real(1e-5, 1e-3, prior="log-uniform"), "batch": (8, 32)})
@@ -62,12 +69,14 @@ class SearchSpace:
             name: _parameter(name, definition)
             for name, definition in zip(map(to_python, parameters), parameters.values(), strict=True)
         }
-        #: For each parameter the values that each of its parents must have.
+        #: For each parameter the values that each of its parents must have, or one ``Comparison``.
         self.conditions: dict[str, dict[str, tuple[Any, ...]]] = {
-            name: _condition(name, self.parameters) for name in self.parameters
+            name: read_condition(name, self.parameters) for name in self.parameters
         }
+        for name, condition in self.conditions.items():
+            self.parameters[name] = with_condition(self.parameters[name], condition)
         #: The names, parents before their children.
-        self.parents_first: list[str] = _parents_first(self.conditions)
+        self.parents_first: list[str] = order_parents_first(self.conditions)
 
     @property
     def names(self) -> list[str]:
@@ -94,6 +103,22 @@ class SearchSpace:
         return [j for j, parameter in enumerate(self) if parameter.size is None]
 
     @property
+    def varied_columns(self) -> list[int]:
+        """Columns of parameters with more than one value: all but the constants."""
+        return [j for j, parameter in enumerate(self) if parameter.size != 1]
+
+    @property
+    def compared_columns(self) -> list[int]:
+        """Columns of reals that other parameters compare to a number."""
+        compared = {
+            parent
+            for condition in self.conditions.values()
+            for parent, values in condition.items()
+            if isinstance(values[0], Comparison)
+        }
+        return [j for j in self.real_columns if self.names[j] in compared]
+
+    @property
     def special_columns(self) -> list[int]:
         """Columns of numbers that have special values."""
         return [j for j, parameter in enumerate(self) if parameter.special]
@@ -109,20 +134,20 @@ class SearchSpace:
         """The number of different points; ``None`` if there is a continuum among the parameters."""
         if any(parameter.size is None for parameter in self):
             return None
-        # The number of points so far for each combination of the values that later parameters depend on.
-        counts: Counter[frozenset[Hashable]] = Counter({frozenset(): 1})
+        # The number of points so far for each combination of later conditions that hold already.
+        counts: Counter[frozenset[tuple[str, str]]] = Counter({frozenset(): 1})
         for i, name in enumerate(self.parents_first):
-            needed = [self.conditions[later] for later in self.parents_first[i + 1 :]]
-            mentioned = {type_key(value) for condition in needed for value in condition.get(name, ())}
-            size = (self.parameters[name].size or 0) - len(mentioned)
-            wanted = {(parent, type_key(v)) for condition in needed for parent, vs in condition.items() for v in vs}
-            after: Counter[frozenset[Hashable]] = Counter()
-            for settled, count in counts.items():
-                kept = settled & wanted
-                if all(any((p, type_key(v)) in settled for v in vs) for p, vs in self.conditions[name].items()):
-                    after[kept] += count * size
-                    for value in mentioned:
-                        after[kept | {(name, value)}] += count
+            later = self.parents_first[i + 1 :]
+            wanted = {child: self.conditions[child][name] for child in later if name in self.conditions[child]}
+            kinds: Counter[frozenset[tuple[str, str]]] = Counter()
+            for value, num in group_values(self.parameters[name], wanted.values()):
+                kinds[frozenset((child, name) for child, values in wanted.items() if meets(value, values))] += num
+            after: Counter[frozenset[tuple[str, str]]] = Counter()
+            for held, count in counts.items():
+                kept = frozenset((child, parent) for child, parent in held if child != name)
+                if all((name, parent) in held for parent in self.conditions[name]):
+                    for now, num in kinds.items():
+                        after[kept | now] += count * num
                 else:
                     after[kept] += count
             counts = after
@@ -136,7 +161,7 @@ class SearchSpace:
             j = self.names.index(name)
             for parent, values in self.conditions[name].items():
                 i = self.names.index(parent)
-                active[..., j] &= active[..., i] & self.parameters[parent].stands_for(X[..., i], values)
+                active[..., j] &= active[..., i] & holds(self.parameters[parent], X[..., i], values)
         return active
 
     def validate(self, params: Mapping[str, Any]) -> Params:
@@ -171,6 +196,52 @@ class SearchSpace:
                 f"but got {params[name]!r}"
             )
         return {name: canonical[name] for name in self.parameters if name in canonical}
+
+    def values_of(self, params: Mapping[str, Any]) -> Params:
+        """The parameters that an evaluation gets: values in the place of labels. Canonical ones go in.
+
+        Lists and dicts are copies, so that the record stays as it is, whatever becomes of them.
+
+        Raises:
+            ParamsError: the value of a label is not known in this process.
+
+        Example:
+            >>> space = SearchSpace({"targets": Categorical({"qv": ["q_proj", "v_proj"], "all": "all-linear"})})
+            >>> space.values_of({"targets": "qv"})
+            {'targets': ['q_proj', 'v_proj']}
+        """
+        values: Params = {}
+        for name, recorded in params.items():
+            try:
+                values[name] = self.parameters[name].value_of(recorded)
+            except ParamsError as error:
+                raise ParamsError(f"parameter {name!r} {error}") from None
+        return values
+
+    def without_values(self) -> SearchSpace:
+        """The same space with labels alone, which can be sent to any process."""
+        return SearchSpace(
+            {
+                name: Categorical(parameter.choices, parameter.ordered, parameter.when, values={})
+                if isinstance(parameter, Categorical) and parameter.values is not None
+                else parameter
+                for name, parameter in self.parameters.items()
+            }
+        )
+
+    def require_values(self) -> None:
+        """Checks that the values of all labels are known in this process.
+
+        Raises:
+            SpaceError: some are not.
+        """
+        for name, parameter in self.parameters.items():
+            if isinstance(parameter, Categorical):
+                try:
+                    for choice in parameter.choices:
+                        parameter.value_of(choice)
+                except ParamsError as error:
+                    raise SpaceError(f"parameter {name!r} {error}") from None
 
     def encode(self, params: Mapping[str, Any]) -> Floats:
         """The point of the unit cube that stands for ``params``; shape ``d``.
@@ -249,13 +320,16 @@ class SearchSpace:
     def _is_active(self, name: str, params: Params) -> bool:
         """True if a parameter matters, given the canonical values of its active parents."""
         return all(
-            parent in params and type_key(params[parent]) in map(type_key, values)
-            for parent, values in self.conditions[name].items()
+            parent in params and meets(params[parent], values) for parent, values in self.conditions[name].items()
         )
 
     def _condition_text(self, name: str) -> str:
         return " and ".join(
-            f"{parent} == {values[0]!r}" if len(values) == 1 else f"{parent} in {list(values)!r}"
+            f"{parent} {values[0]}"
+            if isinstance(values[0], Comparison)
+            else f"{parent} == {values[0]!r}"
+            if len(values) == 1
+            else f"{parent} in {list(values)!r}"
             for parent, values in self.conditions[name].items()
         )
 
@@ -294,52 +368,12 @@ def _parameter(name: Any, definition: Any) -> Parameter:
             low, high = (to_python(bound) for bound in definition)
             whole = isinstance(low, int) and isinstance(high, int)
             return Integer(low, high) if whole else Real(low, high)
+        if definition is None or isinstance(to_python(definition), (str, int, float)):
+            return Categorical([definition])
     except SpaceError as error:
         raise SpaceError(f"parameter {name!r}: {error}") from None
     raise SpaceError(
-        f"parameter {name!r} must be Real, Integer, Categorical, a (low, high) tuple or a list of choices, "
+        f"parameter {name!r} must be Real, Integer, Categorical, a (low, high) tuple, a list of choices or a constant"
+        f"{', and labels are written Categorical({...})' if isinstance(definition, Mapping) else ''}, "
         f"but got {describe(definition)}"
     )
-
-
-def _condition(name: str, parameters: Mapping[str, Parameter]) -> dict[str, tuple[Any, ...]]:
-    """The canonical values of each parent that a parameter depends on; errors name the parameter."""
-    condition = {}
-    for parent, values in parameters[name].when.items():
-        if parent not in parameters:
-            raise SpaceError(f"parameter {name!r} depends on {parent!r}, but the space has {list(parameters)}")
-        try:
-            canonical = tuple(parameters[parent].validate(value) for value in values)
-        except ParamsError as error:
-            raise SpaceError(f"parameter {name!r} depends on {parent!r}, which {error}") from None
-        special = parameters[parent].special
-        if parameters[parent].size is None and not set(canonical) <= set(special):
-            raise SpaceError(
-                f"parameter {name!r} depends on {parent!r}, a Real: that must be one of its special values "
-                f"{list(special)}, but got {list(canonical)}"
-            )
-        condition[parent] = canonical
-    return condition
-
-
-def _parents_first(conditions: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The names, each followed by the children that it was the last parent of, otherwise in their order."""
-    order: list[str] = []
-
-    def place(name: str) -> None:
-        order.append(name)
-        for child, condition in conditions.items():
-            if name in condition and child not in order and all(parent in order for parent in condition):
-                place(child)
-
-    for name, condition in conditions.items():
-        if not condition:
-            place(name)
-    stuck = [name for name in conditions if name not in order]
-    if stuck:  # each of these has a parent among them
-        path = stuck[:1]
-        while path[-1] not in path[:-1]:
-            path.append(next(parent for parent in conditions[path[-1]] if parent in stuck))
-        cycle = " -> ".join(map(repr, path[path.index(path[-1]) :]))
-        raise SpaceError(f"no parameter may depend on itself, but got {cycle}")
-    return order

@@ -157,8 +157,14 @@ class Study:
 
     @property
     def best_params(self) -> Params:
-        """The parameters of :attr:`best_trial`, as a fresh dict."""
-        return dict(self.best_trial.params)
+        """The parameters of :attr:`best_trial` as an evaluation gets them, a copy: with values in the place of labels.
+
+        Raises:
+            NoCompletedTrialError: no trial has completed.
+            ParamsError: the study was read from a database, which does not have the value of a label;
+                ``best_trial.params`` has the label.
+        """
+        return self.space.values_of(self.best_trial.params)
 
     @property
     def best_value(self) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llamatune_torch.errors import ParamsError, SettingsError
-from llamatune_torch.parameter_base import Parameter
+from llamatune_torch.parameter_base import Comparison, Parameter, compact, meets
 from llamatune_torch.parameters import Categorical, Integer
 from llamatune_torch.space import SearchSpace
 from llamatune_torch.text import printable
@@ -21,8 +21,15 @@ if TYPE_CHECKING:
 
 
 def show_value(value: Any) -> str:
-    """A parameter's value for people: floats to four significant digits."""
+    """A parameter's value for people: floats to four significant digits, lists and dicts as JSON."""
+    if isinstance(value, (list, dict)):
+        return compact(value)
     return f"{value:.4g}" if isinstance(value, float) else repr(value)
+
+
+def plain(value: Any) -> Any:
+    """A parameter's value for one cell: a list or dict as JSON, anything else as it is."""
+    return compact(value) if isinstance(value, (list, dict)) else value
 
 
 def show_params(params: Mapping[str, Any]) -> str:
@@ -66,7 +73,7 @@ def to_row(trial: Trial, names: Sequence[str], missing: float | None = None) -> 
         "number": trial.number,
         "state": str(trial.state),
         "value": missing if trial.value is None else trial.value,
-        **{f"params.{name}": trial.params.get(name, missing) for name in names},
+        **{f"params.{name}": plain(trial.params.get(name, missing)) for name in names},
         **{f"outcomes.{name}": value for name, value in trial.outcomes.items()},
         "cost": missing if trial.cost is None else trial.cost,
         "origin": trial.origin,
@@ -220,7 +227,7 @@ class _Row:
         for name in space.names:
             column = self.params[name]
             cell = self.cells[column].strip()
-            active = _may_be_active(space[name], params)
+            active = _may_be_active(space.conditions[name], params)
             if active and (_is_none(space[name]) or cell.lower() not in EMPTY or _is_choice(space[name], cell)):
                 params[name] = self._parsed(space[name], column)
         state, value, reason = self._end()
@@ -281,7 +288,7 @@ class _Row:
     def _choice(self, parameter: Categorical, column: str) -> Any:
         """The choice that a cell stands for: as it is written here, or else as other programs write it."""
         cell = self.cells[column].strip()
-        named = {"" if choice is None else str(choice): choice for choice in parameter.choices}
+        named = {"" if choice is None else str(plain(choice)): choice for choice in parameter.choices}
         named = {printable(shown): choice for shown, choice in named.items()} | named
         if cell in named:
             return named[cell]
@@ -305,9 +312,14 @@ def _means(cell: str, choice: Any, comma: bool) -> bool:
     return False
 
 
-def _may_be_active(parameter: Parameter, params: Mapping[str, Any]) -> bool:
+def _may_be_active(condition: Mapping[str, Sequence[Any]], params: Mapping[str, Any]) -> bool:
     """True if the parents that were read so far allow it; a table need not have parents first."""
-    return all(parent not in params or params[parent] in values for parent, values in parameter.when.items())
+    return all(parent not in params or _is_met(params[parent], values) for parent, values in condition.items())
+
+
+def _is_met(value: Any, wanted: Sequence[Any]) -> bool:
+    # A number may have been read as 1.0 where 1 is meant.
+    return value in wanted or meets(value, [each for each in wanted if isinstance(each, Comparison)])
 
 
 def _is_none(parameter: Parameter) -> bool:
@@ -316,4 +328,4 @@ def _is_none(parameter: Parameter) -> bool:
 
 def _is_choice(parameter: Parameter, cell: str) -> bool:
     """True if a cell that looks empty is the text of a choice, such as "none"."""
-    return bool(cell) and isinstance(parameter, Categorical) and cell in map(str, parameter.choices)
+    return bool(cell) and isinstance(parameter, Categorical) and cell in map(str, map(plain, parameter.choices))

@@ -221,6 +221,7 @@ def _text(text: Any, what: str) -> str:
 class Trial:
     """One evaluation of one set of parameters.
 
+    In the record, ``params`` has the labels of choices that have some; ``SearchSpace.values_of`` gives their values.
     ``seed`` is the trial's own, derived from the study's seed and the number; ``cost`` is in seconds;
     ``started`` and ``finished`` are Unix times in seconds; ``origin`` says who chose the parameters. In a stored study,
     ``worker`` names the process that runs it. ``retry_of`` is the number of the first trial with these parameters and

@@ -13,6 +13,7 @@ from hypothesis.strategies import DrawFn, SearchStrategy
 from torch import Tensor
 
 from llamatune_torch import Categorical, Integer, Real, SearchSpace, Study, Trial, TrialState
+from llamatune_torch.parameter_base import as_json, compact
 from llamatune_torch.parameters import MAX_INTEGER, Parameter
 from llamatune_torch.study import Goal
 from llamatune_torch.trial import Direction, Origin
@@ -54,7 +55,9 @@ def specials(values: SearchStrategy[Any]) -> SearchStrategy[list[Any]]:
 
 @st.composite
 def integers(draw: DrawFn, special: bool = True) -> Integer:
-    """Both priors, up to the largest bounds allowed; some with special values, inside the range or not."""
+    """Both priors, steps and powers, up to the largest bounds; some with special values, inside the range or not."""
+    if draw(st.booleans()):
+        return draw(grids(special))
     prior = draw(st.sampled_from(["uniform", "log-uniform"]))
     smallest = 1 if prior == "log-uniform" else -MAX_INTEGER
     low = draw(st.one_of(st.integers(1, 64), st.integers(smallest, MAX_INTEGER - 1)))
@@ -64,10 +67,47 @@ def integers(draw: DrawFn, special: bool = True) -> Integer:
     return Integer(low, high, prior=prior, special=draw(specials(values)) if special else [])
 
 
+@st.composite
+def grids(draw: DrawFn, special: bool = True) -> Integer:
+    """Integers with a step, and powers."""
+    if draw(st.booleans()):
+        base = draw(st.sampled_from([2, 3, 10, 1000]))
+        largest = int(math.log(MAX_INTEGER, base))
+        first = draw(st.integers(0, largest - 1))
+        last = draw(st.integers(first + 1, largest))
+        low, high, grid = base**first, base**last, {"powers_of": base}
+    else:
+        step = draw(st.one_of(st.integers(1, 8), st.integers(1, 10**6)))
+        low = draw(st.integers(-(10**6), 10**6))
+        high, grid = low + step * draw(st.integers(1, 100)), {"step": step}
+    values = st.one_of(st.sampled_from([0, -1, low, high]), st.integers(low, high))
+    return Integer(low, high, special=draw(specials(values)) if special else [], **grid)
+
+
+#: Scalars, and lists and dicts of them.
+JSON_VALUES: SearchStrategy[Any] = st.one_of(
+    JSON_SCALARS,
+    st.lists(JSON_SCALARS, max_size=3),
+    st.dictionaries(st.text(max_size=3), st.one_of(JSON_SCALARS, st.lists(JSON_SCALARS, max_size=2)), max_size=2),
+)
+
+
 def categoricals(max_size: int = 8) -> SearchStrategy[Categorical]:
-    """Any mixture of JSON scalars; 1, 1.0 and True may stand side by side."""
-    choices = st.lists(JSON_SCALARS, min_size=1, max_size=max_size, unique_by=lambda choice: (type(choice), choice))
-    return st.builds(Categorical, choices, ordered=st.booleans())
+    """Any mixture of JSON, 1, 1.0 and True side by side too; scalars alone, lists and dicts among them, or labels."""
+    plain = st.lists(JSON_SCALARS, min_size=1, max_size=max_size, unique_by=lambda choice: (type(choice), choice))
+    nested = st.lists(JSON_VALUES, min_size=1, max_size=max_size, unique_by=_text_of)
+    labels = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=max_size, unique=True)
+    labelled = labels.flatmap(
+        lambda names: st.lists(JSON_VALUES, min_size=len(names), max_size=len(names), unique_by=_text_of).map(
+            lambda values: {name: [name, value] for name, value in zip(names, values, strict=True)}
+        )
+    )
+    return st.builds(Categorical, st.one_of(plain, nested, labelled), ordered=st.booleans())
+
+
+def _text_of(value: Any) -> str:
+    """What a value looks like in the record; a text may be the JSON of a list."""
+    return value if isinstance(value, str) else compact(as_json(value))
 
 
 def parameters() -> SearchStrategy[Parameter]:
@@ -81,7 +121,7 @@ def spaces(draw: DrawFn, max_dim: int = 4, named: SearchStrategy[Parameter] | No
     drawn = {name: draw(parameters() if named is None else named) for name in names}
     order = draw(st.permutations(names))  # parents may stand behind their children
     for i, name in enumerate(order):
-        possible = [parent for parent in order[:i] if drawn[parent].size is not None or drawn[parent].special]
+        possible = order[:i]
         if possible and draw(st.booleans()):
             parents = draw(st.lists(st.sampled_from(possible), max_size=2, unique=True))
             when = {parent: draw(some_values_of(drawn[parent])) for parent in parents}
@@ -91,15 +131,36 @@ def spaces(draw: DrawFn, max_dim: int = 4, named: SearchStrategy[Parameter] | No
 
 def with_condition(parameter: Parameter, when: Mapping[str, Any]) -> Parameter:
     if isinstance(parameter, Categorical):
-        return Categorical(parameter.choices, parameter.ordered, when=when)
+        return Categorical(parameter.choices, parameter.ordered, when=when, values=parameter.values)
     assert isinstance(parameter, (Real, Integer))
     return replace(parameter, when=when)
 
 
 def some_values_of(parameter: Parameter) -> SearchStrategy[Any]:
     """What a condition may name: a value, or a list of them; of a real, special ones."""
-    values = st.sampled_from(parameter.special) if isinstance(parameter, Real) else values_of(parameter)
-    return st.one_of(values, st.lists(values, min_size=1, max_size=3))
+    kinds = []
+    if not isinstance(parameter, Real) or parameter.special:
+        values = st.sampled_from(parameter.special) if isinstance(parameter, Real) else values_of(parameter)
+        # A list as a value stands in a list of values.
+        kinds = [values.map(lambda value: [value]), st.lists(values, min_size=1, max_size=3)]
+    return st.one_of(*kinds, *comparisons_with(parameter))
+
+
+def comparisons_with(parameter: Parameter) -> list[SearchStrategy[str]]:
+    """Comparisons that hold for some values of a number, and not for all; none for what is no number."""
+    if isinstance(parameter, Categorical):
+        numbers = [] if parameter.values is not None else list(parameter.choices)
+        if len(set(numbers_in(numbers))) < 2 or len(numbers_in(numbers)) < len(numbers):
+            return []
+    else:
+        assert isinstance(parameter, (Real, Integer))
+        numbers = [parameter.low, parameter.high, *parameter.special]
+    smallest, largest = min(numbers), max(numbers)
+    return [st.sampled_from([f"> {smallest!r}", f"<={smallest!r}", f" >= {largest!r} ", f"< {largest!r}"])]
+
+
+def numbers_in(choices: Sequence[Any]) -> list[Any]:
+    return [choice for choice in choices if type(choice) in (int, float)]
 
 
 def values_of(parameter: Parameter) -> SearchStrategy[Any]:
@@ -107,6 +168,8 @@ def values_of(parameter: Parameter) -> SearchStrategy[Any]:
     if isinstance(parameter, Categorical):
         return st.sampled_from(parameter.choices)
     assert isinstance(parameter, (Real, Integer))
+    if isinstance(parameter, Integer) and (parameter.step > 1 or parameter.powers_of is not None):
+        return st.sampled_from([*parameter.values_in_range(), *map(int, parameter.special)])
     between = st.floats if isinstance(parameter, Real) else st.integers
     inside: SearchStrategy[Any] = between(parameter.low, parameter.high)
     return st.one_of(st.sampled_from([parameter.low, parameter.high, *parameter.special]), inside)
@@ -132,7 +195,11 @@ def is_active(space: SearchSpace, name: str, params: Mapping[str, Any]) -> bool:
         if parent not in params:
             return False
         value = space[parent].validate(params[parent])
-        same = [v for v in map(space[parent].validate, values) if (type(v), v) == (type(value), value)]
+        if isinstance(values[0], str) and values[0][:1] in "<>" and type(value) in (int, float):
+            if not eval(f"{value!r} {values[0]}"):  # Python's own comparison
+                return False
+            continue
+        same = [v for v in map(space[parent].validate, values) if repr(v) == repr(value)]
         if not same:
             return False
     return True

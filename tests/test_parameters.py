@@ -110,6 +110,41 @@ def test_encode_gives_the_coordinate_worked_out_by_hand(parameter: Parameter, va
     assert parameter.decode([coordinate]) == [value]
 
 
+@pytest.mark.parametrize(
+    ("parameter", "values"),
+    [
+        (Integer(8, 64, step=8), [8, 16, 24, 32, 40, 48, 56, 64]),
+        (Integer(1, 64, powers_of=2), [1, 2, 4, 8, 16, 32, 64]),
+        (Integer(10, 1000, powers_of=10), [10, 100, 1000]),
+        (Integer(-5, 5, step=5), [-5, 0, 5]),
+    ],
+)
+def test_steps_and_powers_are_all_the_values_in_cells_of_one_width(parameter: Integer, values: list[int]) -> None:
+    n = len(values)
+    assert parameter.size == n
+    assert parameter.decode((np.arange(n) + 0.5) / n) == values == parameter.values_in_range()
+    assert parameter.encode(values) == pytest.approx((np.arange(n) + 0.5) / n)
+    for odd in (values[0] + 1 if values[0] + 1 not in values else 3, values[-1] + 1, values[0] - 1):
+        with pytest.raises(ParamsError, match="must"):
+            parameter.validate(odd)
+
+
+def test_what_is_between_steps_or_powers_is_refused_with_the_rule() -> None:
+    with pytest.raises(ParamsError, match="must be 8 plus a multiple of 8, but got 12"):
+        Integer(8, 64, step=8).validate(12)
+    with pytest.raises(ParamsError, match="must be a power of 2, but got 12"):
+        Integer(1, 64, powers_of=2).validate(12)
+
+
+def test_special_values_may_stand_between_steps() -> None:
+    parameter = Integer(8, 32, step=8, special=[0, 12, 16])
+    assert parameter.size == 6  # 16 counts once
+    index = np.arange(6)
+    assert parameter.decode(parameter.coordinate(index)) == [0, 12, 16, 8, 24, 32]
+    assert parameter.index_of(parameter.coordinate(index)).tolist() == index.tolist()
+    assert repr(parameter) == "Integer(low=8, high=32, prior='uniform', step=8, special=[0, 12, 16])"
+
+
 def test_increasing_numbers_are_ordered_unless_one_says_otherwise() -> None:
     for choices in ([8, 16, 32, 64], [0, 0.1, 0.5], (-1, 0, 1)):
         assert Categorical(choices).ordered

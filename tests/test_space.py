@@ -30,6 +30,15 @@ def typed(params: dict[str, Any]) -> dict[str, tuple[type, Any]]:
     return {name: (type(value), value) for name, value in params.items()}
 
 
+def compared(number: Any, comparison: Any) -> SearchSpace:
+    """A space in which a parameter depends on another by a comparison."""
+    return SearchSpace({"n": number, "c": Categorical(["a", "b"], when={"n": comparison})})
+
+
+def _nested(depth: int) -> Any:
+    return [_nested(depth - 1)] if depth else 1
+
+
 # --- Laws ------------------------------------------------------------------------------------------------------
 
 
@@ -285,7 +294,7 @@ def test_no_parameter_sets_at_all_are_no_points() -> None:
     ("make", "message"),
     [
         (lambda: Real(1, 0), r"low < high must hold, but got Real\(low=1, high=0"),
-        (lambda: Real(2, 2), r"low < high must hold.*a constant is written Categorical\(\[2\]\)"),
+        (lambda: Real(2, 2), r"low < high must hold.*a constant is written 2"),
         (lambda: Real(0, math.inf), r"bounds must be finite numbers, but got Real\(low=0, high=inf"),
         (lambda: Real(math.nan, 1), r"bounds must be finite numbers.*low=nan"),
         (lambda: Real("a", 1), r"bounds must be finite numbers.*low='a'"),
@@ -295,7 +304,7 @@ def test_no_parameter_sets_at_all_are_no_points() -> None:
         (lambda: Real(0, 1, prior="log-uniform"), r"log-uniform prior needs low > 0, but got Real\(low=0, high=1"),
         (lambda: Real(-1, 1, prior="log-uniform"), r"log-uniform prior needs low > 0.*low=-1"),
         (lambda: Real(0, 1, prior="log"), r"prior must be 'uniform' or 'log-uniform'.*prior='log'"),
-        (lambda: Integer(5, 5), r"low < high must hold, but got Integer\(low=5, high=5.*Categorical\(\[5\]\)"),
+        (lambda: Integer(5, 5), r"low < high must hold, but got Integer\(low=5, high=5.*a constant is written 5"),
         (lambda: Integer(0.5, 2), r"bounds must be integers, but got Integer\(low=0.5"),
         (lambda: Integer(0, math.inf), r"bounds must be integers.*high=inf"),
         (lambda: Integer(0, math.nan), r"bounds must be integers.*high=nan"),
@@ -304,12 +313,57 @@ def test_no_parameter_sets_at_all_are_no_points() -> None:
         (lambda: Integer(0, 10**400), r"bounds must not exceed 1000000000000 in size"),
         (lambda: Integer(0, 8, prior="log-uniform"), r"log-uniform prior needs low >= 1, but got Integer\(low=0"),
         (lambda: Categorical([]), r"choices must not be empty, but got \[\]"),
-        (lambda: Categorical(["a", "b", "a"]), r"choices must differ from each other, but got \['a', 'b', 'a'\]"),
+        (
+            lambda: Categorical(["a", "b", "a"]),
+            r"choices must differ from each other, also in the record, but got \['a', 'b', 'a'\]",
+        ),
         (lambda: Categorical([np.int64(1), 1]), r"choices must differ"),
-        (lambda: Categorical("abc"), r"choices must be a list or tuple, but got 'abc' \(str\)"),
-        (lambda: Categorical({1, 2}), r"choices must be a list or tuple, but got \{1, 2\} \(set\)"),
-        (lambda: Categorical([[1], [2]]), r"choices must be JSON scalars, but got \[1\] \(list\)"),
-        (lambda: Categorical([1.0, math.nan]), r"choices must be finite, but got nan"),
+        (lambda: Categorical("abc"), r"choices must be a list, a tuple or a dict of labels, but got 'abc' \(str\)"),
+        (lambda: Categorical({1, 2}), r"choices must be a list, a tuple or a dict of labels, but got \{1, 2\} \(set\)"),
+        (lambda: Categorical([object]), r"a choice must be a JSON value, or have a label, but got <class 'object'>"),
+        (
+            lambda: Categorical([[1, {2}], [2]]),
+            r"a choice must be a JSON value, or have a label, but got \{2\} \(set\)",
+        ),
+        (lambda: Categorical([{1: 2}]), r"a choice must be a dict whose keys are texts, but got \{1: 2\}"),
+        (lambda: Categorical([1.0, math.nan]), r"a choice must be finite, but got nan"),
+        (lambda: Categorical([[1.0, math.inf]]), r"a choice must be finite, but got inf"),
+        (lambda: Categorical([[1, 2], (1, 2)]), r"choices must differ from each other, also in the record"),
+        (lambda: Categorical([{"a": 1, "b": 2}, {"b": 2, "a": 1}]), r"choices must differ from each other"),
+        (lambda: Categorical([["q", 1], '["q",1]']), r"choices must differ from each other, also in the record"),
+        (lambda: Categorical([_nested(40)]), r"a choice must not hold lists and dicts more than 32 deep"),
+        (lambda: Categorical({}), r"choices must not be empty"),
+        (lambda: Categorical({1: object}), r"a label must be a text that is not empty, but got 1 \(int\)"),
+        (lambda: Categorical({"": object}), r"a label must be a text that is not empty, but got ''"),
+        (
+            lambda: Categorical({"a": [1], "b": (1,)}),
+            r"labels must have different values, but 'a' and 'b' have the same",
+        ),
+        (
+            lambda: Categorical({"a": int, "b": int}),
+            r"labels must have different values, but 'a' and 'b' have the same",
+        ),
+        (lambda: Categorical({"a": "b", "b": 1}), r"the value of the label 'a' must not be another label, but got 'b'"),
+        (
+            lambda: Categorical(["a"], values={"b": 1}),
+            r"values must belong to one of the labels \['a'\], but got \['b'\]",
+        ),
+        (lambda: Categorical({"a": 1}, values={"a": 1}), r"values must be left out where choices are a dict"),
+        (
+            lambda: Integer(8, 60, step=8),
+            r"high must be low plus a multiple of step=8; the nearest is 56, but got Integer",
+        ),
+        (lambda: Integer(8, 61, step=8), r"the nearest is 64, but got Integer\(low=8, high=61.*step=8"),
+        (lambda: Integer(8, 9, step=8), r"the nearest is 16, but got"),
+        (lambda: Integer(1, 9, step=0), r"step must be an integer >= 1, but got 0 \(int\)"),
+        (lambda: Integer(1, 9, step=1.5), r"step must be an integer >= 1, but got 1.5"),
+        (lambda: Integer(1, 48, powers_of=2), r"bounds must be powers of 2; the nearest to 48 is 32, but got Integer"),
+        (lambda: Integer(0, 64, powers_of=2), r"bounds must be powers of 2; the nearest to 0 is 1, but got"),
+        (lambda: Integer(1, 80, powers_of=3), r"bounds must be powers of 3; the nearest to 80 is 81, but got"),
+        (lambda: Integer(1, 8, powers_of=1), r"powers_of must be an integer >= 2, but got 1"),
+        (lambda: Integer(1, 8, powers_of=2, step=7), r"step, powers_of and a log-uniform prior exclude each other"),
+        (lambda: Integer(1, 9, prior="log-uniform", step=2), r"step, powers_of and a log-uniform prior exclude"),
+        (lambda: Integer(1, 8, prior="log-uniform", powers_of=2), r"step, powers_of and a log-uniform prior exclude"),
         (lambda: Real(0, 1, special=0.0), r"special must be a list of values, but got 0.0 \(float\)"),
         (lambda: Real(0, 1, special="off"), r"special must be a list of values, but got 'off' \(str\)"),
         (lambda: Real(0, 1, special=["off"]), r"special values must be finite numbers, but got 'off' \(str\)"),
@@ -338,7 +392,7 @@ def test_no_parameter_sets_at_all_are_no_points() -> None:
         ),
         (
             lambda: SearchSpace({"p": Real(0, 1, special=[0.0]), "c": Integer(1, 8, when={"p": [0.0, 0.5]})}),
-            r"'c' depends on 'p', a Real: that must be one of its special values \[0.0\], but got \[0.0, 0.5\]",
+            r"'c' depends on 'p', a Real: that must be one of its special values \[0.0\] or a comparison such as '> 0'",
         ),
         (
             lambda: SearchSpace(
@@ -354,7 +408,33 @@ def test_no_parameter_sets_at_all_are_no_points() -> None:
         (lambda: SearchSpace([("x", (0, 1))]), r"a space is a dict of parameters, but got .*\(list\)"),
         (lambda: SearchSpace({3: (0, 1)}), r"name of a parameter must be a non-empty string, but got 3"),
         (lambda: SearchSpace({"": (0, 1)}), r"non-empty string, but got ''"),
-        (lambda: SearchSpace({"lr": 0.1}), r"parameter 'lr' must be Real, Integer.*but got 0.1 \(float\)"),
+        (
+            lambda: SearchSpace({"lr": {"low": 1}}),
+            r"'lr' must be Real.*labels are written Categorical\(\{...\}\), but got",
+        ),
+        (lambda: SearchSpace({"lr": math.nan}), r"parameter 'lr': a choice must be finite, but got nan"),
+        (lambda: SearchSpace({"lr": object}), r"parameter 'lr' must be Real, Integer.*or a constant, but got <class"),
+        (lambda: compared(Integer(1, 8), "> 8"), r"depends on 'n': '> 8' holds for no value of Integer\(low=1, high=8"),
+        (lambda: compared(Integer(1, 8), ">= 1"), r"depends on 'n': '>= 1' holds for every value of Integer"),
+        (lambda: compared(Integer(1, 8, step=7), "== 4"), r"'== 4' holds for no value of"),
+        (lambda: compared(Integer(2, 8, special=[0]), "!= 1"), r"'!= 1' holds for every value of"),
+        (lambda: compared(Real(0, 1), "> 1"), r"'> 1' holds for no value of Real\(low=0, high=1"),
+        (lambda: compared(Real(0.5, 1, special=[0]), ">= 0"), r"'>= 0' holds for every value of Real"),
+        (
+            lambda: compared(Real(0, 1), "== 0.5"),
+            r"a Real: == and != need one of its special values \[\], but got '== 0.5'",
+        ),
+        (lambda: compared(Categorical([1, 2, 4]), "< 1"), r"'< 1' holds for no value of Categorical"),
+        (lambda: compared(3, "> 1"), r"'> 1' holds for every value of Categorical\(choices=\(3,\)"),
+        (lambda: compared(Integer(1, 8), ["> 2", "< 5"]), r"a comparison must stand alone, but got \['> 2', '< 5'\]"),
+        (lambda: compared(Integer(1, 8), ["> 2", 1]), r"a comparison must stand alone, but got \['> 2'\]"),
+        (
+            lambda: compared(Integer(1, 8), "> nan"),
+            r"depends on 'n', which must be an integer, but got '> nan' \(str\)",
+        ),
+        (lambda: compared(Integer(1, 8), "=> 2"), r"depends on 'n', which must be an integer, but got '=> 2' \(str\)"),
+        (lambda: compared(Categorical(["a", "b"]), "> 0"), r"must be one of \['a', 'b'\], but got '> 0' \(str\)"),
+        (lambda: compared(Categorical([["q"], ["q", "v"]]), ["q"]), r"must be one of \[\['q'\], .*but got 'q'"),
         (lambda: SearchSpace({"lr": (0, 1, 2)}), r"parameter 'lr' must be .*\(tuple\)"),
         (lambda: SearchSpace({"lr": (1.0, 0.0)}), r"parameter 'lr': low < high must hold.*low=1.0, high=0.0"),
         (lambda: SearchSpace({"opt": []}), r"parameter 'opt': choices must not be empty"),

@@ -14,10 +14,11 @@ from rich.table import Table
 
 from llamatune_torch.cli.output import say
 from llamatune_torch.errors import TrialStateError
+from llamatune_torch.parameter_base import compact
 from llamatune_torch.storage.reader import Reader, Snapshot
 from llamatune_torch.storage.serialization import to_strict
 from llamatune_torch.study import Study
-from llamatune_torch.tables import cells, show_value, trials_table
+from llamatune_torch.tables import cells, plain, show_value, trials_table
 from llamatune_torch.text import quote
 from llamatune_torch.trial import Trial
 
@@ -45,9 +46,9 @@ def best(options: Namespace) -> int:
 def arguments(params: dict[str, Any]) -> str:
     """Parameters for a shell, as ``HfArgumentParser`` reads them: ``--learning_rate 3e-05 --fp16 True``.
 
-    What is ``None`` is left out: that is how to leave something unset on a command line.
+    A list or dict is its JSON. What is ``None`` is left out: that is how to leave something unset on a command line.
     """
-    pairs = [f"{quote(f'--{name}')} {quote(str(value))}" for name, value in params.items() if value is not None]
+    pairs = [f"{quote(f'--{name}')} {quote(str(plain(value)))}" for name, value in params.items() if value is not None]
     return " ".join(pairs)
 
 
@@ -109,7 +110,7 @@ def _print_trial(stored: Snapshot, number: int) -> None:
     facts: dict[str, Any] = {
         "state": trial.state,
         stored.study.metric: trial.value,
-        **{f"  {name}": repr(value) for name, value in trial.params.items()},
+        **{f"  {name}": _exact(value) for name, value in trial.params.items()},
         **trial.outcomes,
         "seconds": trial.cost,
         "started": _time(trial.started),
@@ -131,6 +132,10 @@ def _print_trial(stored: Snapshot, number: int) -> None:
         say(f"  step {step:g}{share}: {value:.6g}")
     if trial.error:
         say(f"\n{trial.error}")
+
+
+def _exact(value: Any) -> str:
+    return compact(value) if isinstance(value, (list, dict)) else repr(value)
 
 
 def _time(seconds: float | None) -> str | None:

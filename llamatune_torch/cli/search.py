@@ -86,7 +86,8 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
             if argument not in ARGUMENTS:
                 raise SpecError(f"`search` in {spec.path} has {argument!r}; LlamaTune takes {list(ARGUMENTS)}")
         tuner = LlamaTune(space, spec.function, **arguments)
-        search = partial(tuner.run, OnParams(spec.function))
+        tuner.study.space.require_values()
+        search = partial(tuner.run, OnParams(spec.function, tuner.study.space))
     first = rank() == 0  # under torchrun, one speaks for all
     if first:
         remember(options.storage, name, {"launch": dict(spec.launch)})  # to be shown; what runs is remembered here:

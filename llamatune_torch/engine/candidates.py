@@ -166,7 +166,8 @@ def ascend(acquisition: Score, space: Cube, X: Tensor) -> Tensor:
     def points_at(x: NDArray[np.float64], rows: list[int]) -> Tensor:
         points = X[rows]
         points[:, free] = torch.where(held[rows], points[:, free], torch.from_numpy(x).to(X))
-        return points
+        # A real parent that crosses a threshold turns others on or off: what is off stands in the middle.
+        return space.snap(points) if space.compared_columns else points
 
     def negate(x: NDArray[np.float64], batch_indices: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         points = points_at(x, batch_indices).requires_grad_(True)

@@ -39,6 +39,7 @@ class Cube:
         self.real_columns = space.real_columns
         self.special_columns = space.special_columns
         self.parent_columns = space.parent_columns
+        self.compared_columns = space.compared_columns
 
     def __iter__(self) -> Iterator[Parameter]:
         return iter(self.space)

@@ -10,8 +10,9 @@ Inactive parameters stand in the middle too, so they add no distance between poi
 tells active from inactive. An ordered parent says that neighbours are alike. They are not where one of them switches
 parameters on; then "is it active?" is a feature too.
 
-All other columns are features as they are. A space with neither special values nor conditions on ordered parents has no
-other features: the map is then the identity, and costs nothing.
+A constant has a column, but is no feature: there is nothing to learn from it. All other columns are features as they
+are. A space with neither special values, nor conditions on ordered parents has no other features: the
+map is then the identity, and costs nothing.
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class Features:
         self.numbers = {j: p for j, p in enumerate(space) if isinstance(p, Number) and p.special}
         self.switched = _columns_switched_by_order(space)
         added = range(space.dim, space.dim + len(self.numbers) + len(self.switched))
-        self.numeric = space.numeric_columns
-        self.categorical = [*space.categorical_columns, *added]
+        varied = space.varied_columns or [0]  # a kernel needs something to look at
+        self.numeric = [j for j in space.numeric_columns if j in varied]
+        self.categorical = [*(j for j in space.categorical_columns if j in varied), *added]
         self.is_identity = not added
 
     def __call__(self, X: Tensor) -> Tensor:

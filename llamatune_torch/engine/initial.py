@@ -27,7 +27,7 @@ def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Sugges
     wanted = n - len(suggestions)
     if study.completed:
         num_tried = len({trial.first for trial in tried})  # a retry is no other point
-        wanted = min(wanted, settings.num_initial(study.space.dim) - num_tried - len(suggestions))
+        wanted = min(wanted, settings.num_initial(len(study.space.varied_columns)) - num_tried - len(suggestions))
     if wanted <= 0:
         return suggestions
     taken = Cube(study.space).encode_all([trial.params for trial in tried] + [s.params for s in suggestions])

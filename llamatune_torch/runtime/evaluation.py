@@ -21,7 +21,7 @@ from llamatune_torch.errors import (
     TrialStateError,
 )
 from llamatune_torch.parameter_base import describe, to_python
-from llamatune_torch.space import Params
+from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Outcome, Trial, as_number, cause_of
 
@@ -65,15 +65,16 @@ _run: ContextVar[_Run | None] = ContextVar("run", default=None)
 
 @dataclass(frozen=True)
 class OnParams:
-    """An evaluation that takes the parameters only. Unlike a lambda, it can be sent to another process.
+    """An evaluation that takes the parameters only, with the values of labels. It can be sent to another process.
 
     A function may be a generator of its learning curve; see :func:`exhausted`.
     """
 
     function: Callable[[Params], Any]
+    space: SearchSpace
 
     def __call__(self, trial: Trial) -> float | Outcome:
-        result = self.function(dict(trial.params))
+        result = self.function(self.space.values_of(trial.params))
         return exhausted(result) if isinstance(result, Generator) else result
 
 

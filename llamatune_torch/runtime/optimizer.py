@@ -25,13 +25,13 @@ class LlamaTune(Search):
     """Finds the parameters for which a function is best, in few evaluations.
 
     Args:
-        param_space: ``{name: Real | Integer | Categorical}`` or a ``SearchSpace``.
+        param_space: ``{name: Real | Integer | Categorical}`` or a ``SearchSpace``, which lists the short forms.
         model_eval_fn: takes a dict of parameters, returns a score or an ``Outcome``. Not needed for people who
             own the loop (``ask`` and ``tell``). A generator of ``(step, value, progress)`` may be paused.
         max_evals: how many full runs in total, failed ones included, ``add_trial`` not.
         direction: "maximize" (scores) or "minimize" (losses).
         metric: the name of the score, for tables and messages; ``None`` if ``settle_metric`` will say.
-        initial_points: parameters to try first.
+        initial_points: parameters to try first; of choices with labels, the label or the value.
         callbacks: functions, called as ``callback(optimizer, trial)`` after each finished trial; and instances of
             :class:`Listener`, which also hear of started trials and of reports. They may call ``stop()``.
         progress: whether a progress bar is drawn on a terminal.
@@ -125,13 +125,16 @@ class LlamaTune(Search):
         if self.model_eval_fn is None:
             raise SettingsError("optimize() needs model_eval_fn; with ask() and tell() it is not needed")
         runner = make_runner(executor, n_workers, gpus, isolate, trial_timeout)
-        self.run(OnParams(self.model_eval_fn), runner)
+        self.study.space.require_values()
+        self.run(OnParams(self.model_eval_fn, self.study.space), runner)
         if self.interrupted and not self.study.completed:
             raise KeyboardInterrupt
         return self.study.best_params, self.study.best_value
 
     def run(self, evaluate: Evaluate, runner: Runner | None = None, on_outcome: OnOutcome | None = None) -> Study:
         """The loop behind :meth:`optimize`, for evaluations that want the whole ``Trial``.
+
+        ``trial.params`` is the record then: where choices have labels, ``study.space.values_of`` gives their values.
 
         Args:
             evaluate: takes a trial, returns a score or an ``Outcome``.

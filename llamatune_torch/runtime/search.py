@@ -20,6 +20,7 @@ from llamatune_torch.errors import SettingsError, StillRunningError, StorageErro
 from llamatune_torch.runtime.events import Callback
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import Limits, Settings
+from llamatune_torch.space import SearchSpace
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 from llamatune_torch.storage.store import Change, Store, check_number
 from llamatune_torch.study import Study
@@ -96,9 +97,11 @@ class Search:
 
         Of a stored study, it sees what all processes have asked for, and runs lost trials again first. A trial may be
         one that has paused, and goes on. Train it to the share ``trial.until``, then :meth:`pause` it; or tell its
-        outcome, if it ends before.
+        outcome, if it ends before. ``params`` are a copy, with values in the place of labels; the record in
+        ``study.trials`` has the labels.
 
         Raises:
+            SpaceError: the space was read from a database, which has no value for a label.
             SpaceExhaustedError: a finite space has fewer points left.
             BudgetSpentError: a stored study has fewer of ``max_evals`` left, for all processes together; or the
                 strategy starts nothing any more.
@@ -109,13 +112,15 @@ class Search:
         if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
             raise SettingsError(f"ask(n) needs an integer n >= 1, but got {n!r}")
         self._pid = os.getpid()
-        trials = self._start(n or 1)
+        space = self.study.space
+        space.require_values()
+        trials = [replace(trial, params=space.values_of(trial.params)) for trial in self._start(n or 1)]
         if not trials:
             raise StillRunningError(f"nothing is to start until one of {len(self.study.pending)} running trials ends")
         return trials[0] if n is None else trials
 
     def ask_while(self, goes_on: Callable[[], bool]) -> Trial | None:
-        """:meth:`ask` for the loop; ``None`` if a running trial has to end first, or ``goes_on()`` becomes False."""
+        """The record of the loop's next trial; ``None`` if one has to end first, or ``goes_on()`` becomes False."""
         trials = self._start(1, goes_on)
         return trials[0] if trials else None
 
@@ -197,6 +202,8 @@ class Search:
     def add_trial(self, params: Mapping[str, Any], outcome: float | Outcome) -> Trial:
         """Records a trial that was evaluated elsewhere; it informs the search but uses up no budget.
 
+        Choices may be given by label or by value.
+
         Raises:
             ParamsError: the parameters are not in the space.
             OutcomeError: as :meth:`tell`.
@@ -207,6 +214,8 @@ class Search:
 
     def recommend(self) -> Trial:
         """The finished trial to use: where outcomes are noisy, not the luckiest but the best on average.
+
+        It is a record: where choices have labels, ``study.space.values_of(trial.params)`` gives their values.
 
         Raises:
             NoCompletedTrialError: nothing has completed yet.
@@ -226,6 +235,8 @@ class Search:
     def follow(self, study: Study, worker: str | None, orders: Any) -> None:
         """Takes over the study and the orders of rank 0, which is ``worker``, on the other ranks under ``torchrun``."""
         self.orders = orders
+        # The order is that of the stored study. The values of labels are of this process.
+        study = replace(study, space=SearchSpace({name: self.study.space[name] for name in study.space.names}))
         self._store = MemoryStore(study) if worker is None else FollowerStore(study, worker)
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 from concurrent.futures import Future
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -97,7 +98,8 @@ class TorchrunRunner:
     def _broadcast(self, trial: Trial | None) -> None:
         """Sends a trial to evaluate, or the end, with the study and what rank 0 has decided for the trial."""
         search = self._search
-        dist.broadcast_object_list([trial, search.study, search.worker, search.orders], src=0, group=self._group)
+        study = replace(search.study, space=search.study.space.without_values())  # each rank has its own values
+        dist.broadcast_object_list([trial, study, search.worker, search.orders], src=0, group=self._group)
 
     def _receive(self) -> Trial | None:
         message: list[Any] = [None] * 4

@@ -266,7 +266,12 @@ def find_sqlite_file(url: str) -> Path | None:
         SettingsError: the URL names neither.
     """
     parsed = _parse_url(url)
-    return Path(str(parsed.database)).absolute() if parsed.get_backend_name() == "sqlite" else None
+    if parsed.get_backend_name() != "sqlite":
+        return None
+    try:
+        return Path(str(parsed.database)).expanduser().absolute()  # "~" is the home folder
+    except RuntimeError:
+        raise SettingsError(f"storage is {redact(url)!r}, but there is no home folder for its ~") from None
 
 
 def _parse_url(url: Any) -> URL:

@@ -39,7 +39,7 @@ from llamatune_torch.trial import Cause, Origin, Trial, TrialState
 KINDS: Mapping[str, type[Any]] = {"Real": Real, "Integer": Integer, "Categorical": Categorical}
 
 #: The fields of a parameter that ``extend=True`` may change.
-EXTENSIBLE = {"low", "high", "special", "choices"}
+EXTENSIBLE = {"low", "high", "special", "step", "powers_of", "choices"}
 
 
 def to_json(value: Any) -> str:
@@ -265,6 +265,10 @@ def _is_same(key: str, old: Any, new: Any) -> bool:
     """Compares a field: as text, because 1, 1.0 and True are different choices; as bounds, 1 and 1.0 are the same."""
     if key in ("low", "high"):
         return bool(old == new)
+    if key == "values" and old is not None and new is not None:
+        # Values that one process cannot write as JSON are compared by their labels alone.
+        shared = old.keys() & new.keys()
+        old, new = ({label: values[label] for label in sorted(shared)} for values in (old, new))
     if key == "when":
         old, new = ({name: sorted(map(to_json, when[name])) for name in sorted(when)} for when in (old, new))
     return to_json(old) == to_json(new)
@@ -275,10 +279,13 @@ def _list_fields(parameter: Parameter) -> dict[str, Any]:
     kind = type(parameter).__name__
     when = {parent: list(values) for parent, values in parameter.when.items()}
     if isinstance(parameter, Categorical):
-        return {"kind": kind, "choices": list(parameter.choices), "ordered": parameter.ordered, "when": when}
+        # Of labels, the values that are JSON.
+        values = {"values": parameter.json_values}
+        return {"kind": kind, "choices": list(parameter.choices), "ordered": parameter.ordered, "when": when} | values
     assert isinstance(parameter, (Real, Integer)), describe(parameter)
-    bounds = {"low": to_python(parameter.low), "high": to_python(parameter.high)}
-    return {"kind": kind, **bounds, "prior": parameter.prior, "special": list(parameter.special), "when": when}
+    bounds = {"low": to_python(parameter.low), "high": to_python(parameter.high), "prior": parameter.prior}
+    grid = {"step": parameter.step, "powers_of": parameter.powers_of} if isinstance(parameter, Integer) else {}
+    return {"kind": kind, **bounds, "special": list(parameter.special), "when": when, **grid}
 
 
 def _make_parameter(entry: dict[str, Any]) -> Parameter:

@@ -146,8 +146,9 @@ def check_open(own: Trial, given: Trial | int) -> Trial:
     Raises:
         TrialStateError: it has finished, or the given one belongs to another study.
     """
-    if isinstance(given, Trial) and (own.params, own.seed, own.started) != (given.params, given.seed, given.started):
-        raise TrialStateError(f"trial {own.number} belongs to another study: its parameters or start differ")
+    # Its parameters do not count: they are the user's copy, with values in the place of labels.
+    if isinstance(given, Trial) and (own.seed, own.started) != (given.seed, given.started):
+        raise TrialStateError(f"trial {own.number} belongs to another study: its seed or start differs")
     if not own.is_open:
         raise TrialStateError(f"trial {own.number} has finished ({own.state}) and cannot change")
     return own

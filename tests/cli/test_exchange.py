@@ -207,3 +207,32 @@ def test_a_hostile_file_is_an_error_of_ours(cli: Cli, mine: LlamaTune, shape: st
     assert result.code in (1, 2)
     assert result.err.startswith("llamatune: ")
     assert len(result.err) < 2000
+
+
+def test_labels_lists_and_comparisons_leave_and_come_back(cli: Cli, url: str, tmp_path: Path) -> None:
+    space = {
+        "targets": Categorical({"qv": ["q", "v"], "all": "all-linear"}),
+        "layers": Categorical([[1, 2], {"a": [3]}, "none", None]),
+        "rank": Integer(0, 64, step=8),
+        "alpha": Integer(1, 16, powers_of=2, when={"rank": "> 0"}),
+        "model": Categorical(["gpt2"]),
+    }
+    made = LlamaTune(space, metric="accuracy", storage=url, name="mine", n_initial=1000)
+    for i in range(8):
+        made.tell(made.ask(), i / 8)
+    made.add_trial({"targets": ["q", "v"], "layers": {"a": [3]}, "rank": 0, "model": "gpt2"}, 1.0)
+    cli("export", "--csv", "trials.csv")
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "trials.csv").read_text())))
+    assert {row["params.layers"] for row in rows} == {"[1,2]", '{"a":[3]}', "none", ""}
+    assert {row["params.targets"] for row in rows} == {"qv", "all"}
+    file = write_spec(
+        tmp_path, text=f"from llamatune_torch import *\nspace = {space!r}\nsearch = {{'metric': 'accuracy'}}"
+    )
+    result = cli("import", "--csv", "trials.csv", "--spec", file, "--name", "new")
+    assert result.out == "9 trials added\n", result
+    cli("export", "--json", "mine.json", "--name", "mine")
+    assert cli("import", "--json", "mine.json", "--name", "restored").out.startswith("study 'restored' is restored")
+    for name in ("new", "restored"):
+        again = load_study(url, name)
+        assert again.space == made.study.space
+        assert [trial.params for trial in again.trials] == [trial.params for trial in made.study.trials]

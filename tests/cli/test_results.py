@@ -6,12 +6,19 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from commands import FULL, LORA, Cli
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import JSON_VALUES
 
 from llamatune_torch import Categorical, LlamaTune, Outcome, Real
 from llamatune_torch.cli.results import arguments
+from llamatune_torch.parameter_base import compact
+from llamatune_torch.tables import plain
+from llamatune_torch.text import quote
 
 
 def test_best_for_people(cli: Cli, mine: LlamaTune) -> None:
@@ -138,3 +145,33 @@ def test_no_command_obeys_escapes(cli: Cli, tmp_path: Path) -> None:
     assert (result.code, "\x1b" in result.err) == (1, False)
     cli("export", "--csv", "trials.csv")
     assert cli("import", "--csv", "trials.csv").out == "2 trials added\n"  # the table has its names and choices still
+
+
+@given(
+    st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), st.one_of(st.text(), JSON_VALUES), min_size=1)
+)
+def test_names_and_values_of_any_kind_come_back_from_a_shells_words(params: dict[str, Any]) -> None:
+    printable = {name: value for name, value in params.items() if not _needs_bash(name, value)}
+    words = shlex.split(arguments(printable))
+    expected = {name: value for name, value in printable.items() if value is not None}
+    assert words[::2] == [f"--{name}" for name in expected]
+    for word, value in zip(words[1::2], expected.values(), strict=True):
+        assert word == (compact(value) if isinstance(value, (list, dict)) else str(value))
+
+
+def _needs_bash(*texts: Any) -> bool:
+    """True for what is quoted as $'...', which shlex does not know."""
+    return any(quote(str(plain(text))).startswith("$") for text in texts)
+
+
+def test_names_with_spaces_and_labels(cli: Cli, tmp_path: Path) -> None:
+    space = {"learning rate": Real(0, 1), "it's": Categorical({"qv": [object], "all": 1}), "layers": [[1, 2], [3]]}
+    made = LlamaTune(space, storage=f"sqlite:///{tmp_path}/llamatune.db", name="odd names")
+    made.add_trial({"learning rate": 0.5, "it's": [object], "layers": [1, 2]}, 1.0)
+    assert shlex.split(cli("best", "--args").out) == [
+        *("--learning rate", "0.5", "--it's", "qv", "--layers", "[1,2]"),
+    ]
+    assert json.loads(cli("best", "--json").out)["params"] == {"learning rate": 0.5, "it's": "qv", "layers": [1, 2]}
+    assert "  layers = [1,2]\n" in cli("best").out
+    assert cli("trials").out.splitlines()[1].split()[2:5] == ["0.5", "'qv'", "[1,2]"]
+    assert "  layers: [1,2]\n" in cli("trials", "0").out

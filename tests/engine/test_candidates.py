@@ -182,6 +182,23 @@ def test_climbing_never_ends_below_its_start() -> None:
     assert (evaluate(score, climbed) >= evaluate(score, starts)).all()
 
 
+def test_what_an_ascending_parent_turns_off_stands_in_the_middle_for_the_acquisition_too() -> None:
+    space = Cube(SearchSpace({"x": Real(0, 1), "y": Real(0, 1, when={"x": "> 0.5"})}))
+    assert space.compared_columns == [0]
+    seen: list[Tensor] = []
+
+    def score(X: Tensor) -> Tensor:
+        seen.append(X.detach().squeeze(-2))
+        return -((X[..., 0, 0] - 0.2) ** 2) - (X[..., 0, 1] - 0.9) ** 2
+
+    (reached,) = ascend(score, space, space.encode_all([{"x": 0.7, "y": 0.3}]))
+    assert reached.tolist() == pytest.approx([0.2, 0.5], abs=1e-3)
+    X = torch.cat(seen)
+    off = X[:, 0] <= 0.5
+    assert off.any()
+    assert (X[off, 1] == 0.5).all()
+
+
 def test_ascending_moves_what_is_active_and_ordinary_and_holds_the_rest() -> None:
     space = cube(
         {

@@ -87,7 +87,9 @@ def test_same_parameters_same_labels_and_columns_that_need_no_more_stay_as_they_
     assert ((F >= 0) & (F <= 1)).all()
     kept = [j for j in range(space.dim) if j not in space.special_columns]
     assert torch.equal(F[kept], snapped[kept])
-    assert sorted({*space.categorical_columns, *range(space.dim, len(F))}) == features.categorical
+    varied = space.varied_columns or [0]
+    labels = {*space.categorical_columns, *range(space.dim, len(F))}
+    assert [j for j in sorted(labels) if j in varied or j >= space.dim] == features.categorical
 
 
 def test_gradients_flow_where_values_are_ordinary_only() -> None:
@@ -162,3 +164,11 @@ def test_an_integer_that_switches_a_parameter_on_makes_a_jump_in_the_surrogate()
     mean = gp.posterior(Cube(space).encode_all([{"n": 5, "extra": 1}, {"n": 4}, {"n": 6}])).mean.squeeze(-1)
     assert mean[0] > Y.max() - 0.5
     assert (mean[1:] < Y.min() + 0.5).all()
+
+
+def test_a_constant_is_no_feature() -> None:
+    space = SearchSpace({"model": "gpt2", "x": (0.0, 1.0), "epochs": 3, "c": ["a", "b"]})
+    features = Features(space)
+    assert (features.numeric, features.categorical) == ([1], [3])
+    assert ProductKernel(features).size == ProductKernel(Features(SearchSpace({"x": (0.0, 1.0), "c": ["a", "b"]}))).size
+    assert Features(SearchSpace({"model": "gpt2"})).categorical == [0]  # a kernel needs a feature

@@ -252,8 +252,9 @@ def test_the_same_exception_three_times_before_anything_completes_ends_the_searc
         optimizer.optimize()
     assert states(optimizer) == ["failed"] * 3
     assert optimizer.study.pending == []
+    again = tuner(broken, 12)
     with pytest.raises(EvaluationError):  # as tune() does
-        tuner(broken, 12).run(OnParams(broken))
+        again.run(OnParams(broken, again.study.space))
 
 
 def test_exceptions_that_differ_or_speak_of_the_parameters_do_not_end_the_search() -> None:

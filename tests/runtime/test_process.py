@@ -204,7 +204,7 @@ def _run_arguments(optimizer: LlamaTune, **where: Any) -> tuple[Any, Any]:
     from llamatune_torch.runtime.evaluation import OnParams
 
     assert optimizer.model_eval_fn is not None
-    return OnParams(optimizer.model_eval_fn), make_runner(**where)
+    return OnParams(optimizer.model_eval_fn, optimizer.study.space), make_runner(**where)
 
 
 def string(params: dict[str, Any]) -> Any:

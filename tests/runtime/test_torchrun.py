@@ -244,3 +244,23 @@ leave(tuner, interrupted=tuner.interrupted)
     assert one == other
     assert one["interrupted"]
     assert [state for _, state, *_ in one["trials"]] == ["complete", "complete", "lost"]
+
+
+def test_each_rank_has_its_own_values_of_the_labels(tmp_path: Path) -> None:
+    one, other = on_two_ranks(
+        tmp_path,
+        """
+from llamatune_torch import Categorical
+def evaluate(params):
+    seen.append(params["f"](3))
+    return float(seen[-1])
+functions = {"double": lambda x: 2 * x, "square": lambda x: x * x}  # which nobody can pickle
+tuner = LlamaTune({"f": Categorical(functions)}, evaluate, 2, n_initial=9)
+best_params, best = tuner.optimize()
+leave(tuner, best=best_params["f"](10))
+""",
+    )
+    assert one == other
+    assert sorted(one["seen"]) == [6, 9]
+    assert one["best"] == 100
+    assert sorted(params["f"] for params, *_ in one["trials"]) == ["double", "square"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import subprocess
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from durable import SPACE, states, tuner
 
-from llamatune_torch import LlamaTune, SchemaError, SettingsError, StorageError
+from llamatune_torch import LlamaTune, SchemaError, SettingsError, StorageError, load_study
 from llamatune_torch.storage import database
 
 HERE = Path(__file__).parent
@@ -138,3 +139,27 @@ def test_a_server_that_hangs_up_is_called_again(postgres_url: str) -> None:
         opened.write(lambda transaction: transaction.rows(hang_up, name=name))
         act()
     assert states(mine.study) == ["complete", "running"]
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home, elsewhere):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(elsewhere)
+    opened = tuner("sqlite:///~/x.db")
+    opened.tell(opened.ask(), 0.5)
+    assert (home / "x.db").exists()
+    assert not list(elsewhere.iterdir())
+    assert len(load_study("sqlite:///~/x.db", "s").completed) == 1
+
+
+def test_no_home_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SettingsError, match=r"storage is 'sqlite:///~nobody-at-all/x.db', but there is no home folder"):
+        tuner("sqlite:///~nobody-at-all/x.db")
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 2**31 - 3)  # nobody that the system knows
+    with pytest.raises(SettingsError, match=r"storage is 'sqlite:///~/x.db', but there is no home folder for its ~"):
+        tuner("sqlite:///~/x.db")
+    assert not list(tmp_path.iterdir())

@@ -141,3 +141,52 @@ def test_a_study_of_an_earlier_version_gets_a_token(sqlite_url: str) -> None:
     opened = tuner(sqlite_url)
     assert opened.settings.seed == 3
     assert opened.token == tuner(sqlite_url).token != ""
+
+
+def test_other_values_under_the_same_labels_are_another_search(url: str) -> None:
+    space = {"targets": Categorical({"qv": ["q", "v"], "all": "all-linear"})}
+    tuner(url, space=space)
+    tuner(url, space={"targets": Categorical({"qv": ("q", "v"), "all": "all-linear"})})
+    other = {"targets": Categorical({"qv": ["q", "k"], "all": "all-linear"})}
+    for extend in (False, True):
+        with pytest.raises(
+            StudyMismatchError, match=r"targets: stored .*'qv': \['q', 'v'\].*given .*'qv': \['q', 'k'\]"
+        ):
+            tuner(url, space=other, extend=extend)
+    with pytest.raises(StudyMismatchError, match="targets: stored"):
+        tuner(url, space={"targets": ["qv", "all"]})  # texts that mean themselves
+
+
+def test_labels_may_be_added_as_other_choices(url: str) -> None:
+    tuner(url, space={"c": Categorical({"a": [1], "b": object()})}).add_trial({"c": "a"}, 0.5)
+    wider = {"c": Categorical({"a": [1], "b": object(), "d": {"x": 2}})}
+    with pytest.raises(StudyMismatchError, match="extend=True accepts that"):
+        tuner(url, space=wider)
+    assert len(tuner(url, space=wider, extend=True).study.completed) == 1
+    assert load_study(url, "s").space["c"] == Categorical(["a", "b", "d"], values={"a": [1], "d": {"x": 2}})
+
+
+def test_objects_under_labels_are_compared_by_their_labels(url: str) -> None:
+    first = tuner(url, space={"dtype": Categorical({"half": object(), "single": 32, "double": object()})})
+    again = tuner(url, space={"dtype": Categorical({"half": object(), "single": 32, "double": 64})})
+    assert first.ask().params != again.ask().params
+    assert load_study(url, "s").space["dtype"] == Categorical(
+        ["half", "single", "double"], values={"single": 32, "double": 64}
+    )
+    with pytest.raises(StudyMismatchError, match="dtype: stored"):
+        tuner(url, space={"dtype": Categorical({"half": object(), "single": 33, "double": object()})})
+
+
+def test_a_step_is_part_of_the_definition_and_the_spelling_of_a_condition_is_not(url: str) -> None:
+    def opened(step: int, comparison: str, **changes: Any) -> LlamaTune:
+        space = {"n": Integer(0, 64, step=step), "c": Categorical(["a", "b"], when={"n": comparison})}
+        return tuner(url, space=space, **changes)
+
+    opened(8, "> 0").add_trial({"n": 8, "c": "a"}, 0.5)
+    assert len(opened(8, " >0").study.completed) == 1
+    with pytest.raises(StudyMismatchError, match=r"n: stored .*step=8\), given .*step=16\)"):
+        opened(16, "> 0")
+    with pytest.raises(StudyMismatchError, match=r"c: stored .*'> 0'.*given .*'> 8'"):
+        opened(8, "> 8")
+    coarser = opened(16, "> 0", extend=True)
+    assert coarser.study.trials[0].cause is Cause.OUTSIDE  # 8 is no value any more

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,20 +10,21 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from llamatune_torch.errors import SpaceError
-from llamatune_torch.parameter_base import Parameter, type_key
-from llamatune_torch.parameters import Categorical, Integer, Real
+from llamatune_torch.parameter_base import Parameter, as_json, type_key
+from llamatune_torch.parameters import Categorical, Integer, Prior, Real
 from llamatune_torch.space import SearchSpace
 from llamatune_torch.storage.serialization import to_json
 
-#: Up to how many values a number with a step becomes an ordered choice among them.
+#: Up to how many values a float with a step becomes an ordered choice among them.
 MAX_STEPS = 100
 
 
-def to_scalar(choice: Any) -> Any:
-    """Converts a choice to one that ``Categorical`` holds: to JSON, if it is no scalar or not finite."""
-    if isinstance(choice, float):
-        return choice if math.isfinite(choice) else to_json(choice)
-    return choice if choice is None or isinstance(choice, (str, int)) else to_json(choice)
+def to_choice(choice: Any) -> Any:
+    """Converts a choice to one that ``Categorical`` holds: to the text of its JSON, if it is not finite or no JSON."""
+    try:
+        return as_json(choice)
+    except SpaceError:
+        return to_json(choice)
 
 
 def infer_space(study: str, trials: Sequence[FrozenTrial]) -> SearchSpace:
@@ -54,29 +54,25 @@ def _infer_parameter(distributions: Sequence[Any], when: dict[str, list[Any]]) -
     """A parameter from its distributions in all trials, which Optuna keeps to one kind."""
     first = distributions[0]
     if isinstance(first, CategoricalDistribution):
-        return Categorical(_drop_duplicates([to_scalar(choice) for choice in first.choices]), when=when)
+        return Categorical(_drop_duplicates([to_choice(choice) for choice in first.choices]), when=when)
     low, high = min(d.low for d in distributions), max(d.high for d in distributions)
     if low == high:
         return Categorical([low], when=when)
-    steps = _list_steps(distributions, low, high)
-    if steps:
-        return Categorical(steps, ordered=True, when=when)
-    kind = Integer if isinstance(first, IntDistribution) else Real
-    return kind(low, high, prior="log-uniform" if first.log else "uniform", when=when)
+    prior: Prior = "log-uniform" if first.log else "uniform"
+    if isinstance(first, IntDistribution):
+        return Integer(low, high, prior=prior, step=first.step if _have_one_grid(distributions, low) else 1, when=when)
+    if first.step is None or (high - low) / first.step > MAX_STEPS - 0.5 or not _have_one_grid(distributions, low):
+        return Real(low, high, prior=prior, when=when)
+    values = [low + k * first.step for k in range(round((high - low) / first.step) + 1)]
+    # 0.3, not 0.30000000000000004
+    return Categorical([float(f"{value:.12g}") for value in values], ordered=True, when=when)
 
 
-def _list_steps(distributions: Sequence[Any], low: float, high: float) -> list[Any]:
-    """Lists the values of a number with a step; none for a range, more than ``MAX_STEPS``, or steps that differ."""
+def _have_one_grid(distributions: Sequence[Any], low: float) -> bool:
+    """True if all have the same step, and their bounds are a number of steps apart."""
     step = distributions[0].step
-    whole = isinstance(distributions[0], IntDistribution)
-    if step is None or (whole and step == 1) or (high - low) / step > MAX_STEPS - 0.5:
-        return []
-    for distribution in distributions:
-        ratio = (distribution.low - low) / step
-        if distribution.step != step or abs(ratio - round(ratio)) > 1e-8:
-            return []
-    values = [low + k * step for k in range(round((high - low) / step) + 1)]
-    return values if whole else [float(f"{value:.12g}") for value in values]  # 0.3, not 0.30000000000000004
+    ratios = [(bound - low) / step for d in distributions for bound in (d.low, d.high)]
+    return all(d.step == step for d in distributions) and all(abs(r - round(r)) < 1e-8 for r in ratios)
 
 
 def _infer_condition(name: str, trials: Sequence[FrozenTrial]) -> dict[str, list[Any]]:
@@ -96,8 +92,8 @@ def _infer_condition(name: str, trials: Sequence[FrozenTrial]) -> dict[str, list
         distribution = having[0].distributions[parent]
         if not isinstance(distribution, CategoricalDistribution) or not all(parent in names for names in before):
             continue
-        values = _drop_duplicates([to_scalar(trial.params[parent]) for trial in having])
-        without = _drop_duplicates([to_scalar(trial.params[parent]) for trial in lacking if parent in trial.params])
+        values = _drop_duplicates([to_choice(trial.params[parent]) for trial in having])
+        without = _drop_duplicates([to_choice(trial.params[parent]) for trial in lacking if parent in trial.params])
         overlap = {type_key(value) for value in values} & {type_key(value) for value in without}
         # With all of the parent's values, it would only repeat the parent's own condition.
         if not overlap and len(values) < len(distribution.choices):

@@ -99,9 +99,10 @@ def from_optuna(storage: str, name: str | None = None, space: SearchSpace | None
     Without ``space``, an exported study has the space that it was exported with. Otherwise the space is inferred:
 
     - bounds that differ between trials become the smallest range that holds them all;
-    - a number with a step becomes an ordered choice among its values, if there are at most ``MAX_STEPS``, else a
-      range without a step; one with a single value becomes a choice among that one;
-    - choices that are no JSON scalars (lists, nan) become their JSON;
+    - an integer with a step keeps it; a float with a step becomes an ordered choice among its values, if there are at
+      most ``MAX_STEPS``; steps that differ between trials count for nothing;
+    - a number with a single value becomes a constant;
+    - choices that are no JSON (nan) become the text of theirs;
     - a parameter that is absent from some trials depends on the one choice before it that explains its presence:
       ``when={parent: values}``.
 

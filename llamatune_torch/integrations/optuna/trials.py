@@ -17,7 +17,7 @@ from optuna.trial import FrozenTrial, create_trial
 from optuna.trial import TrialState as OptunaState
 
 from llamatune_torch.curve import Curve
-from llamatune_torch.integrations.optuna.spaces import to_scalar
+from llamatune_torch.integrations.optuna.spaces import to_choice
 from llamatune_torch.parameter_base import Parameter, type_key
 from llamatune_torch.parameters import Categorical, Integer, Real
 from llamatune_torch.space import Params, SearchSpace
@@ -107,13 +107,16 @@ def _write_parameter(name: str, parameter: Parameter, value: Any) -> tuple[str, 
         return name + SPECIAL, value, CategoricalDistribution(parameter.special)
     log = parameter.prior == "log-uniform"
     if isinstance(parameter, Integer):
-        return name, value, IntDistribution(parameter.low, parameter.high, log=log)
+        if parameter.powers_of is not None:  # Optuna knows no powers
+            return name, value, CategoricalDistribution(parameter.values_in_range())
+        return name, value, IntDistribution(parameter.low, parameter.high, log=log, step=parameter.step)
     return name, value, FloatDistribution(parameter.low, parameter.high, log=log)
 
 
 def _choices(parameter: Categorical) -> list[Any]:
-    """The choices as Optuna holds them: as JSON, if some are equal for Python, such as 1, 1.0 and True."""
-    distinct = len(set(parameter.choices)) == len(parameter.choices)
+    """The choices as Optuna holds them: as JSON, if some are lists or dicts, or equal for Python, as 1 and True."""
+    plain = not any(isinstance(choice, (list, dict)) for choice in parameter.choices)
+    distinct = plain and len(set(parameter.choices)) == len(parameter.choices)
     return list(parameter.choices) if distinct else [to_json(choice) for choice in parameter.choices]
 
 
@@ -175,7 +178,7 @@ def _read_choice(parameter: Categorical, value: Any, distribution: BaseDistribut
     if isinstance(distribution, CategoricalDistribution):
         if [*map(type_key, distribution.choices)] == [*map(type_key, _choices(parameter))]:
             return parameter.choices[distribution.choices.index(value)]
-        return to_scalar(value)
+        return to_choice(value)
     # A value of a float with a step: Optuna's samplers differ in the last digits.
     numbers = [c for c in parameter.choices if isinstance(c, (int, float)) and not isinstance(c, bool)]
     nearest = min(numbers, key=lambda number: abs(number - value), default=None)

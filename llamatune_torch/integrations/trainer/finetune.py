@@ -47,7 +47,7 @@ from llamatune_torch.integrations.trainer.readlog import ReadLog
 from llamatune_torch.integrations.trainer.trackers import TrackerRuns
 from llamatune_torch.runtime.evaluation import report, run_guarded
 from llamatune_torch.runtime.torchrun import world_size
-from llamatune_torch.space import Params
+from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.trial import Direction, Outcome, Trial
 
 TrainerFactory = Callable[[Params], Trainer]
@@ -111,6 +111,8 @@ class FineTune:
     #: The best value of the study when a trial begins; only a model that beats it is saved.
     best: float | None = field(default=None, init=False)
     orders: Orders = field(init=False)
+    #: The space of the study, which has the values of labels.
+    space: SearchSpace | None = field(default=None, init=False)
     _warned: set[str] = field(default_factory=set, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -192,10 +194,10 @@ class FineTune:
         runs = TrackerRuns(trial)
         trainer = self._build(trial)
         if self.settled is None:
-            self.settled = self._resolve_metric(trainer, trial.params)
+            self.settled = self._resolve_metric(trainer, self._values_of(trial))
             on_metric(self.settled)
         folders, args, settled = self.orders.folders, trainer.args, self.settled
-        self._check_meaning(settled, trainer, trial.params)
+        self._check_meaning(settled, trainer, self._values_of(trial))
         trainer.args = with_checkpoints(args, folders.trial(trial), self.orders.resumable, pauses=trial.until < 1)
         recorder = Recorder(trainer, settled, report)
         pauser = Pauser(trainer, recorder, trial.until)
@@ -219,10 +221,14 @@ class FineTune:
         finally:
             trainer.args = args  # a user who has kept the trainer finds it as it was
 
+    def _values_of(self, trial: Trial) -> Params:
+        """The parameters as the factory gets them: a copy, with values in the place of labels."""
+        return dict(trial.params) if self.space is None else self.space.values_of(trial.params)
+
     def _build(self, trial: Trial) -> Trainer:
         """Builds the factory's Trainer and checks it before it costs anything."""
         transformers.set_seed(trial.seed)
-        params = ReadLog(trial.params)
+        params = ReadLog(self._values_of(trial))
         trainer = self.trainer_factory(params)
         if not isinstance(trainer, Trainer):
             raise TrainerError(

@@ -49,6 +49,7 @@ class Keeper(Listener):
         self.folders = Folders(fine_tune.orders.folders.output_dir, optimizer.name, optimizer.token)
         self.best = None if fine_tune.keep is None else Best(self.folders, fine_tune.overwrite)
         fine_tune.orders = Orders(self.folders, resumable=optimizer.retries > 0)
+        fine_tune.space = optimizer.study.space
         self._settled = self._running = False
         # Trials that say they have saved their model, and one whose model could not be moved.
         self._saved: set[int] = set()
@@ -61,6 +62,7 @@ class Keeper(Listener):
             SettingsError: the best model cannot be kept in ``output_dir``; before the first trial.
         """
         optimizer = self.optimizer
+        optimizer.study.space.require_values()
         # Under torchrun, an InlineRunner stands for all ranks.
         evaluate = self.fine_tune_here if isinstance(runner, InlineRunner) else self.fine_tune
         optimizer.callbacks.insert(0, self)

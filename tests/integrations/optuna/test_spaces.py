@@ -36,7 +36,7 @@ def test_bounds_that_differ_become_the_range_that_holds_them_all(url: str) -> No
     assert [trial.params for trial in study.trials] == [{"x": 0.5, "n": 3}, {"x": 0.02, "n": 7}]
 
 
-def test_steps_become_ordered_choices_if_they_are_few(url: str) -> None:
+def test_integers_keep_their_steps_and_floats_become_ordered_choices_if_these_are_few(url: str) -> None:
     many = MAX_STEPS * 10
     study = inferred(
         url,
@@ -52,9 +52,9 @@ def test_steps_become_ordered_choices_if_they_are_few(url: str) -> None:
     assert study.space == SearchSpace(
         {
             "dropout": Categorical([0.0, 0.1, 0.2, 0.3, 0.4, 0.5], ordered=True),
-            "width": Categorical([64, 128, 192, 256], ordered=True),
+            "width": Integer(64, 256, step=64),
             "fine": Real(0.0, many / 100),
-            "long": Integer(0, 2 * many),
+            "long": Integer(0, 2 * many, step=2),
             "constant": Categorical([0.7]),
             "one": Categorical([1]),
         }
@@ -82,13 +82,13 @@ def test_steps_that_do_not_match_become_a_range(url: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Choices for a categorical distribution:UserWarning")  # what is tested here
-def test_choices_that_are_no_scalars_become_json(url: str) -> None:
+def test_lists_stay_lists_and_what_is_no_json_becomes_text(url: str) -> None:
     layers, odd = CategoricalDistribution([[64, 64], [128], None]), CategoricalDistribution([math.nan, 1.0])  # type: ignore[list-item]
     study = inferred(
         url, {"layers": ([128], layers), "odd": (math.nan, odd)}, {"layers": (None, layers), "odd": (1.0, odd)}
     )
-    assert study.space == SearchSpace({"layers": ["[64,64]", "[128]", None], "odd": ["NaN", 1.0]})
-    assert [trial.params for trial in study.trials] == [{"layers": "[128]", "odd": "NaN"}, {"layers": None, "odd": 1.0}]
+    assert study.space == SearchSpace({"layers": [[64, 64], [128], None], "odd": ["NaN", 1.0]})
+    assert [trial.params for trial in study.trials] == [{"layers": [128], "odd": "NaN"}, {"layers": None, "odd": 1.0}]
 
 
 METHOD, PLACE = CategoricalDistribution(["full", "lora", "ia3"]), CategoricalDistribution(["all", "top"])

@@ -114,11 +114,16 @@ def test_round_trip_of_any_study(shared: Callable[[], tuple[str, str]], study: S
             assert exported.best_value == study.best_value
 
 
+def scalars_in(parameter: Categorical) -> set[Any]:
+    return {choice for choice in parameter.choices if not isinstance(choice, (list, dict))}
+
+
 @st.composite
 def plain_spaces(draw: st.DrawFn) -> SearchSpace:
-    """What can be inferred: no special values, no conditions, no choices that Optuna would confuse."""
-    distinct = categoricals().filter(lambda p: len(set(p.choices)) == len(p.choices))
-    parameters = st.one_of(reals(special=False), integers(special=False), distinct)
+    """What can be inferred: no special values, conditions, labels or powers, no choices that Optuna would confuse."""
+    distinct = categoricals().filter(lambda p: p.values is None and len(scalars_in(p)) == len(p.choices))
+    no_powers = integers(special=False).filter(lambda p: p.powers_of is None)
+    parameters = st.one_of(reals(special=False), no_powers, distinct)
     return draw(spaces(named=parameters).filter(lambda space: not space.parent_columns))
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
 
-from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
-from llamatune_torch import Curve, ParamsError, Real, SearchSpace, Trial, TrialState
+from llamatune_torch import Categorical, Curve, Integer, ParamsError, Real, SearchSpace, Trial, TrialState
 from llamatune_torch.integrations.optuna.trials import from_frozen_trial, to_frozen_trial
 from llamatune_torch.trial import Cause
 
@@ -73,3 +74,33 @@ def test_parameters_that_do_not_fit_are_refused() -> None:
     frozen = create_trial(params={"x": 1.5}, distributions={"x": FloatDistribution(0, 2)}, value=1.0)
     with pytest.raises(ParamsError, match="x"):
         from_frozen_trial(frozen, 0, SPACE, "maximize")
+
+
+KINDS = SearchSpace(
+    {
+        "targets": Categorical({"qv": ["q", "v"], "dtype": float}),
+        "layers": Categorical([[1, 2], {"a": [3]}, "none"]),
+        "batch": Integer(8, 64, step=8),
+        "size": Integer(1, 64, powers_of=2),
+        "rank": Integer(2, 8, special=[0], when={"size": "> 1"}),
+        "model": "gpt2",
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"targets": "qv", "layers": {"a": [3]}, "batch": 24, "size": 16, "rank": 0, "model": "gpt2"},
+        {"targets": "dtype", "layers": "none", "batch": 64, "size": 1, "model": "gpt2"},
+    ],
+)
+def test_labels_lists_steps_powers_comparisons_and_constants_come_back(params: dict[str, Any]) -> None:
+    trial = replace(TRIAL, params=params)
+    frozen = to_frozen_trial(trial, KINDS)
+    assert frozen.distributions["targets"] == CategoricalDistribution(("qv", "dtype"))
+    assert frozen.distributions["layers"] == CategoricalDistribution(("[1,2]", '{"a":[3]}', '"none"'))
+    assert frozen.distributions["batch"] == IntDistribution(8, 64, step=8)
+    assert frozen.distributions["size"] == CategoricalDistribution((1, 2, 4, 8, 16, 32, 64))
+    assert frozen.distributions["model"] == CategoricalDistribution(("gpt2",))
+    assert from_frozen_trial(frozen, 4, KINDS, "maximize", exported=True) == replace(trial, origin="added")

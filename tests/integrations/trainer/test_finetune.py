@@ -32,6 +32,7 @@ from tiny import (
 from transformers import Trainer, TrainingArguments
 
 from llamatune_torch import (
+    Categorical,
     CheckpointWarning,
     IgnoredParameterWarning,
     MetricError,
@@ -406,3 +407,20 @@ def test_its_defaults_are_those_of_tune() -> None:
     own = {field.name: field.default for field in fields(FineTune) if field.init and field.name != "trainer_factory"}
     assert own == {name: defaults[name] for name in own}
     assert inspect.signature(prepare).parameters["max_evals"].default == defaults["max_evals"]
+
+
+def test_the_factory_gets_values_of_its_own_and_records_have_labels(tmp_path: Path) -> None:
+    space = {"hidden": Categorical({"narrow": [8], "wide": [16]}), "dtype": Categorical({"single": torch.float32})}
+    built: list[Any] = []
+
+    def factory(params: Any) -> Trainer:
+        assert params["dtype"] is torch.float32
+        built.append(params["hidden"].pop())
+        return tiny_trainer({"learning_rate": 1e-2}, tmp_path)
+
+    study = tuned(tmp_path, factory, space=space, max_evals=2)
+    assert len(study.completed) == 2
+    values = {"narrow": 8, "wide": 16}
+    assert built == [values[trial.params["hidden"]] for trial in study.trials]
+    assert {trial.params["dtype"] for trial in study.trials} == {"single"}
+    assert study.best_params["dtype"] is torch.float32
