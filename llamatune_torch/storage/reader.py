@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,10 +10,11 @@ from llamatune_torch.errors import SchemaError, StorageError
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction, find_sqlite_file
 from llamatune_torch.storage.definition import read_definition
 from llamatune_torch.storage.heartbeat import Worker
-from llamatune_torch.storage.serialization import read_trial
+from llamatune_torch.storage.serialization import as_seen_by, read_trial
 from llamatune_torch.storage.session import COLUMNS
 from llamatune_torch.storage.validation import number, take
 from llamatune_torch.study import Study
+from llamatune_torch.trial import Trial
 
 T = TypeVar("T")
 
@@ -22,7 +23,8 @@ class Snapshot(NamedTuple):
     """A stored study at one moment.
 
     ``settings`` are those of its last start. ``workers`` are the ones that run trials now, by name. ``now`` is the time
-    in Unix seconds, by the database's clock.
+    in Unix seconds, by the database's clock. ``written`` are the trials that are on record otherwise than they count in
+    the present space, by number.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Snapshot(NamedTuple):
     settings: Mapping[str, Any]
     workers: Mapping[str, Worker]
     now: float
+    written: Mapping[int, Trial] = {}
 
 
 class Reader:
@@ -95,6 +98,13 @@ def load_study(storage: str, name: str | None = None) -> Study:
     return Reader(storage).look(name).study
 
 
+def show_trials(study: Study, written: Sequence[Trial]) -> tuple[Study, dict[int, Trial]]:
+    """A study with its trials as they count in its space, and those that were written otherwise, by number."""
+    shown = tuple(as_seen_by(trial, study.space, study.extension) for trial in written)
+    differ = {old.number: old for old, new in zip(written, shown, strict=True) if old is not new}
+    return replace(study, trials=shown), differ
+
+
 def _list_names(transaction: Transaction) -> list[str]:
     return [row["name"] for row in transaction.rows("SELECT name FROM llamatune_studies ORDER BY name")]
 
@@ -111,7 +121,7 @@ def _take_snapshot(transaction: Transaction, name: str) -> Snapshot:
         study=row["id"],
     )
     now = transaction.now
-    study = replace(definition.study, trials=tuple(read_trial(trial, definition.study.space) for trial in trials))
+    study, written = show_trials(definition.study, [read_trial(trial) for trial in trials])
     for i, trial in enumerate(study.trials):
         if trial.number != i:
             raise SchemaError(f"trial {i} is not in the database, but trial {trial.number} is")
@@ -119,4 +129,4 @@ def _take_snapshot(transaction: Transaction, name: str) -> Snapshot:
         w["id"]: Worker(w["id"], w["host"], w["pid"], now - take(w, "heartbeat", f"worker {w['id']}", number))
         for w in workers
     }
-    return Snapshot(name, study, definition.settings, running, now)
+    return Snapshot(name, study, definition.settings, running, now, written)

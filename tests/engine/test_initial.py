@@ -62,7 +62,7 @@ def test_the_initial_design_visits_every_parameters_special_values(seed: int) ->
         {
             "wd": Real(1e-4, 1, prior="log-uniform", special=[0.0]),
             "dropout": Real(0, 0.5, special=[0.0]),
-            "lr": Real(1e-5, 1e-3),
+            "lr": Real(1e-5, 1e-3, prior="uniform"),
             "warmup": Integer(10, 1000, special=[0]),
         }
     )
