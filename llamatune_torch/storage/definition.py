@@ -22,7 +22,7 @@ from llamatune_torch.storage.serialization import (
     write_space,
 )
 from llamatune_torch.storage.validation import clip, mapping, optional, parsed, sequence, shorten, whole
-from llamatune_torch.study import Extension, Goal, Study
+from llamatune_torch.study import UNCHANGED, Extension, Goal, Study
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 class Definition(NamedTuple):
     """The part of a stored study that is there before any trial.
 
-    ``study`` is its record without trials. ``settings`` are what a later start or another worker may want to know.
+    ``study`` is its record without trials; its extension is stored among the settings. ``settings`` are what a later
+    start or another worker may want to know.
     """
 
     study: Study
@@ -78,9 +79,8 @@ def create(transaction: Transaction, name: str, given: Definition) -> tuple[int,
     settings = {**given.settings, "seed": given.settings.get("seed") or 0, "token": uuid.uuid4().hex}
     created = given._replace(settings=settings)
     transaction.run(
-        "INSERT INTO llamatune_studies (id, name, space, direction, metric, initial_points, extension, settings, "
-        "revision, lease_until, suggest_seconds) "
-        "VALUES (:id, :name, :space, :direction, :metric, :points, :extension, :settings, 0, 0, 0)",
+        "INSERT INTO llamatune_studies (id, name, space, direction, metric, initial_points, settings, revision, "
+        "lease_until, suggest_seconds) VALUES (:id, :name, :space, :direction, :metric, :points, :settings, 0, 0, 0)",
         id=id,
         name=name,
         **_to_columns(created),
@@ -185,8 +185,8 @@ def merge(stored: Definition, given: Definition, values: Mapping[str, Any]) -> D
 def update(transaction: Transaction, id: int, definition: Definition) -> None:
     """Writes a study's definition in the place of its present one."""
     transaction.run(
-        "UPDATE llamatune_studies SET space = :space, direction = :direction, metric = :metric, initial_points = "
-        ":points, extension = :extension, settings = :settings, revision = revision + 1 WHERE id = :id",
+        "UPDATE llamatune_studies SET space = :space, direction = :direction, metric = :metric, "
+        "initial_points = :points, settings = :settings, revision = revision + 1 WHERE id = :id",
         id=id,
         **_to_columns(definition),
     )
@@ -204,13 +204,15 @@ def read_definition(row: Mapping[str, Any]) -> Definition:
         goal = Goal(row["direction"], row["metric"])
     except SettingsError as error:
         raise SchemaError(f"{place} cannot be read: {clip(error)}") from error
+    settings = read_settings(mapping(parsed(row["settings"], place), f"{place}: settings"), place)
+    changes = settings.pop("extension", None)
     study = Study(
         read_space(row["space"]),
         goal,
         tuple(mapping(point, f"{place}: initial_points") for point in points),
-        extension=read_extension(row["extension"], f"{place}: extension"),
+        extension=UNCHANGED if changes is None else read_extension(changes, f"{place}: extension"),
     )
-    return Definition(study, read_settings(mapping(parsed(row["settings"], place), f"{place}: settings"), place))
+    return Definition(study, settings)
 
 
 def read_settings(settings: dict[str, Any], place: str) -> dict[str, Any]:
@@ -243,13 +245,13 @@ def remember(url: str, name: str, settings: Mapping[str, Any]) -> None:
 
 def _to_columns(definition: Definition) -> dict[str, Any]:
     study = definition.study
+    changes = {} if study.extension == UNCHANGED else {"extension": write_extension(study.extension)}
     return {
         "space": write_space(study.space),
         "direction": study.direction,
         "metric": study.goal.metric,
         "points": to_json(study.initial_points),
-        "extension": write_extension(study.extension),
-        "settings": to_json(definition.settings),
+        "settings": to_json({**definition.settings, **changes}),
     }
 
 

@@ -43,7 +43,7 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
         "metric": study.goal.metric,
         "space": json.loads(write_space(study.space)),
         "initial_points": list(study.initial_points),
-        "extension": json.loads(write_extension(study.extension)),
+        "extension": write_extension(study.extension),
         "settings": dict(stored.settings),
         "trials": [_to_entry(stored.written.get(trial.number, trial)) for trial in study.trials],
     }
@@ -67,7 +67,7 @@ def from_document(document: Any) -> Snapshot:
             read_space(to_json(take(document, "space", place, sequence))),
             _read_goal(document, place),
             tuple(mapping(point, f"{place}: initial_points[{i}]") for i, point in enumerate(points)),
-            extension=read_extension(to_json(document["extension"]), place) if "extension" in document else Extension(),
+            extension=read_extension(document["extension"], place) if "extension" in document else Extension(),
         )
         trials = [_to_trial(entry, i) for i, entry in enumerate(take(document, "trials", place, sequence))]
         for i, trial in enumerate(trials):
@@ -76,7 +76,8 @@ def from_document(document: Any) -> Snapshot:
             if trial.first not in range(i + 1):
                 raise SchemaError(f"trials[{i}].retry_of must be a number before it, but got {trial.retry_of!r}")
         settings = read_settings(take(document, "settings", place, mapping), place)
-        settings.pop("launch", None)
+        for name in ("launch", "extension"):  # what runs here is decided here; the other stands by itself
+            settings.pop(name, None)
         study, written = show_trials(study, trials)
         return Snapshot(take(document, "name", place, text), study, settings, {}, 0.0, written)
     except ODD as error:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
-        # ``extension`` is what the space has gained and lost since the study began.
         # ``revision`` rises with every change of the study or of one of its trials. Each trial has that of its last
         # change: a process that knows the study at one revision reads only newer trials. ``metric`` is null until it
         # is known. ``lease_owner`` is the worker that computes a suggestion; the others wait until ``lease_until``.
@@ -21,7 +20,6 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             direction TEXT NOT NULL,
             metric TEXT,
             initial_points TEXT NOT NULL,
-            extension TEXT NOT NULL,
             settings TEXT NOT NULL,
             revision BIGINT NOT NULL,
             lease_owner TEXT,

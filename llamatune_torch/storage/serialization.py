@@ -109,9 +109,9 @@ def compare_spaces(stored: SearchSpace, given: SearchSpace) -> tuple[list[str], 
     return lines, extensible
 
 
-def write_extension(extension: Extension) -> str:
-    """Writes what a space has gained and lost as JSON."""
-    return to_json({"values": dict(extension.values), "dropped": list(extension.dropped)})
+def write_extension(extension: Extension) -> dict[str, Any]:
+    """Writes what a space has gained and lost as JSON values."""
+    return {"values": dict(extension.values), "dropped": list(extension.dropped)}
 
 
 def read_extension(written: Any, place: str) -> Extension:
@@ -120,7 +120,7 @@ def read_extension(written: Any, place: str) -> Extension:
     Raises:
         SchemaError: it is anything else.
     """
-    entry = mapping(parsed(written, place), place)
+    entry = mapping(written, place)
     dropped = take(entry, "dropped", place, sequence)
     return Extension(take(entry, "values", place, mapping), tuple(text(name, place) for name in dropped))
 
