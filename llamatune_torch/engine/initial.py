@@ -104,8 +104,8 @@ def _completed(
 ) -> list[Params]:
     """The parameters that the ``j``-th of the partial points becomes; none if all that it can become is ``taken``."""
     cube, avoid = Cube(study.space), Cube(study.space).encode_all(taken)
-    U = quasi_random(cube.dim, num_partial + (j + 1) * NUM_COMPLETIONS, settings.seed)
-    U = torch.cat([U[j : j + 1], U[-NUM_COMPLETIONS:]])
+    ranges = ((1, j), (NUM_COMPLETIONS, (j + 1) * NUM_COMPLETIONS))
+    U = torch.cat([quasi_random(cube.dim, n, settings.seed, start) for n, start in ranges])
     if cube.size is not None and cube.size <= MAX_ENUMERATED:
         U = torch.cat([U, cube.grid()])  # what a short sequence may miss
     X = torch.from_numpy(completions(study.space, point, to_numpy(U)))

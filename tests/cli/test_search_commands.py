@@ -154,7 +154,7 @@ def test_a_new_study_needs_a_space_and_a_good_search(cli: Cli, tmp_path: Path) -
     assert "has no `space`" in cli("run", file).err
     file = write_spec(tmp_path, text="space = {'x': (0.0, 1.0)}\nsearch = {'max_eval': 3}\ndef evaluate(p): ...")
     result = cli("run", file)
-    assert (result.code, "'max_eval'; LlamaTune takes ['max_evals', " in result.err) == (2, True)
+    assert (result.code, "no argument 'max_eval'; the arguments are: max_evals, " in result.err) == (2, True)
     file = write_spec(tmp_path, text="space = {'x': (1.0, 0.0)}\ndef evaluate(p): ...")
     assert cli("run", file).code == 2
     assert not (tmp_path / "llamatune.db").exists()

@@ -131,7 +131,9 @@ def test_the_timeout_is_handed_on(tmp_path: Path) -> None:
 
 def test_an_unknown_argument_is_named_with_those_that_exist(tmp_path: Path) -> None:
     calls = Calls(tmp_path)
-    with pytest.raises(SettingsError, match=r"tune\(\) has no argument 'n_trials'; its arguments are: ") as caught:
+    with pytest.raises(
+        SettingsError, match=r"tune\(\): there is no argument 'n_trials': here it is max_evals"
+    ) as caught:
         tuned(tmp_path, calls, n_trials=3)
     assert calls.trainers == []
     names = str(caught.value).split("arguments are: ")[1].split(", ")
@@ -152,7 +154,7 @@ def test_an_unknown_argument_is_named_with_those_that_exist(tmp_path: Path) -> N
         ({"metric": max}, SettingsError, "metric is a function, so direction must say which way: 'maximize' or 'mini"),
         ({"metric": 3}, SettingsError, "metric must be a name or a function of the metrics, but got 3"),
         ({"keep": "all"}, SettingsError, "keep must be 'best' or None, but got 'all'"),
-        ({"model_eval_fn": print}, SettingsError, r"tune\(\) has no argument 'model_eval_fn'"),
+        ({"model_eval_fn": print}, SettingsError, r"tune\(\): there is no argument 'model_eval_fn'"),
     ],
 )
 def test_bad_arguments_are_refused_before_the_factory_is_called(
