@@ -27,7 +27,7 @@ from llamatune_torch.storage.serialization import (
 )
 from llamatune_torch.storage.session import LockedStudy
 from llamatune_torch.storage.validation import ODD, clip, mapping, optional, sequence, take, text
-from llamatune_torch.study import Extension, Goal, Study
+from llamatune_torch.study import UNCHANGED, Goal, Study
 from llamatune_torch.trial import Cause, Trial, TrialState
 
 FORMAT = 1
@@ -67,7 +67,7 @@ def from_document(document: Any) -> Snapshot:
             read_space(to_json(take(document, "space", place, sequence))),
             _read_goal(document, place),
             tuple(mapping(point, f"{place}: initial_points[{i}]") for i, point in enumerate(points)),
-            extension=read_extension(document["extension"], place) if "extension" in document else Extension(),
+            extension=read_extension(document.get("extension", write_extension(UNCHANGED)), f"{place}: extension"),
         )
         trials = [_to_trial(entry, i) for i, entry in enumerate(take(document, "trials", place, sequence))]
         for i, trial in enumerate(trials):

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from strategies import OTHERS
-from tiny import SPACE, Calls, raises, scripted, text_trainer, tuned
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from tiny import SPACE, Calls, raises, scripted, text_trainer, tiny_trainer, tuned
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
 from llamatune_torch import (
     LlamaTune,
@@ -169,3 +169,17 @@ def test_bad_arguments_are_refused_before_the_factory_is_called(
 def test_a_factory_that_cannot_be_called_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="trainer_factory must be callable, but got 'factory'"):
         tune("factory", SPACE, output_dir=tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_stored_search_goes_on_with_a_parameter_more(tmp_path: Path) -> None:
+    stored: dict[str, Any] = {"storage": f"sqlite:///{tmp_path}/study.db", "name": "mine"}
+    tuned(tmp_path, **stored)
+    space = {**SPACE, "dropout": Real(0.0, 0.5)}
+
+    def factory(params: dict[str, Any]) -> Trainer:
+        assert 0 <= params["dropout"] <= 0.5
+        return tiny_trainer(params, tmp_path)
+
+    study = tuned(tmp_path, factory, space=space, max_evals=2, extend={"dropout": 0.1}, **stored)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    assert study.trials[0].params["dropout"] == 0.1
