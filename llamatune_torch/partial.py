@@ -12,8 +12,8 @@ from llamatune_torch.errors import ParamsError
 from llamatune_torch.parameter_base import Floats, describe, to_python
 from llamatune_torch.space import Params, SearchSpace
 
-# Random points among which one must exist at which all given parameters are active.
-NUM_CHECKED = 4096
+# Random points among which all given parameters must be active at one; the engine looks at many more.
+NUM_CHECKED = 512
 
 
 def validate_part(space: SearchSpace, params: Mapping[str, Any]) -> Params:

@@ -18,7 +18,7 @@ from llamatune_torch.study import Study
 from llamatune_torch.trial import Suggestion, Trial, TrialState
 
 # Points of the Sobol sequence, besides its own, among which a partial initial point finds one to complete it.
-NUM_COMPLETIONS = 1024
+NUM_COMPLETIONS = 4096
 
 
 def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Suggestion]:
