@@ -21,6 +21,7 @@
         └── MetricError        (KeyError)     the metric is not among those the Trainer reports
 
     LlamaTuneWarning (UserWarning)
+    ├── SpaceWarning                          a range that is probably not what is meant
     ├── SurrogateWarning                      a fit fell back to something simpler
     ├── IgnoredParameterWarning               the factory never reads a parameter it is given
     ├── CheckpointWarning                     the best model could not be kept, or is not the one that counts
@@ -110,6 +111,10 @@ class MetricError(TrainerError, KeyError):
 
 class LlamaTuneWarning(UserWarning):
     """Root of every warning of this package, so that one filter catches them all."""
+
+
+class SpaceWarning(LlamaTuneWarning):
+    """A range of the search space is probably not what is meant."""
 
 
 class SurrogateWarning(LlamaTuneWarning):

@@ -21,13 +21,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from llamatune_torch.categorical import Categorical as Categorical
 from llamatune_torch.errors import ParamsError, SpaceError
+from llamatune_torch.hints import refuse_misnamed, warn_if_wide
 from llamatune_torch.parameter_base import Bools, Floats, Ints, Parameter, conditions, describe, to_python
 
 Prior = Literal["uniform", "log-uniform"]
@@ -49,9 +50,13 @@ class Number(Parameter):
 
     low: float
     high: float
-    prior: Prior = "uniform"
+    prior: Prior | None = None  # "uniform", which is what a number without one gets
     special: Sequence[float] = ()
     when: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def __new__(cls, *args: Any, **named: Any) -> Self:
+        refuse_misnamed(cls.__name__, named)
+        return super().__new__(cls)
 
     def special_coordinates(self) -> Floats:
         """The coordinates of the special values, in order."""
@@ -77,6 +82,8 @@ class Number(Parameter):
         # A frozen dataclass sets its fields this way.
         for name in ("low", "high", "prior"):
             object.__setattr__(self, name, to_python(getattr(self, name)))
+        if self.prior is None:
+            object.__setattr__(self, "prior", "uniform")
         if isinstance(self.special, str) or not isinstance(self.special, Sequence):
             raise SpaceError(f"special must be a list of values, but got {describe(self.special)}")
         for value in self.special:
@@ -103,7 +110,7 @@ class Real(Number):
 
     Args:
         low, high: the bounds.
-        prior: "uniform" or "log-uniform".
+        prior: "uniform", the default, or "log-uniform".
         special: values of a kind of their own, inside the range or not: ``Real(1e-4, 1, prior="log-uniform",
             special=[0.0])`` is a weight decay that may be off.
         when: ``{"method": "lora"}``, ``{"method": ["lora", "qlora"]}`` or ``{"rank": "> 0"}``: matters only then; see
@@ -113,12 +120,16 @@ class Real(Number):
         SpaceError: ``low < high`` does not hold, or by rounding alone; a bound or special value is not finite; special
             values are not different; or a log prior meets ``low <= 0``.
 
+    Warns:
+        SpaceWarning: the range spans two decades or more, and no ``prior`` is given.
+
     Example:
         >>> Real(1e-5, 1e-3, prior="log-uniform").decode([0.0, 0.5, 1.0])
         [1e-05, 0.0001, 0.001]
     """
 
     def __post_init__(self) -> None:
+        is_said = self.prior is not None
         self._settle(lambda value: _is_number(value) and _is_finite(value), "finite numbers", float)
         for bound in (self.low, self.high):
             if not _is_number(bound) or not _is_finite(bound):
@@ -134,6 +145,8 @@ class Real(Number):
             raise SpaceError(f"the logarithms of low and high must differ, but got {self!r}")
         if self.high - self.low < MIN_STEPS * min(self._grid(self.low), self._grid(self.high)):
             raise SpaceError(f"low and high must differ by more than values are rounded by, but got {self!r}")
+        if not is_said:
+            warn_if_wide(self.low, self.high, f"Real({self.low!r}, {self.high!r})")
 
     @property
     def size(self) -> None:
@@ -247,7 +260,7 @@ class Integer(Number):
 
     Args:
         low, high: the bounds.
-        prior: "uniform" or "log-uniform"; with ``step`` or ``powers_of`` it must be uniform.
+        prior: "uniform", the default, or "log-uniform"; with ``step`` or ``powers_of`` it must be uniform.
         special: values of a kind of their own, inside the range or not: ``Integer(10, 1000, special=[0])``.
         when: ``{"method": "lora"}``, ``{"method": ["lora", "qlora"]}`` or ``{"rank": "> 0"}``: matters only then; see
             ``SearchSpace``.
@@ -436,7 +449,7 @@ def _nearest_power(number: int, base: int) -> int:
     return power if abs(number - power) <= abs(power * base - number) else power * base
 
 
-def _check_prior(parameter: Parameter, prior: str, has_logarithm: bool, rule: str) -> None:
+def _check_prior(parameter: Parameter, prior: str | None, has_logarithm: bool, rule: str) -> None:
     if prior not in ("uniform", "log-uniform"):
         raise SpaceError(f"prior must be 'uniform' or 'log-uniform', but got {parameter!r}")
     if prior == "log-uniform" and not has_logarithm:

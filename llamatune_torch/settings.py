@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
 
 from llamatune_torch.errors import SettingsError
+from llamatune_torch.hints import describe_unknown
 
 AcquisitionName = Literal["logeqi", "logei", "ei", "logpi", "pi", "ucb", "qlogei", "qlognei"]
 StrategyName = Literal["auto", "screen", "full", "successive_halving", "asha", "hyperband", "median", "top_k"]
@@ -131,8 +132,9 @@ class Place:
         storage: "sqlite:///file.db", or "postgresql://user@host/name" for many machines (extra ``postgres``); ``None``
             for memory.
         name: the study's name in its storage; "study" by default.
-        extend: whether a stored study may be opened with other ranges and choices. Old trials that do not fit any more
-            stay on record and are used for nothing.
+        extend: whether a stored study may be opened with another space. True accepts other ranges and choices, and a
+            parameter less: old trials that do not fit any more stay on record and are used for nothing. A dict accepts
+            new parameters too: ``{"warmup": 0.1}`` says which value all trials without one have had.
         grace: seconds without a sign of life after which the trials of another process are LOST, at a second look.
         retries: how often at most the parameters of such a trial run again. If the last time ends so too, they have
             FAILED, which counts once, and the search steers away from them.
@@ -143,7 +145,7 @@ class Place:
 
     storage: str | None = None
     name: str | None = None
-    extend: bool = False
+    extend: bool | Mapping[str, Any] = False
     grace: float = 120.0
     retries: int = 2
 
@@ -154,6 +156,10 @@ class Place:
             raise SettingsError("storage must be a URL such as 'sqlite:///study.db', without a NUL character")
         if self.name is not None and (not isinstance(self.name, str) or not self.name or not self.name.isprintable()):
             raise SettingsError(f"the name of a stored study must be a line of text, but got {self.name!r}")
+        values = self.extend if isinstance(self.extend, Mapping) else {}
+        if not isinstance(self.extend, (bool, Mapping)) or not all(isinstance(name, str) for name in values):
+            rule = "extend must be True, False, or a dict of the values that new parameters have had"
+            raise SettingsError(f"{rule}, such as {{'warmup': 0.1}}, but got {self.extend!r}")
         if not _is_seconds(self.grace) or not math.isfinite(self.grace):
             raise SettingsError(f"grace must be a number of seconds > 0, but got {self.grace!r}")
         if not _is_integer(self.retries, 0):
@@ -181,7 +187,7 @@ class Knobs(TypedDict, total=False):
     max_failures: int | None
     storage: str | None
     name: str | None
-    extend: bool
+    extend: bool | Mapping[str, Any]
     grace: float
     retries: int
 
@@ -214,7 +220,7 @@ def group(knobs: Mapping[str, Any], settings: Settings | None = None) -> Groups:
     known = [*names_of(Settings), *names_of(Limits), *names_of(Place)]
     for name in knobs:
         if name not in known:
-            raise SettingsError(f"there is no argument {name!r}; the knobs are: {', '.join(known)}")
+            raise SettingsError(f"{describe_unknown(name, known)}; the knobs are: {', '.join(known)}")
     limits = {name: value for name, value in knobs.items() if name in names_of(Limits)}
     place = {name: value for name, value in knobs.items() if name in names_of(Place)}
     return Groups(settings or Settings(**own), Limits(**limits), Place(**place), "seed" in own or settings is not None)

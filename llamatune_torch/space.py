@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike
 
 from llamatune_torch.conditions import group_values, holds, order_parents_first, read_condition, with_condition
 from llamatune_torch.errors import ParamsError, SpaceError
+from llamatune_torch.hints import warn_if_wide
 from llamatune_torch.parameter_base import Bools, Comparison, Floats, Parameter, describe, meets, to_python
 from llamatune_torch.parameters import SPECIAL_SHARE, Categorical, Integer, Real
 
@@ -260,6 +261,15 @@ class SearchSpace:
             X[given, j] = parameter.encode([row[name] for row in rows if name in row])
         return X
 
+    def with_values(self, params: Params, values: Params) -> Params:
+        """``params``, and from ``values`` what is missing there though it is active; in the order of the space."""
+        full = dict(params)
+        for name in self.parents_first:
+            if name in values and name not in full and self._is_active(name, full):
+                full[name] = values[name]
+        known = {name: full[name] for name in self.parameters if name in full}
+        return known | full
+
     def decode(self, x: ArrayLike) -> Params:
         """The parameters that a point ``x`` of the unit cube stands for; ``x`` has shape ``d``."""
         return self.decode_all(np.asarray(x, dtype=np.float64)[np.newaxis])[0]
@@ -366,8 +376,11 @@ def _parameter(name: Any, definition: Any) -> Parameter:
             return Categorical(definition)
         if isinstance(definition, tuple) and len(definition) == 2:
             low, high = (to_python(bound) for bound in definition)
-            whole = isinstance(low, int) and isinstance(high, int)
-            return Integer(low, high) if whole else Real(low, high)
+            if isinstance(low, int) and isinstance(high, int):
+                return Integer(low, high)
+            real = Real(low, high, prior="uniform")
+            warn_if_wide(low, high, f"parameter {name!r}: ({low!r}, {high!r})")
+            return real
         if definition is None or isinstance(to_python(definition), (str, int, float)):
             return Categorical([definition])
     except SpaceError as error:

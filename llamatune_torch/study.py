@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from llamatune_torch.errors import NoCompletedTrialError, SettingsError, TrialStateError
@@ -45,20 +45,46 @@ class Goal:
 
 
 @dataclass(frozen=True)
+class Extension:
+    """The parameters that a space has gained and lost since the study began (``extend``).
+
+    Args:
+        values: for each parameter that was added, the value that trials without it have had.
+        dropped: the names of those that are no longer in the space.
+    """
+
+    values: Mapping[str, Any] = field(default_factory=dict)
+    dropped: tuple[str, ...] = ()
+
+    def applied_to(self, params: Params, space: SearchSpace) -> Params:
+        """Parameters of an older trial as they are now: without those dropped, and with the values of those added."""
+        if not self.values and not self.dropped:
+            return params
+        kept = {name: value for name, value in params.items() if name not in self.dropped}
+        return space.with_values(kept, dict(self.values))
+
+
+#: The extension of a space that is as it was.
+UNCHANGED = Extension()
+
+
+@dataclass(frozen=True)
 class Study:
     """All trials of one search, in the order of their numbers (``trials[k].number == k``).
 
     Args:
         space: where the search takes place.
         goal: the direction and the metric.
-        initial_points: canonical parameters to try before any others.
+        initial_points: canonical parameters to try before any others; a point may leave some out.
         trials: what has been tried.
+        extension: what the space has gained and lost. Trials are shown as they count in the space of now.
     """
 
     space: SearchSpace
     goal: Goal = Goal()
     initial_points: tuple[Params, ...] = ()
     trials: tuple[Trial, ...] = ()
+    extension: Extension = UNCHANGED
 
     @property
     def direction(self) -> Direction:

@@ -41,7 +41,7 @@ def reals(draw: DrawFn, special: bool = True) -> Real:
         low = draw(st.one_of(st.floats(-10, 10), st.floats(-1e300, 1e300)))
         width = draw(st.one_of(st.floats(1e-6, 1e6), st.floats(1e-300, 1e300)))
         high = low + max(width, 2e-12 * abs(low))  # as narrow as a range may be
-        parameter = Real(low, high)
+        parameter = Real(low, high, prior="uniform")
     values = st.one_of(
         st.sampled_from([0.0, parameter.low, parameter.high, -1.0]), st.floats(parameter.low, parameter.high)
     )

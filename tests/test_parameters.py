@@ -288,7 +288,7 @@ def test_every_coordinate_of_a_cell_stands_for_its_special_value_and_snaps_to_th
 
 @pytest.mark.parametrize("low", [0.0, -0.05, 1e-300])
 def test_a_special_value_in_the_range_has_one_coordinate_only(low: float) -> None:
-    parameter = Real(low, 0.1, special=[low, 0.05, 0.1])
+    parameter = Real(low, 0.1, prior="uniform", special=[low, 0.05, 0.1])
     inside = np.array([0.25, 0.25 + 0.75 * (0.05 - low) / (0.1 - low), 1.0])
     assert parameter.decode(inside) == [low, 0.05, 0.1]
     assert np.array_equal(parameter.snap(inside), parameter.special_coordinates())

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import pytest
-from strategies import make_study, make_trial
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import make_study, make_trial, spaces_with_params
 
 from llamatune_torch import (
     Cause,
@@ -18,7 +21,7 @@ from llamatune_torch import (
     TrialState,
     TrialStateError,
 )
-from llamatune_torch.study import Goal
+from llamatune_torch.study import UNCHANGED, Extension, Goal
 
 SPACE = SearchSpace({"lr": (0.0, 1.0), "opt": ["adamw", "sgd"]})
 
@@ -203,3 +206,17 @@ def test_a_goal_is_checked_and_settled_once_its_metric_has_a_name() -> None:
     unsettled = Study(SPACE, Goal("minimize", None))
     assert (unsettled.direction, unsettled.metric, unsettled.is_settled) == ("minimize", "value", False)
     assert Study(SPACE).is_settled
+
+
+@given(spaces_with_params(), st.data())
+def test_an_extension_gives_back_what_was_left_out_and_takes_away_what_is_dropped(
+    drawn: tuple[SearchSpace, dict[str, Any]], data: st.DataObject
+) -> None:
+    space, params = drawn
+    params = space.validate(params)
+    missing = data.draw(st.sets(st.sampled_from(list(params))))
+    before = {name: value for name, value in params.items() if name not in missing}
+    inactive = {name: space[name].decode([0.5])[0] for name in space.names if name not in params}
+    extension = Extension(inactive | {name: params[name] for name in missing}, ("gone" * 3,))
+    assert repr(extension.applied_to({**before, "gone" * 3: 1}, space)) == repr(params)
+    assert UNCHANGED.applied_to(before, space) is before

@@ -25,9 +25,18 @@ from llamatune_torch.errors import (
     SpaceError,
     SpecError,
 )
+from llamatune_torch.hints import OTHER_NAMES
 from llamatune_torch.text import printable
 
 DEFAULT_STORAGE = "sqlite:///llamatune.db"
+
+_PLAIN = ("name", "storage", "direction", "metric", "seed", "timeout", "max_failures", "extend", "grace", "retries")
+#: The options that stand for arguments of ``LlamaTune``, ``optimize`` and ``tune``.
+FLAGS = {
+    "max_evals": "--trials",
+    "n_workers": "--workers",
+    **{name: f"--{name.replace('_', '-')}" for name in (*_PLAIN, "gpus", "isolate", "trial_timeout")},
+}
 
 _ABOUT = """\
 Finds the best hyperparameters of a language model. A search is a Python file with a space and a function:
@@ -48,7 +57,10 @@ _TARGET = "spec.py, spec.py:function, or module:function"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; its exit code."""
-    options = parser().parse_args(arguments)
+    root = parser()
+    options, unknown = root.parse_known_args(arguments)
+    if unknown:
+        root.error(f"unrecognized arguments: {' '.join(unknown)}" + "".join(map(_meant, unknown)))
     module = import_module(f"llamatune_torch.cli.{options.module}")
     shown, warnings.showwarning = warnings.showwarning, _show_warning(warnings.showwarning)
     try:
@@ -70,6 +82,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     finally:
         warnings.showwarning = shown
+
+
+def _meant(argument: str) -> str:
+    """Says which option is meant by one that people know from elsewhere, or by an argument's name in Python."""
+    option = argument.partition("=")[0]
+    name = option.removeprefix("--").replace("-", "_")
+    ours = OTHER_NAMES.get(name, name)
+    if not option.startswith("--") or FLAGS.get(ours) == option:
+        return ""
+    if ours in FLAGS:
+        return f"; here it is {FLAGS[ours]}"
+    return f"; here it is {ours}, which stands in `search` in the file" if ours in OTHER_NAMES.values() else ""
 
 
 def _failed(what: object, code: int) -> int:
@@ -140,7 +164,13 @@ def _add_searches(command: Any) -> None:
         search.add_argument("--seed", type=int)
         search.add_argument("--timeout", metavar="S", type=float, help="seconds after which no further trial starts")
         search.add_argument("--max-failures", metavar="N", type=int, help="stop when more than N trials have failed")
-        search.add_argument("--extend", action="store_true", default=None, help="accept other ranges and choices")
+        search.add_argument("--extend", action="store_true", default=None, help="accept another space than is stored")
+        search.add_argument(
+            "--extend-with",
+            metavar="NAME=VALUE",
+            action="append",
+            help="accept a new parameter too; all trials without one have had this value",
+        )
         search.add_argument("--grace", metavar="S", type=float, help="seconds of silence after which a worker is lost")
         search.add_argument("--retries", metavar="N", type=int, help="how often at most lost trials run again")
         search.add_argument("--trainer", action="store_true", default=None, help="the function returns a Trainer")

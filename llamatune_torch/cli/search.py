@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from llamatune_torch.cli.launches import find_launch, remember_launch
 from llamatune_torch.cli.output import say
 from llamatune_torch.cli.spec import Spec, load_spec
-from llamatune_torch.errors import SpecError
+from llamatune_torch.errors import SettingsError, SpecError
+from llamatune_torch.hints import describe_unknown
 from llamatune_torch.runtime.evaluation import OnParams
 from llamatune_torch.runtime.optimizer import ARGUMENTS, LASTING, LlamaTune
 from llamatune_torch.runtime.runners import Runner, make_runner
@@ -74,6 +76,10 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
             raise SpecError(f"{spec.path} has no `space`, and {name!r} is a new study, which needs one")
         space = stored.study.space
     given = {key: value for key, value in vars(options).items() if key in ARGUMENTS and value is not None}
+    if options.extend_with:
+        given["extend"] = _read_values(options.extend_with)
+    elif options.extend and isinstance(arguments.get("extend"), Mapping):
+        del given["extend"]  # the file says more
     arguments = {**arguments, **given, "storage": options.storage, "name": name}
     runner = _make_runner(options)
     if spec.is_trainer_factory:
@@ -84,7 +90,8 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
     else:
         for argument in arguments:
             if argument not in ARGUMENTS:
-                raise SpecError(f"`search` in {spec.path} has {argument!r}; LlamaTune takes {list(ARGUMENTS)}")
+                unknown = describe_unknown(argument, ARGUMENTS)
+                raise SpecError(f"`search` in {spec.path}: {unknown}; the arguments are: {', '.join(ARGUMENTS)}")
         tuner = LlamaTune(space, spec.function, **arguments)
         tuner.study.space.require_values()
         search = partial(tuner.run, OnParams(spec.function, tuner.study.space))
@@ -98,6 +105,20 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
     if tuner.interrupted:
         raise KeyboardInterrupt
     return 0 if study.completed else 1
+
+
+def _read_values(pairs: Sequence[str]) -> dict[str, Any]:
+    """The values in ``NAME=VALUE``: numbers, booleans and null as in JSON, everything else is text."""
+    values = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or not name:
+            raise SettingsError(f"--extend-with needs NAME=VALUE, as in warmup=0.1, but got {pair!r}")
+        try:
+            values[name] = json.loads(text)
+        except ValueError:
+            values[name] = text
+    return values
 
 
 def _lasting(stored: Snapshot) -> dict[str, Any]:

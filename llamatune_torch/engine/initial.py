@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from llamatune_torch.engine.candidates import MAX_ENUMERATED, is_new
-from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.qmc import sobol
+from llamatune_torch.engine.cube import Cube, to_numpy
+from llamatune_torch.engine.qmc import quasi_random, sobol
 from llamatune_torch.errors import SpaceExhaustedError
+from llamatune_torch.partial import completions, is_complete
 from llamatune_torch.settings import Settings
 from llamatune_torch.space import Params
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Suggestion, TrialState
+from llamatune_torch.trial import Suggestion, Trial, TrialState
+
+# Points of the Sobol sequence, besides its own, among which a partial initial point finds one to complete it.
+NUM_COMPLETIONS = 4096
 
 
 def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Suggestion]:
     """Up to ``n`` suggestions that need no surrogate; fewer as soon as it can take over."""
     tried = [trial for trial in study.trials if trial.state is not TrialState.LOST]
-    # repr tells 1, 1.0 and True apart, which == does not.
-    known = {repr(trial.params) for trial in tried}
-    fresh = {repr(p): Suggestion(p, "initial") for p in study.initial_points if repr(p) not in known}
-    suggestions = list(fresh.values())[:n]
+    suggestions = [Suggestion(params, "initial") for params in untried_points(study, settings, tried)[:n]]
     wanted = n - len(suggestions)
     if study.completed:
         num_tried = len({trial.first for trial in tried})  # a retry is no other point
@@ -34,6 +35,39 @@ def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Sugges
     return suggestions + [Suggestion(p, "sobol") for p in next_sobol_points(study, settings, taken, wanted)]
 
 
+def untried_points(study: Study, settings: Settings, tried: Sequence[Trial]) -> list[Params]:
+    """The initial points that are not among the trials ``tried``, in their order, each once and complete.
+
+    The ``j``-th partial point takes what it leaves out from the ``j``-th point of the study's Sobol sequence. If that
+    will not do, it takes it from the first of some later ones, which are its own. A trial that an initial point has
+    started stands for the first partial point that it agrees with. A partial point that can become nothing new is left
+    out.
+    """
+    partial = places_of_partial(study)
+    whole = [point for i, point in enumerate(study.initial_points) if i not in partial]
+    # repr tells 1, 1.0 and True apart, which == does not.
+    known = {repr(trial.params) for trial in tried}
+    started = [t.params for t in tried if partial and study.trials[t.first].origin == "initial"]
+    started = [params for params in started if repr(params) not in map(repr, whole)]
+    fresh: dict[str, Params] = {}
+    for i, point in enumerate(study.initial_points):
+        if i not in partial:
+            if repr(point) not in known:
+                fresh.setdefault(repr(point), point)
+        elif (same := next((params for params in started if _agree(params, point)), None)) is not None:
+            started.remove(same)
+        else:
+            taken = [trial.params for trial in tried] + whole + list(fresh.values())
+            completed = _completed(study, settings, point, partial.index(i), len(partial), taken)
+            fresh.update({repr(params): params for params in completed})
+    return list(fresh.values())
+
+
+def places_of_partial(study: Study) -> list[int]:
+    """The places, among the initial points, of those that leave parameters out."""
+    return [i for i, point in enumerate(study.initial_points) if not is_complete(study.space, point)]
+
+
 def next_sobol_points(
     study: Study, settings: Settings, taken: Tensor, n: int, preferred: Callable[[Tensor], Tensor] | None = None
 ) -> list[Params]:
@@ -42,7 +76,7 @@ def next_sobol_points(
     If ``preferred`` marks some of the next points, these come first.
     """
     space = Cube(study.space)
-    start = sum(trial.origin == "sobol" for trial in study.trials)
+    start = len(places_of_partial(study)) + sum(trial.origin == "sobol" for trial in study.trials)
     pool = sobol(space, n + 256, settings.seed, start)
     if space.size is not None and space.size <= MAX_ENUMERATED:
         pool = torch.cat([pool, space.grid()])  # what a short sequence may miss
@@ -59,3 +93,20 @@ def next_sobol_points(
             f"all {space.size} points of the space are done or running; nothing new can be suggested"
         )
     return chosen
+
+
+def _agree(params: Params, point: Params) -> bool:
+    return all(name in params and repr(params[name]) == repr(value) for name, value in point.items())
+
+
+def _completed(
+    study: Study, settings: Settings, point: Params, j: int, num_partial: int, taken: Sequence[Params]
+) -> list[Params]:
+    """The parameters that the ``j``-th of the partial points becomes; none if all that it can become is ``taken``."""
+    cube, avoid = Cube(study.space), Cube(study.space).encode_all(taken)
+    ranges = ((1, j), (NUM_COMPLETIONS, (j + 1) * NUM_COMPLETIONS))
+    U = torch.cat([quasi_random(cube.dim, n, settings.seed, start) for n, start in ranges])
+    if cube.size is not None and cube.size <= MAX_ENUMERATED:
+        U = torch.cat([U, cube.grid()])  # what a short sequence may miss
+    X = torch.from_numpy(completions(study.space, point, to_numpy(U)))
+    return [cube.decode(x) for x in X[is_new(cube, X, avoid)][:1]]

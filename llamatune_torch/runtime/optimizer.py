@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Unpack
+from typing import Any, Never, Unpack
 
 from llamatune_torch.errors import ParamsError, SettingsError
+from llamatune_torch.hints import RUNNING, describe_unknown
+from llamatune_torch.partial import validate_part
 from llamatune_torch.runtime.evaluation import Evaluate, OnParams, can_pause
 from llamatune_torch.runtime.events import Callback, check_callbacks
 from llamatune_torch.runtime.loop import OnOutcome, run_loop
@@ -31,7 +33,8 @@ class LlamaTune(Search):
         max_evals: how many full runs in total, failed ones included, ``add_trial`` not.
         direction: "maximize" (scores) or "minimize" (losses).
         metric: the name of the score, for tables and messages; ``None`` if ``settle_metric`` will say.
-        initial_points: parameters to try first; of choices with labels, the label or the value.
+        initial_points: parameters to try first; of choices with labels, the label or the value. A point may leave some
+            out, which the search then fills in.
         callbacks: functions, called as ``callback(optimizer, trial)`` after each finished trial; and instances of
             :class:`Listener`, which also hear of started trials and of reports. They may call ``stop()``.
         progress: whether a progress bar is drawn on a terminal.
@@ -84,6 +87,7 @@ class LlamaTune(Search):
         gpus: Gpus | None = None,
         isolate: bool = False,
         trial_timeout: float | None = None,
+        **unknown: Never,
     ) -> tuple[Params, float]:
         """Evaluates ``model_eval_fn`` until the budget is used up; the best parameters and their score.
 
@@ -108,6 +112,7 @@ class LlamaTune(Search):
             isolate: whether each trial has a fresh process, so that the next one finds all memory free.
             trial_timeout: seconds after which a trial's process is killed, and the trial has failed; the time that
                 its imports take does not count (they have ten minutes).
+            **unknown: nothing else; the error says what is meant, and where it belongs.
 
         Raises:
             NoCompletedTrialError: every trial failed; the message says why.
@@ -122,6 +127,8 @@ class LlamaTune(Search):
             >>> tuner = LlamaTune({"x": Real(-1, 1)}, my_module.train, max_evals=40)
             >>> best_params, best_score = tuner.optimize(gpus="auto")
         """
+        for name in unknown:
+            raise SettingsError(f"{describe_unknown(name, RUNNING)}; the arguments are: {', '.join(RUNNING)}")
         if self.model_eval_fn is None:
             raise SettingsError("optimize() needs model_eval_fn; with ask() and tell() it is not needed")
         runner = make_runner(executor, n_workers, gpus, isolate, trial_timeout)
@@ -200,7 +207,7 @@ def _validated(space: SearchSpace, points: Sequence[Mapping[str, Any]]) -> tuple
     validated = []
     for i, point in enumerate(points):
         try:
-            validated.append(space.validate(point))
+            validated.append(validate_part(space, point))
         except ParamsError as error:
             raise ParamsError(f"initial_points[{i}]: {error}") from None
     return tuple(validated)

@@ -29,7 +29,7 @@ from multiprocessing import Pipe, process, spawn
 from multiprocessing.connection import Connection
 from typing import Any
 
-from llamatune_torch.errors import ExecutorError, LlamaTuneError, LlamaTuneWarning
+from llamatune_torch.errors import ExecutorError, LlamaTuneError, LlamaTuneWarning, SpaceWarning
 from llamatune_torch.runtime.cgroup import OomKills
 from llamatune_torch.runtime.evaluation import Evaluate, run_trial
 from llamatune_torch.trial import Cause, Outcome
@@ -272,6 +272,7 @@ def _cause(code: int | None) -> str:
 def main(descriptor: int) -> None:
     """The other end: runs the trials that come through the pipe until it closes, one at a time."""
     faulthandler.enable()  # what a segmentation fault was in, on standard error
+    warnings.simplefilter("ignore", SpaceWarning)  # the program has shown those of the lines that are imported again
     connection: Connection[Any, Any] = Connection(descriptor)
     lock, tasks = threading.Lock(), queue.SimpleQueue[bytes | None]()
     busy = threading.Event()

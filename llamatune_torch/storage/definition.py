@@ -9,12 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from llamatune_torch.errors import ParamsError, SchemaError, SettingsError, StudyMismatchError
+from llamatune_torch.errors import ParamsError, SchemaError, SettingsError, SpaceError, StudyMismatchError
+from llamatune_torch.partial import validate_part
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
-from llamatune_torch.storage.serialization import compare_spaces, read_space, to_json, write_space
+from llamatune_torch.storage.serialization import (
+    compare_spaces,
+    read_extension,
+    read_space,
+    to_json,
+    write_extension,
+    write_space,
+)
 from llamatune_torch.storage.validation import clip, mapping, optional, parsed, sequence, shorten, whole
-from llamatune_torch.study import Goal, Study
+from llamatune_torch.study import UNCHANGED, Extension, Goal, Study
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +30,8 @@ logger = logging.getLogger(__name__)
 class Definition(NamedTuple):
     """The part of a stored study that is there before any trial.
 
-    ``study`` is its record without trials. ``settings`` are what a later start or another worker may want to know.
+    ``study`` is its record without trials; its extension is stored among the settings. ``settings`` are what a later
+    start or another worker may want to know.
     """
 
     study: Study
@@ -30,7 +39,7 @@ class Definition(NamedTuple):
 
 
 def open_study(
-    transaction: Transaction, display_url: str, name: str, given: Definition, extend: bool
+    transaction: Transaction, display_url: str, name: str, given: Definition, extend: bool | Mapping[str, Any]
 ) -> tuple[int, Definition]:
     """Opens a stored study, or creates it; returns its id and its definition as it is from now on.
 
@@ -39,21 +48,26 @@ def open_study(
         display_url: the database's name in messages.
         name: the study's name.
         given: the definition of the present start.
-        extend: whether ranges and choices may differ from those stored.
+        extend: as of ``Place``, with canonical values.
 
     Raises:
-        StudyMismatchError: the stored study is another search.
+        StudyMismatchError: the stored study is another search, or has not all parameters and ``extend`` does not say
+            which values its trials have had.
     """
+    values = extend if isinstance(extend, Mapping) else {}
     rows = transaction.rows("SELECT * FROM llamatune_studies WHERE name = :name", name=name)
     if not rows:
         return create(transaction, name, given)
     id, stored = rows[0]["id"], read_definition(rows[0])
     lines, extensible = compare(stored, given)
-    if lines and not (extend and extensible):
-        raise StudyMismatchError(describe_mismatch(name, display_url, lines, extensible))
+    added = [other for other in given.study.space.names if other not in stored.study.space.names]
+    if contradictions := compare_values(stored.study, values, added):
+        raise StudyMismatchError(describe_mismatch(name, display_url, contradictions, extensible=False))
+    if lines and (extend is False or not extensible or not values.keys() >= set(added)):
+        raise StudyMismatchError(describe_mismatch(name, display_url, lines, extensible, added))
     if lines:
         logger.info("study %r: its space is now another: %s", name, "; ".join(lines))
-    opened = merge(stored, given)
+    opened = merge(stored, given, values)
     update(transaction, id, opened)
     fitting = tuple(_keep_fitting(opened.study.space, opened.study.initial_points))
     return id, opened._replace(study=replace(opened.study, initial_points=fitting))
@@ -75,7 +89,7 @@ def create(transaction: Transaction, name: str, given: Definition) -> tuple[int,
 
 
 def compare(stored: Definition, given: Definition) -> tuple[list[str], bool]:
-    """Lists the differences between two definitions, a line each; True if ``extend=True`` would accept them."""
+    """Lists the differences between two definitions, a line each; True if ``extend`` would accept them."""
     lines, extensible = compare_spaces(stored.study.space, given.study.space)
     old, new = (str(definition.settings.get("strategy", "")) for definition in (stored, given))
     if old and new and old != new and "@" in old + new:  # a user's own: others decide otherwise
@@ -84,6 +98,33 @@ def compare(stored: Definition, given: Definition) -> tuple[list[str], bool]:
         score = compare_scores(stored.study, given.study, named=True)
         lines, extensible = lines + score, extensible and not score
     return lines, extensible
+
+
+def compare_values(stored: Study, values: Mapping[str, Any], added: Sequence[str]) -> list[str]:
+    """Lists the parameters that old trials lack, and for which ``values`` now says otherwise than it once did."""
+    return [
+        f"{name}: old trials have had {stored.extension.values[name]!r}, given {value!r}"
+        for name, value in values.items()
+        if name not in added and to_json(stored.extension.values.get(name, value)) != to_json(value)
+    ]
+
+
+def check_values(space: SearchSpace, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that new parameters have had (``extend``) in canonical form.
+
+    Raises:
+        SettingsError: there is no such parameter.
+        SpaceError: a value that its parameter does not have.
+    """
+    canonical = {}
+    for name, value in values.items():
+        if name not in space.names:
+            raise SettingsError(f"extend has a value for {name!r}, but the space has {space.names}")
+        try:
+            canonical[name] = space[name].validate(value)
+        except ParamsError as error:
+            raise SpaceError(f"extend: parameter {name!r} {error}") from None
+    return canonical
 
 
 def compare_scores(stored: Study, given: Study, named: bool) -> list[str]:
@@ -96,30 +137,50 @@ def compare_scores(stored: Study, given: Study, named: bool) -> list[str]:
     return lines
 
 
-def describe_mismatch(name: str, display_url: str, lines: Sequence[str], extensible: bool) -> str:
-    """Says for people what differs, and what they can do."""
+def describe_mismatch(
+    name: str, display_url: str, lines: Sequence[str], extensible: bool, added: Sequence[str] = ()
+) -> str:
+    """Says for people what differs, and what they can do; ``added`` are the parameters that are not stored."""
     remedy = "extend=True accepts that, and uses the old trials that still fit; " if extensible else ""
+    if extensible and added:
+        values = ", ".join(f"{new!r}: ..." for new in added)
+        remedy = f"extend={{{values}}} accepts that, with the value that old trials have had in the place of the dots; "
     differences = "".join(f"\n  {line}" for line in lines)
     return f"study {name!r} in {display_url} is another search:{differences}\n{remedy}another name starts a new study"
 
 
-def merge(stored: Definition, given: Definition) -> Definition:
+def merge(stored: Definition, given: Definition, values: Mapping[str, Any]) -> Definition:
     """Combines two definitions that do not contradict each other.
 
     The given space and settings count; a seed of ``None`` is none. The parameters stay in the stored order, so that
-    all processes search the same space. The stored score stays, if none is given. New initial points come behind the
+    all processes search the same space; new ones come behind. Old trials lack these and have had their ``values``; so
+    do the stored initial points. The stored score stays, if none is given. New initial points come behind the
     stored ones, which stay on record even where they do not fit the space. A study that an earlier version has written
     gets a token.
     """
-    space = given.study.space
-    study = replace(given.study, space=SearchSpace({name: space[name] for name in stored.study.space.names}))
+    before, space = stored.study, given.study.space
+    kept = [name for name in before.space.names if name in space.names]
+    added = [name for name in space.names if name not in before.space.names]
+    lost = [name for name in before.space.names if name not in space.names]
+    space = SearchSpace({name: space[name] for name in (*kept, *added)})
+    change = Extension({name: values[name] for name in added}, tuple(lost))
+    extension = Extension(
+        {name: value for name, value in before.extension.values.items() if name in kept} | dict(change.values),
+        tuple(name for name in (*before.extension.dropped, *lost) if name not in added),
+    )
+    study = replace(given.study, space=space, extension=extension)
     if not study.is_settled:
         study = replace(study, goal=stored.study.goal)
-    known = {_to_key(point) for point in stored.study.initial_points}
-    new = [point for point in study.initial_points if _to_key(point) not in known]
+    points = [change.applied_to(point, space) for point in before.initial_points]
+    known = {_to_key(point) for point in points}
+    new = [
+        point
+        for point in study.initial_points
+        if not known & {_to_key(point), _to_key(extension.applied_to(point, space))}
+    ]
     settings = {key: value for key, value in given.settings.items() if key != "seed" or value is not None}
     return Definition(
-        replace(study, initial_points=(*stored.study.initial_points, *new)),
+        replace(study, initial_points=(*points, *new)),
         {"token": uuid.uuid4().hex, **stored.settings, **settings},
     )
 
@@ -146,8 +207,15 @@ def read_definition(row: Mapping[str, Any]) -> Definition:
         goal = Goal(row["direction"], row["metric"])
     except SettingsError as error:
         raise SchemaError(f"{place} cannot be read: {clip(error)}") from error
-    study = Study(read_space(row["space"]), goal, tuple(mapping(point, f"{place}: initial_points") for point in points))
-    return Definition(study, read_settings(mapping(parsed(row["settings"], place), f"{place}: settings"), place))
+    settings = read_settings(mapping(parsed(row["settings"], place), f"{place}: settings"), place)
+    changes = settings.pop("extension", None)
+    study = Study(
+        read_space(row["space"]),
+        goal,
+        tuple(mapping(point, f"{place}: initial_points") for point in points),
+        extension=UNCHANGED if changes is None else read_extension(changes, f"{place}: extension"),
+    )
+    return Definition(study, settings)
 
 
 def read_settings(settings: dict[str, Any], place: str) -> dict[str, Any]:
@@ -180,12 +248,13 @@ def remember(url: str, name: str, settings: Mapping[str, Any]) -> None:
 
 def _to_columns(definition: Definition) -> dict[str, Any]:
     study = definition.study
+    changes = {} if study.extension == UNCHANGED else {"extension": write_extension(study.extension)}
     return {
         "space": write_space(study.space),
         "direction": study.direction,
         "metric": study.goal.metric,
         "points": to_json(study.initial_points),
-        "settings": to_json(definition.settings),
+        "settings": to_json({**definition.settings, **changes}),
     }
 
 
@@ -196,6 +265,6 @@ def _to_key(point: Params) -> str:
 def _keep_fitting(space: SearchSpace, points: Sequence[Params]) -> Iterator[Params]:
     for point in points:
         try:
-            yield space.validate(point)
+            yield validate_part(space, point)
         except ParamsError:
             continue

@@ -14,11 +14,20 @@ from typing import Any
 from llamatune_torch.errors import SchemaError, StorageError
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.storage.definition import Definition, open_study, read_settings
-from llamatune_torch.storage.reader import Snapshot
-from llamatune_torch.storage.serialization import read_space, read_trial, to_json, to_strict, write_space, write_trial
+from llamatune_torch.storage.reader import Snapshot, show_trials
+from llamatune_torch.storage.serialization import (
+    read_extension,
+    read_space,
+    read_trial,
+    to_json,
+    to_strict,
+    write_extension,
+    write_space,
+    write_trial,
+)
 from llamatune_torch.storage.session import LockedStudy
 from llamatune_torch.storage.validation import ODD, clip, mapping, optional, sequence, take, text
-from llamatune_torch.study import Goal, Study
+from llamatune_torch.study import UNCHANGED, Goal, Study
 from llamatune_torch.trial import Cause, Trial, TrialState
 
 FORMAT = 1
@@ -34,8 +43,9 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
         "metric": study.goal.metric,
         "space": json.loads(write_space(study.space)),
         "initial_points": list(study.initial_points),
+        "extension": write_extension(study.extension),
         "settings": dict(stored.settings),
-        "trials": [_to_entry(trial) for trial in study.trials],
+        "trials": [_to_entry(stored.written.get(trial.number, trial)) for trial in study.trials],
     }
 
 
@@ -57,16 +67,19 @@ def from_document(document: Any) -> Snapshot:
             read_space(to_json(take(document, "space", place, sequence))),
             _read_goal(document, place),
             tuple(mapping(point, f"{place}: initial_points[{i}]") for i, point in enumerate(points)),
-            tuple(_to_trial(entry, i) for i, entry in enumerate(take(document, "trials", place, sequence))),
+            extension=read_extension(document.get("extension", write_extension(UNCHANGED)), f"{place}: extension"),
         )
-        for i, trial in enumerate(study.trials):
+        trials = [_to_trial(entry, i) for i, entry in enumerate(take(document, "trials", place, sequence))]
+        for i, trial in enumerate(trials):
             if type(trial.number) is not int or trial.number != i:
                 raise SchemaError(f"trials[{i}].number must be {i}, but got {trial.number!r}")
             if trial.first not in range(i + 1):
                 raise SchemaError(f"trials[{i}].retry_of must be a number before it, but got {trial.retry_of!r}")
         settings = read_settings(take(document, "settings", place, mapping), place)
-        settings.pop("launch", None)
-        return Snapshot(take(document, "name", place, text), study, settings, {}, 0.0)
+        for name in ("launch", "extension"):  # what runs here is decided here; the other stands by itself
+            settings.pop(name, None)
+        study, written = show_trials(study, trials)
+        return Snapshot(take(document, "name", place, text), study, settings, {}, 0.0, written)
     except ODD as error:
         raise SchemaError(f"the exported study cannot be read: {clip(error)}") from error
 
@@ -86,7 +99,7 @@ def restore(url: str, name: str, archived: Snapshot) -> None:
         id, created = open_study(transaction, database.display_url, name, given, extend=False)
         locked = LockedStudy(transaction, id, created.study, -1, {})
         for trial in archived.study.trials:
-            locked.put(trial)
+            locked.put(archived.written.get(trial.number, trial))
 
     database.keep_trying(lambda: database.write(work, exclusive=True), "a study to be restored", OPENING_PATIENCE)
 

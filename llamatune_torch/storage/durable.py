@@ -28,11 +28,11 @@ from llamatune_torch.errors import StorageError, StorageWarning, StudyMismatchEr
 from llamatune_torch.settings import Place
 from llamatune_torch.space import Params
 from llamatune_torch.storage import heartbeat
-from llamatune_torch.storage.definition import Definition, compare_scores, describe_mismatch
+from llamatune_torch.storage.definition import Definition, check_values, compare_scores, describe_mismatch
 from llamatune_torch.storage.heartbeat import Doubts, Heartbeat, beat_interval, give_sign_of_life
 from llamatune_torch.storage.serialization import is_same_record, write_space
 from llamatune_torch.storage.session import LockedStudy, StudySession
-from llamatune_torch.storage.store import Change, Choose, check_number, check_open, is_settled
+from llamatune_torch.storage.store import Change, Choose, check_number, is_settled
 from llamatune_torch.storage.turns import Ask, start_trials, wait_for_others
 from llamatune_torch.storage.unsaved import Once, UnsavedResults, find_added
 from llamatune_torch.study import Goal, Study
@@ -53,7 +53,7 @@ class DurableStore:
         name: the study's name; a database holds any number of studies.
         study: the definition to open the study with; it has no trials.
         settings: what a later start or another worker may want to know; those of the last start count.
-        extend: whether ranges and choices may differ from those stored.
+        extend: as of ``Place``.
         grace: seconds without a sign of life after which a worker has stalled, and its trials are LOST.
         retries: how often at most the parameters of such a trial run again; if the last time ends so too, they
             have FAILED.
@@ -72,17 +72,18 @@ class DurableStore:
         study: Study,
         *,
         settings: Mapping[str, Any] | None = None,
-        extend: bool = False,
+        extend: bool | Mapping[str, Any] = False,
         grace: float = 120.0,
         retries: int = 2,
     ) -> None:
-        # Both refuse what they do not like, before a file is made.
+        # All refuse what they do not like, before a file is made.
         Place(url, name, extend, grace, retries)
         write_space(study.space)
+        canonical = extend if isinstance(extend, bool) else check_values(study.space, extend)
         self.name = name
         self.grace = grace
         self.retries = retries
-        self.session = StudySession(url, name, Definition(study, settings or {}), extend)
+        self.session = StudySession(url, name, Definition(study, settings or {}), canonical)
         self.token: str = self.settings["token"]
         self._unsaved = UnsavedResults(self.session)
         self._unwritten: dict[int, Curve] = {}  # of reports that could not be written
@@ -162,7 +163,7 @@ class DurableStore:
             current = locked.read(check_number(trial, len(locked.trials)))
             if once.result is not None and is_same_record(current, once.result):
                 return once.result  # an earlier attempt has come through, though it seemed to fail
-            changed = once(check_open(current, trial), locked.now)
+            changed = once(locked.find_open(trial), locked.now)
             locked.put(changed)
             return changed
 
@@ -184,8 +185,7 @@ class DurableStore:
         """See ``Store``. What cannot be written at once goes with the next report, or with the result."""
 
         def write(locked: LockedStudy) -> Trial:
-            current = locked.read(check_number(trial, len(locked.trials)))
-            reported = change(self._with_unwritten(check_open(current, trial)), locked.now)
+            reported = change(self._with_unwritten(locked.find_open(trial)), locked.now)
             locked.put(reported)
             return reported
 

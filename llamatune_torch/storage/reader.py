@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,10 +11,11 @@ from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transac
 from llamatune_torch.storage.definition import read_definition
 from llamatune_torch.storage.heartbeat import Worker
 from llamatune_torch.storage.points import read_curves
-from llamatune_torch.storage.serialization import read_trial
+from llamatune_torch.storage.serialization import as_seen_by, read_trial
 from llamatune_torch.storage.session import COLUMNS
 from llamatune_torch.storage.validation import number, take
 from llamatune_torch.study import Study
+from llamatune_torch.trial import Trial
 
 T = TypeVar("T")
 
@@ -23,7 +24,8 @@ class Snapshot(NamedTuple):
     """A stored study at one moment.
 
     ``settings`` are those of its last start. ``workers`` are the ones that run trials now, by name. ``now`` is the time
-    in Unix seconds, by the database's clock.
+    in Unix seconds, by the database's clock. ``written`` are the trials that are on record otherwise than they count in
+    the present space, by number.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Snapshot(NamedTuple):
     settings: Mapping[str, Any]
     workers: Mapping[str, Worker]
     now: float
+    written: Mapping[int, Trial] = {}
 
 
 class Reader:
@@ -96,6 +99,13 @@ def load_study(storage: str, name: str | None = None) -> Study:
     return Reader(storage).look(name).study
 
 
+def show_trials(study: Study, written: Sequence[Trial]) -> tuple[Study, dict[int, Trial]]:
+    """A study with its trials as they count in its space, and those that were written otherwise, by number."""
+    shown = tuple(as_seen_by(trial, study.space, study.extension) for trial in written)
+    differ = {old.number: old for old, new in zip(written, shown, strict=True) if old is not new}
+    return replace(study, trials=shown), differ
+
+
 def _list_names(transaction: Transaction) -> list[str]:
     return [row["name"] for row in transaction.rows("SELECT name FROM llamatune_studies ORDER BY name")]
 
@@ -113,9 +123,8 @@ def _take_snapshot(transaction: Transaction, name: str) -> Snapshot:
     )
     now = transaction.now
     curves = read_curves(transaction, row["id"], {}, since=-1)
-    space = definition.study.space
-    read = (read_trial(trial, space, curves.get(trial["number"])) for trial in trials)
-    study = replace(definition.study, trials=tuple(read))
+    read = [read_trial(trial, curve=curves.get(trial["number"])) for trial in trials]
+    study, written = show_trials(definition.study, read)
     for i, trial in enumerate(study.trials):
         if trial.number != i:
             raise SchemaError(f"trial {i} is not in the database, but trial {trial.number} is")
@@ -123,4 +132,4 @@ def _take_snapshot(transaction: Transaction, name: str) -> Snapshot:
         w["id"]: Worker(w["id"], w["host"], w["pid"], now - take(w, "heartbeat", f"worker {w['id']}", number))
         for w in workers
     }
-    return Snapshot(name, study, definition.settings, running, now)
+    return Snapshot(name, study, definition.settings, running, now, written)

@@ -34,11 +34,12 @@ from llamatune_torch.storage.validation import (
     whole,
     words,
 )
+from llamatune_torch.study import UNCHANGED, Extension
 from llamatune_torch.trial import Cause, Origin, Trial, TrialState
 
 KINDS: Mapping[str, type[Any]] = {"Real": Real, "Integer": Integer, "Categorical": Categorical}
 
-#: The fields of a parameter that ``extend=True`` may change.
+#: The fields of a parameter that ``extend`` may change.
 EXTENSIBLE = {"low", "high", "special", "step", "powers_of", "choices"}
 
 
@@ -91,12 +92,12 @@ def read_space(written: str) -> SearchSpace:
 
 
 def compare_spaces(stored: SearchSpace, given: SearchSpace) -> tuple[list[str], bool]:
-    """Lists the differences between two spaces, a line each; True if ``extend=True`` would accept them.
+    """Lists the differences between two spaces, a line each; True if ``extend`` would accept them.
 
     The order of the parameters is none, nor is that of the parents and their values in a condition.
     """
-    lines, extensible = [], sorted(stored.names) == sorted(given.names)
-    if not extensible:
+    lines, extensible = [], True
+    if sorted(stored.names) != sorted(given.names):
         lines.append(f"parameters: stored {stored.names}, given {given.names}")
     for name in stored.names:
         if name not in given.names:
@@ -107,6 +108,22 @@ def compare_spaces(stored: SearchSpace, given: SearchSpace) -> tuple[list[str], 
             lines.append(f"{name}: stored {stored[name]!r}, given {given[name]!r}")
             extensible = extensible and set(changed) <= EXTENSIBLE
     return lines, extensible
+
+
+def write_extension(extension: Extension) -> dict[str, Any]:
+    """Writes what a space has gained and lost as JSON values."""
+    return {"values": dict(extension.values), "dropped": list(extension.dropped)}
+
+
+def read_extension(written: Any, place: str) -> Extension:
+    """Reads what :func:`write_extension` wrote; ``place`` names it in errors.
+
+    Raises:
+        SchemaError: it is anything else.
+    """
+    entry = mapping(written, place)
+    dropped = take(entry, "dropped", place, sequence)
+    return Extension(take(entry, "values", place, mapping), tuple(text(name, place) for name in dropped))
 
 
 def write_trial(trial: Trial, *, with_curve: bool = True) -> dict[str, Any]:
@@ -143,12 +160,18 @@ def write_trial(trial: Trial, *, with_curve: bool = True) -> dict[str, Any]:
     }
 
 
-def read_trial(row: Mapping[str, Any], space: SearchSpace | None = None, curve: Curve | None = None) -> Trial:
+def read_trial(
+    row: Mapping[str, Any],
+    space: SearchSpace | None = None,
+    extension: Extension = UNCHANGED,
+    curve: Curve | None = None,
+) -> Trial:
     """Reads the trial that :func:`write_trial` wrote; with a ``space``, as :func:`as_seen_by` that space.
 
     Args:
         row: the columns.
         space: the present one.
+        extension: what that has gained and lost since trials were written.
         curve: what the table of points has of the trial, if its row was written without its curve.
 
     Raises:
@@ -178,7 +201,7 @@ def read_trial(row: Mapping[str, Any], space: SearchSpace | None = None, curve: 
     )
     if trial.state is TrialState.COMPLETE and (trial.value is None or math.isnan(trial.value)):
         raise refuse(f"{place}: the value of a complete trial", "a number", trial.value)
-    return trial if space is None else as_seen_by(trial, space)
+    return trial if space is None else as_seen_by(trial, space, extension)
 
 
 def is_same_record(trial: Trial, other: Trial) -> bool:
@@ -186,11 +209,17 @@ def is_same_record(trial: Trial, other: Trial) -> bool:
     return write_trial(trial) == write_trial(other)
 
 
-def as_seen_by(trial: Trial, space: SearchSpace) -> Trial:
+def as_seen_by(trial: Trial, space: SearchSpace, extension: Extension = UNCHANGED) -> Trial:
     """Shows a trial as it counts in a study with this space.
 
-    A trial that does not fit is LOST: it stays on record, with all that was measured, and is used for nothing.
+    It has the values that its study says old trials have had; those of parameters that are no longer in the space
+    become notes. A trial that does not fit is LOST: it stays on record, with all that was measured, and is used for
+    nothing.
     """
+    dropped = {f"params.{name}": repr(value) for name, value in trial.params.items() if name in extension.dropped}
+    params = extension.applied_to(trial.params, space)
+    if dropped or params is not trial.params:
+        trial = replace(trial, params=params, notes={**trial.notes, **dropped})
     if trial.state is TrialState.LOST:
         return trial
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llamatune_torch.curve import Curve
 from llamatune_torch.errors import SchemaError, StorageError
@@ -72,7 +72,7 @@ class LockedStudy:
         curves |= read_curves(transaction, id, curves, revision)
         for row in newer:
             self.written.pop(row["number"], None)
-            self._place(read_trial(row, self.space, curves.get(row["number"])))
+            self._place(read_trial(row, self.space, known.extension, curves.get(row["number"])))
 
     @property
     def now(self) -> float:
@@ -92,6 +92,21 @@ class LockedStudy:
             number=number,
         )
         return read_trial(rows[0], curve=self._written_curve(number))
+
+    def find_open(self, trial: Trial | int) -> Trial:
+        """Reads an open trial as it was written; the one given may also be as it counts in the space of now.
+
+        Raises:
+            TrialStateError: it is unknown, has finished, or belongs to another study.
+        """
+        written = self.read(check_number(trial, len(self.trials)))
+        if isinstance(trial, Trial) and trial.params == self.as_seen(written).params:
+            trial = replace(trial, params=written.params)
+        return check_open(written, trial)
+
+    def as_seen(self, trial: Trial) -> Trial:
+        """A trial as it counts in the space of now."""
+        return as_seen_by(trial, self.space, self._known.extension)
 
     def put(self, trial: Trial) -> None:
         """Writes a trial: a new one, or in the place of its number.
@@ -113,7 +128,7 @@ class LockedStudy:
             update = f"UPDATE llamatune_trials SET {new} WHERE study = :study AND number = :number"
             if self.transaction.run(update, **values) != 1:
                 raise StorageError(f"trial {trial.number} cannot be written: the database has no such trial")
-        self._place(as_seen_by(trial, self.space))
+        self._place(self.as_seen(trial))
 
     def settle(self, metric: str, direction: Direction) -> None:
         """Writes the name of the score and its direction."""
@@ -146,13 +161,13 @@ class StudySession:
         url: the URL of the database.
         name: the study's name in it.
         given: the definition to open it with, or to create it from.
-        extend: whether ranges and choices may differ from those stored.
+        extend: as of ``Place``.
 
     Raises:
         SettingsError, StorageError, StudyMismatchError: as ``DurableStore``.
     """
 
-    def __init__(self, url: str, name: str, given: Definition, extend: bool = False) -> None:
+    def __init__(self, url: str, name: str, given: Definition, extend: bool | Mapping[str, Any] = False) -> None:
         self.name = name
         self.patience = PATIENCE
         self.database = Database(url)

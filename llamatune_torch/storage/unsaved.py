@@ -25,7 +25,7 @@ from llamatune_torch.errors import SchemaError, StorageError, StorageWarning, Tr
 from llamatune_torch.files import replacing
 from llamatune_torch.storage.serialization import is_same_record, read_trial, to_json, write_trial
 from llamatune_torch.storage.session import LockedStudy, StudySession
-from llamatune_torch.storage.store import Change, check_number, check_open
+from llamatune_torch.storage.store import Change, check_number
 from llamatune_torch.storage.validation import mapping, parsed, take
 from llamatune_torch.text import printable, quote
 from llamatune_torch.trial import Trial
@@ -217,12 +217,12 @@ def recover(kept: Trial, locked: LockedStudy) -> None:
         TrialStateError: its trial has another result, or there is no such trial.
     """
     if kept.origin == "added":
-        if find_added(locked.trials, kept) is None:
+        if find_added(locked.trials, locked.as_seen(kept)) is None:
             locked.put(replace(kept, number=len(locked.trials)))
         return
     current = locked.read(check_number(kept, len(locked.trials)))
     if not is_same_record(current, kept):
-        check_open(current, kept)
+        locked.find_open(kept)
         locked.put(kept)
 
 

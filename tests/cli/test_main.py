@@ -11,6 +11,7 @@ import pytest
 from commands import Cli, finish, start
 
 from llamatune_torch import LlamaTune, Outcome, Real
+from llamatune_torch.cli.main import FLAGS
 
 COMMANDS = ("run", "resume", "worker", "status", "best", "trials", "tell", "export", "import")
 
@@ -163,3 +164,24 @@ def test_one_database_and_no_password_in_any_message(cli: Cli) -> None:
     result = cli("status", "--storage", "postgresql://me:secret@127.0.0.1:1/x?connect_timeout=1")
     assert result.code == 1
     assert "secret" not in result.err
+
+
+@pytest.mark.parametrize(
+    ("option", "answer"),
+    [
+        ("--n-trials=9", "unrecognized arguments: --n-trials=9; here it is --trials"),
+        ("--max-evals=9", "; here it is --trials"),
+        ("--n_jobs=2", "; here it is --workers"),
+        ("--study-name=s", "; here it is --name"),
+        ("--n-startup-trials=9", "; here it is n_initial, which stands in `search` in the file"),
+        ("--zeal=9", "unrecognized arguments: --zeal=9\n"),
+    ],
+)
+def test_an_option_that_is_called_otherwise_is_answered_with_ours(cli: Cli, option: str, answer: str) -> None:
+    shown = cli("run", "spec.py", option)
+    assert (shown.code, shown.err.endswith(answer.rstrip() + "\n")) == (2, True), shown.err
+
+
+def test_each_option_that_is_answered_with_is_one(cli: Cli) -> None:
+    listed = cli("run", "--help").out.split()
+    assert all(flag in listed for flag in FLAGS.values())

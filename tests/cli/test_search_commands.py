@@ -154,7 +154,7 @@ def test_a_new_study_needs_a_space_and_a_good_search(cli: Cli, tmp_path: Path) -
     assert "has no `space`" in cli("run", file).err
     file = write_spec(tmp_path, text="space = {'x': (0.0, 1.0)}\nsearch = {'max_eval': 3}\ndef evaluate(p): ...")
     result = cli("run", file)
-    assert (result.code, "'max_eval'; LlamaTune takes ['max_evals', " in result.err) == (2, True)
+    assert (result.code, "no argument 'max_eval'; the arguments are: max_evals, " in result.err) == (2, True)
     file = write_spec(tmp_path, text="space = {'x': (1.0, 0.0)}\ndef evaluate(p): ...")
     assert cli("run", file).code == 2
     assert not (tmp_path / "llamatune.db").exists()
@@ -271,3 +271,37 @@ def test_a_trainer(tmp_path: Path) -> None:
     assert "2 trials (2 complete)" in result.out
     assert "best eval_accuracy (maximize)" in result.out
     assert (tmp_path / "tuned" / "best" / "trial.json").is_file()
+
+
+GROWN = """
+from llamatune_torch import Integer, Real
+
+space = {"lr": Real(1e-5, 1e-2, prior="log-uniform"), "batch": Integer(1, 8), "warmup": Real(0, 0.5)}
+search = {"max_evals": 3, "metric": "accuracy", "n_initial": 1000 EXTEND}
+
+def evaluate(params):
+    return params["warmup"]
+"""
+
+
+def test_a_file_with_a_new_parameter_goes_on_with_the_value_of_before(cli: Cli, spec: str, tmp_path: Path) -> None:
+    assert cli("run", spec, "--name", "s", "--trials", 2).code == 0
+    grown = write_spec(tmp_path, text=GROWN.replace("EXTEND", ""))
+    for options in ((), ("--extend",)):
+        refused = cli("run", grown, "--name", "s", *options)
+        assert (refused.code, "extend={'warmup': ...} accepts that" in refused.err) == (1, True)
+    for wrong in ("warmup", "=0.1"):
+        assert cli("run", grown, "--name", "s", "--extend-with", wrong).code == 2
+    assert "must be a number, but got 'abc'" in cli("run", grown, "--name", "s", "--extend-with", "warmup=abc").err
+    assert cli("run", grown, "--name", "s", "--extend-with", "warmup=0.25").code == 0
+    assert [trial.params["warmup"] for trial in load_study(storage(tmp_path)).trials[:2]] == [0.25, 0.25]
+    assert len(load_study(storage(tmp_path)).trials) == 3
+    assert "params.warmup" in cli("export", "--csv").out
+    assert "0.25" in cli("trials", "0").out
+
+
+def test_a_file_may_say_the_value_itself_also_with_extend(cli: Cli, spec: str, tmp_path: Path) -> None:
+    assert cli("run", spec, "--name", "s", "--trials", 2).code == 0
+    grown = write_spec(tmp_path, text=GROWN.replace("EXTEND", ", 'extend': {'warmup': 0.25}"))
+    assert cli("run", grown, "--name", "s", "--extend").code == 0
+    assert [trial.params["warmup"] for trial in load_study(storage(tmp_path)).trials[:2]] == [0.25, 0.25]

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from strategies import make_study, make_trial
 from test_suggest import LINE, MIXED, params_of, play, quick
 
-from llamatune_torch import Integer, Real, SearchSpace, SpaceExhaustedError, Study, TrialState
+from llamatune_torch import Integer, Real, SearchSpace, SpaceExhaustedError, Study, Trial, TrialState
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.initial import initial_suggestions, next_sobol_points
-from llamatune_torch.engine.qmc import sobol
+from llamatune_torch.engine.qmc import quasi_random, sobol
 from llamatune_torch.engine.suggest import suggest
+from llamatune_torch.partial import validate_part
 from llamatune_torch.trial import Suggestion
 
 
@@ -62,7 +67,7 @@ def test_the_initial_design_visits_every_parameters_special_values(seed: int) ->
         {
             "wd": Real(1e-4, 1, prior="log-uniform", special=[0.0]),
             "dropout": Real(0, 0.5, special=[0.0]),
-            "lr": Real(1e-5, 1e-3),
+            "lr": Real(1e-5, 1e-3, prior="uniform"),
             "warmup": Integer(10, 1000, special=[0]),
         }
     )
@@ -78,3 +83,78 @@ def test_the_first_points_of_a_conditional_space_try_its_choices() -> None:
     assert {params["method"] for params in batch} == set(methods)
     assert all(("rank" in params) == (params["method"] != "full") for params in batch)
     assert sum(params["method"] == "full" for params in batch) == 1  # there is but one such point
+
+
+TREE = SearchSpace(
+    {
+        "x": Real(0, 1),
+        "method": ["full", "lora"],
+        "rank": Integer(1, 64, when={"method": "lora"}),
+        "y": Real(0, 1),
+    }
+)
+
+
+def played(points: Sequence[Mapping[str, Any]], n: int, seed: int = 3) -> list[Trial]:
+    start = Study(TREE, initial_points=tuple(validate_part(TREE, point) for point in points))
+    return list(play(start, lambda params: params["x"], n, quick(n_initial=9, seed=seed)).trials)
+
+
+PARTS: list[dict[str, Any]] = [
+    {"rank": 8},
+    {"x": 0.5},
+    {"x": 0.25, "method": "full", "y": 0.5},
+    {"rank": 8},
+    {"x": 0.5},
+]
+
+
+def test_partial_points_are_completed_each_otherwise_and_tried_once() -> None:
+    trials = played(PARTS, 7)
+    assert [trial.origin for trial in trials] == ["initial"] * 5 + ["sobol"] * 2
+    for trial, part in zip(trials, PARTS, strict=False):
+        assert TREE.validate(trial.params) == trial.params
+        assert trial.params.items() >= part.items()
+    filled = [trial.params["y"] for trial in trials]
+    assert len(set(filled)) == 7  # the Sobol points behind them are others too
+    assert trials[2].params == PARTS[2]
+
+
+def test_a_partial_point_is_completed_from_the_opening_design() -> None:
+    (first, second) = (trial.params for trial in played([{"x": 0.5}, {"method": "lora"}], 2))
+    design = quasi_random(4, 2, seed=3)
+    assert first == TREE.decode([0.5, *design[0, 1:].tolist()])
+    assert second == TREE.decode([float(design[1, 0]), 0.75, *design[1, 2:].tolist()])
+
+
+def test_partial_points_are_the_same_for_a_seed_one_by_one_or_at_once() -> None:
+    one_by_one = [trial.params for trial in played(PARTS, 5)]
+    study = Study(TREE, initial_points=tuple(validate_part(TREE, point) for point in PARTS))
+    assert params_of(suggest(study, quick(seed=3), 5)) == one_by_one
+    assert [trial.params for trial in played(PARTS, 5)] == one_by_one
+    assert [trial.params for trial in played(PARTS, 5, seed=4)] != one_by_one
+
+
+def test_a_lost_partial_point_comes_again_and_a_told_one_does_not_with_another_seed() -> None:
+    study = Study(TREE, initial_points=({"x": 0.5}, {"x": 0.75}))
+    first = suggest(study, quick(seed=3))[0].params
+    lost = study.with_trial(make_trial(0, first, state=TrialState.LOST, origin="initial"))
+    assert suggest(lost, quick(seed=3))[0].params == first
+    done = study.with_trial(make_trial(0, first, 1.0, origin="initial"))
+    assert suggest(done, quick(seed=4))[0].params["x"] == 0.75
+    assert [s.origin for s in suggest(done, quick(seed=4), 3)] == ["initial", "sobol", "sobol"]
+
+
+def test_a_partial_point_that_can_become_nothing_new_is_left_out() -> None:
+    space = SearchSpace({"a": [1, 2], "b": [1, 2, 3]})
+    study = make_study(space, [({"a": 1, "b": b}, 0.5) for b in (1, 3)])
+    study = replace(study, initial_points=({"a": 1}, {"a": 1}, {"a": 2}))
+    batch = suggest(study, quick(), 3)
+    assert batch[0] == Suggestion({"a": 1, "b": 2}, "initial")
+    assert (batch[1].origin, batch[1].params["a"]) == ("initial", 2)
+    assert batch[2].origin == "sobol"
+
+
+def test_whole_points_leave_the_sobol_sequence_where_it_is() -> None:
+    whole = make_study(LINE, initial_points=[{"x": 0.5}])
+    assert suggest(whole, quick(seed=5), 2)[1].params == suggest(Study(LINE), quick(seed=5))[0].params

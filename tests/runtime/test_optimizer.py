@@ -451,7 +451,8 @@ def test_ctrl_c_in_a_callback_returns_the_best_so_far_too() -> None:
             ParamsError,
             r"initial_points\[1\]: parameter 'x' must lie in \[-1, 1\], but got 2",
         ),
-        ({"initial_points": [{"x": 0.5}]}, ParamsError, r"initial_points\[0\]: missing parameters \['n'\]"),
+        ({"initial_points": [{"y": 0.5}]}, ParamsError, r"initial_points\[0\]: unknown parameters \['y'\]"),
+        ({"initial_points": [{}]}, ParamsError, r"initial_points\[0\]: .* a dict that is not empty, but got \{\}"),
     ],
 )
 def test_bad_arguments_are_refused_with_rule_name_and_value(

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
-from durable import SPACE, execute, tuner
+import torch
+from durable import SPACE, execute, fall_silent, states, tuner
 
-from llamatune_torch import Categorical, Cause, Integer, LlamaTune, Real, StudyMismatchError, TrialState, load_study
+from llamatune_torch import (
+    Categorical,
+    Cause,
+    Integer,
+    LlamaTune,
+    Real,
+    SearchSpace,
+    SettingsError,
+    SpaceError,
+    Study,
+    StudyMismatchError,
+    TrialState,
+    load_study,
+)
+from llamatune_torch.engine.data import training_data
+from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.storage.definition import remember
 
 
@@ -190,3 +208,181 @@ def test_a_step_is_part_of_the_definition_and_the_spelling_of_a_condition_is_not
         opened(8, "> 8")
     coarser = opened(16, "> 0", extend=True)
     assert coarser.study.trials[0].cause is Cause.OUTSIDE  # 8 is no value any more
+
+
+GAINED: dict[str, Any] = {
+    "x": Real(0.0, 1.0),
+    "method": ["full", "lora"],
+    "warmup": Real(0.0, 0.5),
+    "rank": Integer(1, 64, when={"method": "lora"}),
+}
+BEFORE = {name: GAINED[name] for name in ("x", "method")}
+VALUES = {"warmup": 0.1, "rank": 8}
+FULL, LORA = {"x": 0.25, "method": "full"}, {"x": 0.75, "method": "lora"}
+
+
+def begun(url: str, **changes: Any) -> LlamaTune:
+    """Two trials of the space as it was before."""
+    old = tuner(url, space=BEFORE, initial_points=[FULL, LORA], **changes)
+    for value in (0.5, 1.0):
+        old.tell(old.ask(), value)
+    return old
+
+
+def params(study: Study) -> list[dict[str, Any]]:
+    return [trial.params for trial in study.trials]
+
+
+def test_old_trials_have_the_value_that_is_said_of_an_added_parameter(url: str) -> None:
+    old = begun(url)
+    new = tuner(url, space=GAINED, extend=VALUES)
+    now = [{**FULL, "warmup": 0.1}, {**LORA, "warmup": 0.1, "rank": 8}]  # the full one has no rank
+    assert params(new.study) == params(load_study(url, "s")) == params(tuner(url, space=GAINED).study) == now
+    assert new.study.best_params == now[1]
+    assert params(old.study) == [FULL, LORA]
+    assert new.study.initial_points == tuple(now)  # and both are done
+    assert new.ask().origin == "sobol"
+
+
+def test_later_advice_is_that_of_a_study_whose_trials_had_the_value(url: str) -> None:
+    old = begun(url, n_initial=4)
+    for trial in (old.ask(), old.ask()):
+        old.tell(trial, trial.params["x"])
+    new = tuner(url, space=GAINED, extend=VALUES, n_initial=4)
+    alike = tuple(replace(trial, params=new.study.space.validate(trial.params)) for trial in new.study.trials)
+    study = Study(SearchSpace(GAINED), trials=alike)
+    assert (
+        suggest(new.study, new.settings) == suggest(load_study(url, "s"), new.settings) == suggest(study, new.settings)
+    )
+    assert suggest(study, new.settings)[0].origin == "surrogate"
+    data = training_data(new.study, torch.device("cpu"), [])
+    assert data.X.tolist() == study.space.encode_all([trial.params for trial in alike]).tolist()
+    assert data.X[:, 2].tolist() == pytest.approx([0.2] * 4)  # 0.1 of 0.5
+
+
+@pytest.mark.parametrize("extend", [False, True, {}, {"warmup": 0.1}])
+def test_an_added_parameter_without_a_value_is_an_error_that_says_how_to_give_it(url: str, extend: Any) -> None:
+    begun(url)
+    with pytest.raises(StudyMismatchError) as caught:
+        tuner(url, space=GAINED, extend=extend)
+    message = str(caught.value)
+    assert "parameters: stored ['x', 'method'], given ['x', 'method', 'warmup', 'rank']" in message
+    assert "extend={'warmup': ..., 'rank': ...} accepts that, with the value that old trials have had" in message
+    assert load_study(url, "s").space == SearchSpace(BEFORE)
+
+
+@pytest.mark.parametrize(
+    ("values", "error", "message"),
+    [
+        ({"warmup": 0.7, "rank": 8}, SpaceError, r"extend: parameter 'warmup' must lie in \[0.0, 0.5\], but got 0.7"),
+        ({"warmup": "no", "rank": 8}, SpaceError, r"extend: parameter 'warmup' must be a number, but got 'no'"),
+        ({**VALUES, "decay": 0.1}, SettingsError, r"extend has a value for 'decay', but the space has \['x', "),
+        ({3: 0.1}, SettingsError, r"extend must be True, False, or a dict of the values that new parameters have had"),
+        ("warmup", SettingsError, r"extend must be True, False, or a dict .*, but got 'warmup'"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_before_a_file_is_made(
+    tmp_path: Path, values: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        tuner(f"sqlite:///{tmp_path}/study.db", space=GAINED, extend=values)
+    assert not (tmp_path / "study.db").exists()
+
+
+def test_a_script_keeps_its_value_and_another_one_is_refused(url: str) -> None:
+    tuner(url, space=BEFORE, extend={"x": 0.5})  # a new study needs none
+    tuner(url, space=GAINED, extend=VALUES)
+    assert tuner(url, space=GAINED, extend=VALUES).study.extension.values == VALUES
+    with pytest.raises(StudyMismatchError, match=r"warmup: old trials have had 0.1, given 0.2"):
+        tuner(url, space=GAINED, extend={"warmup": 0.2})
+
+
+def test_a_process_with_the_old_space_ends_what_it_runs_and_the_next_is_refused(url: str) -> None:
+    old = begun(url)
+    running, silent = old.ask(), old.ask()
+    new = tuner(url, space=GAINED, extend=VALUES)
+    strange = new.ask()
+    old.report(running, 1, 0.25)
+    assert old.tell(running, 2.0).params == running.params
+    late = old.ask()  # it may go on, with what it knows
+    assert old.study.trials[strange.number].cause is Cause.OUTSIDE
+    old.tell(late, 0.5)
+    new.tell(strange, 0.75)
+    assert states(new.study) == ["complete"] * 3 + ["running"] + ["complete"] * 2
+    assert all(trial.params["warmup"] == 0.1 for trial in new.study.trials if trial.number != strange.number)
+    assert new.study.best_trial.number == running.number
+    shown = new.study.trials[silent.number]
+    assert new.tell(shown, 0.5).value == 0.5  # as it counts there, or as it was written
+    with pytest.raises(StudyMismatchError, match=r"parameters: stored \['x', 'method', 'warmup', 'rank'\], given"):
+        tuner(url, space=BEFORE)
+
+
+def test_a_lost_trial_of_before_runs_again_in_the_new_space(url: str) -> None:
+    old = tuner(url, space=BEFORE)
+    trial = old.ask()
+    fall_silent(url, old)
+    new = tuner(url, space=GAINED, extend=VALUES, grace=0.2)
+    again = new.ask()
+    while again.retry_of is None:  # a silence is believed at a second look
+        time.sleep(0.05)
+        again = new.ask()
+    assert again.retry_of == trial.number
+    assert again.params == new.study.space.with_values(trial.params, VALUES)
+    assert old.tell(trial, 0.5).state is TrialState.COMPLETE
+
+
+def test_a_dropped_parameter_stays_on_record_and_in_notes(url: str) -> None:
+    begun(url)
+    new = tuner(url, space={"x": GAINED["x"]}, extend=True)
+    assert params(new.study) == [{"x": 0.25}, {"x": 0.75}]
+    assert [trial.notes["params.method"] for trial in new.study.trials] == ["'full'", "'lora'"]
+    assert [row["params.x"] for row in new.study.rows()] == [0.25, 0.75]
+    new.tell(new.ask(), 0.5)
+    with pytest.raises(StudyMismatchError, match=r"given \['x', 'method'\]"):
+        tuner(url, space=BEFORE)
+    back = tuner(url, space=BEFORE, extend={"method": "lora"})  # which the third trial has had
+    assert params(back.study)[:2] == [FULL, LORA]
+    assert back.study.trials[2].params["method"] == "lora"
+    assert not back.study.trials[0].notes
+
+
+def test_old_trials_that_become_equal_are_both_used(url: str) -> None:
+    old = tuner(url, space=BEFORE)
+    for method, value in (("full", 0.25), ("lora", 0.75)):
+        old.add_trial({"x": 0.5, "method": method}, value)
+    new = tuner(url, space={"x": GAINED["x"]}, extend=True, n_initial=1)
+    assert params(new.study) == [{"x": 0.5}] * 2
+    assert new.ask().params["x"] != 0.5
+    assert new.recommend().params == {"x": 0.5}
+
+
+def test_a_parameter_may_come_and_another_go_together_with_ranges(url: str) -> None:
+    begun(url)
+    space = {"x": Real(0.5, 2.0), "warmup": GAINED["warmup"]}
+    new = tuner(url, space=space, extend={"warmup": 0.1})
+    assert [trial.cause for trial in new.study.trials] == [Cause.OUTSIDE, None]
+    assert new.study.best_params == {"x": 0.75, "warmup": 0.1}
+    with pytest.raises(StudyMismatchError) as caught:
+        tuner(
+            url, space={"x": Real(0.5, 2.0, prior="log-uniform"), "warmup": GAINED["warmup"], "a": [1, 2]}, extend=True
+        )
+    assert "extend" not in str(caught.value)  # the scale differs too
+
+
+def test_partial_points_last_and_are_known_at_the_next_start(url: str) -> None:
+    points = [{"x": 0.5}, {"method": "lora"}]
+    first = tuner(url, space=BEFORE, initial_points=points)
+    second = tuner(url, space=BEFORE, initial_points=[*points, {"x": 0.125}], seed=0)
+    trials = [first.ask(), second.ask(), second.ask(), first.ask()]
+    assert [trial.origin for trial in trials] == ["initial"] * 3 + ["sobol"]
+    assert (trials[0].params["x"], trials[1].params["method"], trials[2].params["x"]) == (0.5, "lora", 0.125)
+    assert first.study.initial_points == tuple(points)
+    assert load_study(url, "s").initial_points == (*points, {"x": 0.125})
+
+
+def test_points_of_before_are_known_to_a_script_that_still_has_them(url: str) -> None:
+    begun(url)
+    for _ in range(2):
+        new = tuner(url, space=GAINED, extend=VALUES, initial_points=[FULL, LORA])
+        assert len(new.study.initial_points) == 2
+    assert new.ask().origin == "sobol"

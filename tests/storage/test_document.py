@@ -236,3 +236,36 @@ def test_a_value_beyond_a_databases_integers(url: str) -> None:
     document["trials"][0]["value"] = 2**70
     restore(url, "b", from_document(document))
     assert load_study(url, "b").trials[0].value == 2.0**70
+
+
+def test_what_a_space_has_gained_and_lost_survives_the_way_through_a_document(url: str, tmp_path: Path) -> None:
+    names: Any = {"storage": url, "name": "s", "progress": False, "n_initial": 100}
+    old = LlamaTune({"x": Real(0, 1), "n": Integer(1, 8)}, **names)
+    for x in (0.25, 0.75):
+        old.add_trial({"x": x, "n": 8}, x)
+    LlamaTune({"x": Real(0.5, 1), "y": Real(0, 1)}, extend={"y": 0.125}, **names)
+    stored = Reader(url).look("s")
+    document = json.loads(json.dumps(to_document(stored), allow_nan=False))
+    assert document["extension"] == {"values": {"y": 0.125}, "dropped": ["n"]}
+    assert [entry["params"] for entry in document["trials"]] == [{"x": x, "n": 8} for x in (0.25, 0.75)]
+    copy = f"sqlite:///{tmp_path}/copy.db"
+    archived = from_document(document)
+    assert (archived.study, archived.written) == (stored.study, stored.written)
+    restore(copy, "s", archived)
+    again = Reader(copy).look("s")
+    assert (again.study, again.written) == (stored.study, stored.written)
+    assert [trial.params for trial in again.study.completed] == [{"x": 0.75, "y": 0.125}]
+    # In a space as it was at first, all is as it was.
+    back = LlamaTune({"x": Real(0, 1), "n": Integer(1, 8)}, **names | {"storage": copy}, extend={"n": 1})
+    assert back.study.trials == old.study.trials
+
+
+def test_a_document_from_before_extensions_is_read_and_a_strange_one_refused() -> None:
+    document = to_document(snapshot(make_study({"x": Real(0, 1)}, [({"x": 0.5}, 1.0)])))
+    del document["extension"]
+    assert from_document(document).study.trials[0].params == {"x": 0.5}
+    document["settings"]["extension"] = "odd"  # where a database keeps it, but no document
+    assert "extension" not in from_document(document).settings
+    for odd in (None, {}, {"values": [], "dropped": []}, {"values": {}, "dropped": [3]}):
+        with pytest.raises(SchemaError, match="the exported study: extension"):
+            from_document({**document, "extension": odd})

@@ -33,7 +33,7 @@ def test_a_study_of_version_1_goes_on(sqlite_url: str, tmp_path: Path) -> None:
             "lr": Real(1e-5, 1e-2, prior="log-uniform"),
             "method": ["full", "lora"],
             "rank": Integer(1, 64, when={"method": "lora"}),
-            "decay": Real(0.001, 0.1, special=[0.0]),
+            "decay": Real(0.001, 0.1, prior="uniform", special=[0.0]),
         },
         storage=sqlite_url,
         name="old",

@@ -138,11 +138,11 @@ BASE = {"lr": Real(1e-5, 1e-3, prior="log-uniform"), "c": ["a", "b"], "n": Integ
         ({"lr": Real(1e-6, 1e-3, prior="log-uniform")}, ["lr: stored Real(low=1e-05, ", "given Real(low=1e-06"], True),
         ({"c": ["a", "b", "d"]}, ["c: stored Categorical(choices=('a', 'b')", "choices=('a', 'b', 'd')"], True),
         ({"n": Integer(1, 8)}, ["n: stored Integer(low=1, high=8, prior='uniform', special=[0])"], True),
-        ({"lr": Real(1e-5, 1e-3)}, ["prior='log-uniform'", "prior='uniform'"], False),
+        ({"lr": Real(1e-5, 1e-3, prior="uniform")}, ["prior='log-uniform'", "prior='uniform'"], False),
         ({"c": Categorical(["a", "b"], ordered=True)}, ["ordered=False", "ordered=True"], False),
         ({"n": Real(1, 8, special=[0.0])}, ["given Real(low=1, high=8"], False),
         ({"n": Integer(1, 8, special=[0], when={"c": "a"})}, ["when={'c': 'a'}"], False),
-        ({"more": (0.0, 1.0)}, ["parameters: stored ['lr', 'c', 'n'], given ['lr', 'c', 'n', 'more']"], False),
+        ({"more": (0.0, 1.0)}, ["parameters: stored ['lr', 'c', 'n'], given ['lr', 'c', 'n', 'more']"], True),
     ],
 )
 def test_differences_are_shown_and_only_ranges_and_choices_can_be_extended(

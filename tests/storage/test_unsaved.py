@@ -17,7 +17,7 @@ import pytest
 from durable import eventually, locked, states, store_of, tuner, unsaved
 from sqlalchemy.exc import OperationalError
 
-from llamatune_torch import LlamaTune, Outcome, StorageError, StorageWarning, Trial, TrialState, load_study
+from llamatune_torch import LlamaTune, Outcome, Real, StorageError, StorageWarning, Trial, TrialState, load_study
 from llamatune_torch.seeds import derived_seed
 from llamatune_torch.storage.database import Database, Transaction
 
@@ -381,3 +381,22 @@ def test_a_result_told_at_the_interpreters_end_is_written(sqlite_url: str) -> No
     )
     subprocess.run([sys.executable, "-c", program], check=True)
     assert load_study(sqlite_url).best_value == 0.5
+
+
+def test_kept_results_of_before_a_parameter_was_added_are_picked_up_once(
+    sqlite_url: str, tmp_path: Path, impatient: None
+) -> None:
+    old = tuner(sqlite_url, space={"x": Real(-1, 1)})
+    trial, other = old.ask(), old.ask()
+    with locked(tmp_path / "study.db"):
+        for finish in (lambda: old.tell(trial, 0.5), lambda: old.add_trial({"x": 0.5}, 0.75)):
+            with pytest.raises(StorageError):
+                finish()
+    new = tuner(sqlite_url, extend={"n": 4})
+    assert unsaved(tmp_path) == []
+    assert [t.value for t in new.study.trials] == [0.5, None, 0.75]
+    assert {t.params["n"] for t in new.study.trials} == {4}
+    with locked(tmp_path / "study.db"), pytest.raises(StorageError):
+        new.tell(new.study.trials[other.number], 0.25)  # known here as it counts in the new space
+    assert tuner(sqlite_url).study.trials[1].value == 0.25
+    assert unsaved(tmp_path) == []

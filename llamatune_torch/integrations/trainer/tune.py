@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Unpack
 
 from llamatune_torch.errors import SettingsError
+from llamatune_torch.hints import describe_unknown
 from llamatune_torch.integrations.trainer.finetune import FineTune, TrainerFactory
 from llamatune_torch.integrations.trainer.keeping import Keeper
 from llamatune_torch.integrations.trainer.metric import MetricFunction
@@ -136,5 +137,5 @@ def _check_names(search: Mapping[str, Any]) -> None:
     unknown = [name for name in search if name not in ARGUMENTS]
     if unknown:
         own = [name for name in inspect.signature(tune).parameters if name != "search"]
-        names = ", ".join(dict.fromkeys([*own, *ARGUMENTS]))
-        raise SettingsError(f"tune() has no argument {unknown[0]!r}; its arguments are: {names}")
+        names = list(dict.fromkeys([*own, *ARGUMENTS]))
+        raise SettingsError(f"tune(): {describe_unknown(unknown[0], names)}; the arguments are: {', '.join(names)}")

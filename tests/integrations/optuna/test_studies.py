@@ -477,3 +477,13 @@ def test_the_space_is_there_for_people_to_read(url: str) -> None:
     to_optuna(make_study({"x": Real(0, 1)}), url, "ours")
     with Opened(url, "ours") as exported:
         assert [entry["name"] for entry in json.loads(exported.user_attrs[SPACE])] == ["x"]
+
+
+def test_old_trials_of_an_extended_study_are_exported_as_they_count_now(url: str, tmp_path: Path) -> None:
+    names: Any = {"storage": f"sqlite:///{tmp_path}/ours.db", "name": "ours"}
+    LlamaTune({"x": Real(0, 1), "n": [1, 2]}, **names).add_trial({"x": 0.5, "n": 2}, 1.0)
+    grown = LlamaTune({"x": Real(0, 1), "y": Real(0, 1)}, extend={"y": 0.25}, **names)
+    assert to_optuna(grown.study, url, "ours") == 1
+    (trial,) = from_optuna(url).trials
+    assert trial.params == {"x": 0.5, "y": 0.25}
+    assert trial.notes["params.n"] == "2"

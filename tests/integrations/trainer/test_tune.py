@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from strategies import OTHERS
-from tiny import SPACE, Calls, raises, scripted, text_trainer, tuned
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from tiny import SPACE, Calls, raises, scripted, text_trainer, tiny_trainer, tuned
+from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments, Trainer
 
 from llamatune_torch import (
     LlamaTune,
@@ -131,7 +131,9 @@ def test_the_timeout_is_handed_on(tmp_path: Path) -> None:
 
 def test_an_unknown_argument_is_named_with_those_that_exist(tmp_path: Path) -> None:
     calls = Calls(tmp_path)
-    with pytest.raises(SettingsError, match=r"tune\(\) has no argument 'n_trials'; its arguments are: ") as caught:
+    with pytest.raises(
+        SettingsError, match=r"tune\(\): there is no argument 'n_trials': here it is max_evals"
+    ) as caught:
         tuned(tmp_path, calls, n_trials=3)
     assert calls.trainers == []
     names = str(caught.value).split("arguments are: ")[1].split(", ")
@@ -152,7 +154,7 @@ def test_an_unknown_argument_is_named_with_those_that_exist(tmp_path: Path) -> N
         ({"metric": max}, SettingsError, "metric is a function, so direction must say which way: 'maximize' or 'mini"),
         ({"metric": 3}, SettingsError, "metric must be a name or a function of the metrics, but got 3"),
         ({"keep": "all"}, SettingsError, "keep must be 'best' or None, but got 'all'"),
-        ({"model_eval_fn": print}, SettingsError, r"tune\(\) has no argument 'model_eval_fn'"),
+        ({"model_eval_fn": print}, SettingsError, r"tune\(\): there is no argument 'model_eval_fn'"),
     ],
 )
 def test_bad_arguments_are_refused_before_the_factory_is_called(
@@ -167,3 +169,17 @@ def test_bad_arguments_are_refused_before_the_factory_is_called(
 def test_a_factory_that_cannot_be_called_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="trainer_factory must be callable, but got 'factory'"):
         tune("factory", SPACE, output_dir=tmp_path)  # type: ignore[arg-type]
+
+
+def test_a_stored_search_goes_on_with_a_parameter_more(tmp_path: Path) -> None:
+    stored: dict[str, Any] = {"storage": f"sqlite:///{tmp_path}/study.db", "name": "mine"}
+    tuned(tmp_path, **stored)
+    space = {**SPACE, "dropout": Real(0.0, 0.5)}
+
+    def factory(params: dict[str, Any]) -> Trainer:
+        assert 0 <= params["dropout"] <= 0.5
+        return tiny_trainer(params, tmp_path)
+
+    study = tuned(tmp_path, factory, space=space, max_evals=2, extend={"dropout": 0.1}, **stored)
+    assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
+    assert study.trials[0].params["dropout"] == 0.1
