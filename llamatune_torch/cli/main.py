@@ -164,6 +164,11 @@ def _add_looks(command: Any) -> None:
     shape.add_argument("--json", action="store_true", help="for programs")
     shape.add_argument("--args", action="store_true", help="for a training command: --learning_rate 3e-05 ...")
     best.add_argument(
+        "--flags",
+        action="store_true",
+        help='with --args, booleans for action="store_true": --fp16 where True, nothing where False',
+    )
+    best.add_argument(
         "--recommended", action="store_true", help="the best on average, where the best value may only be lucky"
     )
 

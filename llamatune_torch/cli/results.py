@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from argparse import Namespace
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,10 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from llamatune_torch.cli.output import say
-from llamatune_torch.errors import TrialStateError
+from llamatune_torch.errors import SettingsError, TrialStateError
 from llamatune_torch.storage.reader import Reader, Snapshot
 from llamatune_torch.storage.serialization import to_strict
-from llamatune_torch.study import Study
 from llamatune_torch.tables import cells, show_value, trials_table
 from llamatune_torch.text import quote
 from llamatune_torch.trial import Trial
@@ -24,6 +24,8 @@ from llamatune_torch.trial import Trial
 
 def best(options: Namespace) -> int:
     """The best parameters, for people, for programs, or for a training command."""
+    if options.flags and not options.args:
+        raise SettingsError("--flags is about the arguments of a training command: it needs --args")
     stored = Reader(options.storage).look(options.name)
     study = stored.study
     trial = _recommended(stored) if options.recommended else study.best_trial
@@ -31,7 +33,7 @@ def best(options: Namespace) -> int:
         record = {"study": stored.name, "metric": study.metric, "direction": study.direction}
         print(json.dumps(to_strict(record | {"trial": trial.number, "value": trial.value, "params": trial.params})))
     elif options.args:
-        print(arguments(trial.params))
+        print(arguments(trial.params, flags=options.flags))
     else:
         how = f"best on average, of {len(study.completed)}" if options.recommended else f"of {len(study.completed)}"
         say(f"{study.metric} = {trial.value:.6g} in trial {trial.number} ({how}; {study.direction})")
@@ -42,13 +44,25 @@ def best(options: Namespace) -> int:
     return 0
 
 
-def arguments(params: dict[str, Any]) -> str:
+def arguments(params: Mapping[str, Any], flags: bool = False) -> str:
     """Parameters for a shell, as ``HfArgumentParser`` reads them: ``--learning_rate 3e-05 --fp16 True``.
 
     What is ``None`` is left out: that is how to leave something unset on a command line.
+
+    Args:
+        params: the parameters.
+        flags: whether a boolean is ``--fp16`` or absent, as ``action="store_true"`` wants it.
     """
-    pairs = [f"{quote(f'--{name}')} {quote(str(value))}" for name, value in params.items() if value is not None]
-    return " ".join(pairs)
+    given = {name: value for name, value in params.items() if value is not None and not (flags and value is False)}
+    return " ".join(
+        quote(f"--{name}") if flags and value is True else _pair(name, value) for name, value in given.items()
+    )
+
+
+def _pair(name: str, value: Any) -> str:
+    if str(value).startswith("-"):  # argparse takes -1e-05 for an option, unless an equals sign ties it to its name
+        return quote(f"--{name}={value}")
+    return f"{quote(f'--{name}')} {quote(str(value))}"
 
 
 def trials(options: Namespace) -> int:
@@ -58,10 +72,8 @@ def trials(options: Namespace) -> int:
         _print_trial(stored, options.number)
         return 0
     study = stored.study
-    chosen = [trial for trial in study.trials if options.state in (None, trial.state)]
-    if options.by_value:
-        chosen = [trial for trial in chosen if trial.value is not None]
-        chosen.sort(key=lambda trial: _rank(study, trial))
+    ordered = study.by_value() if options.by_value else study.trials
+    chosen = [trial for trial in ordered if options.state in (None, trial.state)]
     chosen = chosen[-options.last :] if options.last else chosen
     screen = console()
     if screen.is_terminal:
@@ -94,11 +106,6 @@ def _recommended(stored: Snapshot) -> Trial:
     from llamatune_torch.settings import Settings
 
     return recommend(stored.study, Settings(seed=stored.settings.get("seed", 0)))
-
-
-def _rank(study: Study, trial: Trial) -> float:
-    assert trial.value is not None
-    return -trial.value if study.direction == "maximize" else trial.value
 
 
 def _print_trial(stored: Snapshot, number: int) -> None:
