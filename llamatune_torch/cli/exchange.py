@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
-from llamatune_torch.cli.output import say, say_beside
+from llamatune_torch.cli.output import say, say_beside, standard_output
 from llamatune_torch.cli.spec import load_file
 from llamatune_torch.errors import ParamsError, SettingsError, SpecError, StudyMismatchError
 from llamatune_torch.files import replacing
@@ -219,7 +219,8 @@ def _identity(trial: Trial, origin: str | None) -> tuple[str | None, str, float 
 def _to(name: str) -> Iterator[TextIO]:
     """A file to write, "-" for standard output. A file that was there stays until the new one is whole."""
     if name == "-":
-        yield sys.stdout
+        with standard_output(utf8=True) as file:
+            yield file
         return
     try:
         with replacing(Path(name)) as file:

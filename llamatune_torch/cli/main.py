@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from llamatune_torch import __version__
+from llamatune_torch.cli.output import discard_output, say_beside, standard_output
 from llamatune_torch.errors import (
     LlamaTuneError,
     LlamaTuneWarning,
@@ -25,7 +26,6 @@ from llamatune_torch.errors import (
     SpaceError,
     SpecError,
 )
-from llamatune_torch.text import printable
 
 DEFAULT_STORAGE = "sqlite:///llamatune.db"
 
@@ -49,11 +49,13 @@ _TARGET = "spec.py, spec.py:function, or module:function"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; its exit code."""
     options = parser().parse_args(arguments)
-    module = import_module(f"llamatune_torch.cli.{options.module}")
     shown, warnings.showwarning = warnings.showwarning, _show_warning(warnings.showwarning)
     try:
+        module = import_module(f"llamatune_torch.cli.{options.module}")
         code: int = getattr(module, options.function)(options)
-        sys.stdout.flush()  # a reader who has left shows here
+        if sys.stdout is not None:
+            with standard_output():  # what the user's function has printed: a reader who has left shows here
+                return code
         return code
     except (SettingsError, SpaceError, ParamsError, SpecError) as error:
         return _failed(error, 2)
@@ -66,14 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
     except BrokenPipeError:  # `llamatune trials | head`; nothing more is to be written, at exit neither
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 1
     finally:
         warnings.showwarning = shown
 
 
 def _failed(what: object, code: int) -> int:
-    print(printable(f"llamatune: {what}"), file=sys.stderr)
+    say_beside(f"llamatune: {what}")
     return code
 
 
@@ -82,7 +84,7 @@ def _show_warning(usual: Any) -> Any:
 
     def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
         if issubclass(category, LlamaTuneWarning):
-            print(printable(f"llamatune: {message}"), file=sys.stderr)
+            say_beside(f"llamatune: {message}")
         else:
             usual(message, category, *rest, **named)
 

@@ -13,10 +13,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from llamatune_torch.cli.output import say
+from llamatune_torch.cli.output import say, standard_output
 from llamatune_torch.errors import SettingsError, TrialStateError
 from llamatune_torch.storage.reader import Reader, Snapshot
 from llamatune_torch.storage.serialization import to_strict
+from llamatune_torch.study import Study
 from llamatune_torch.tables import cells, show_value, trials_table
 from llamatune_torch.text import quote
 from llamatune_torch.trial import Trial
@@ -29,18 +30,20 @@ def best(options: Namespace) -> int:
     stored = Reader(options.storage).look(options.name)
     study = stored.study
     trial = _recommended(stored) if options.recommended else study.best_trial
-    if options.json:
-        record = {"study": stored.name, "metric": study.metric, "direction": study.direction}
-        print(json.dumps(to_strict(record | {"trial": trial.number, "value": trial.value, "params": trial.params})))
-    elif options.args:
-        print(arguments(trial.params, flags=options.flags))
-    else:
-        how = f"best on average, of {len(study.completed)}" if options.recommended else f"of {len(study.completed)}"
-        say(f"{study.metric} = {trial.value:.6g} in trial {trial.number} ({how}; {study.direction})")
-        for name, value in trial.params.items():
-            say(f"  {name} = {show_value(value)}")
-        for key, note in trial.notes.items():
-            say(f"  ({key}: {note})")
+    with standard_output(utf8=options.json or options.args) as file:
+        if options.json:
+            record = {"study": stored.name, "metric": study.metric, "direction": study.direction}
+            found = {"trial": trial.number, "value": trial.value, "params": trial.params}
+            print(json.dumps(to_strict(record | found)), file=file)
+        elif options.args:
+            print(arguments(trial.params, flags=options.flags), file=file)
+        else:
+            how = f"best on average, of {len(study.completed)}" if options.recommended else f"of {len(study.completed)}"
+            say(f"{study.metric} = {trial.value:.6g} in trial {trial.number} ({how}; {study.direction})")
+            for name, value in trial.params.items():
+                say(f"  {name} = {show_value(value)}")
+            for key, note in trial.notes.items():
+                say(f"  ({key}: {note})")
     return 0
 
 
@@ -68,10 +71,15 @@ def _pair(name: str, value: Any) -> str:
 def trials(options: Namespace) -> int:
     """A table of trials, or all that is known of one."""
     stored = Reader(options.storage).look(options.name)
-    if options.number is not None:
-        _print_trial(stored, options.number)
-        return 0
-    study = stored.study
+    with standard_output():
+        if options.number is not None:
+            _print_trial(stored, options.number)
+        else:
+            _print_trials(stored.study, options)
+    return 0
+
+
+def _print_trials(study: Study, options: Namespace) -> None:
     ordered = study.by_value() if options.by_value else study.trials
     chosen = [trial for trial in ordered if options.state in (None, trial.state)]
     chosen = chosen[-options.last :] if options.last else chosen
@@ -80,7 +88,6 @@ def trials(options: Namespace) -> int:
         screen.print(rich_table(cells(chosen, study.metric)))
     else:  # nothing to fold, and rich takes half a second for a thousand rows
         say(trials_table(chosen, study.metric))
-    return 0
 
 
 def console() -> Console:
@@ -102,6 +109,7 @@ def rich_table(rows: list[list[str]]) -> Table:
 
 
 def _recommended(stored: Snapshot) -> Trial:
+    import llamatune_torch.runtime  # noqa: F401  # says so if torch cannot be loaded
     from llamatune_torch.engine.recommend import recommend  # takes its time to load
     from llamatune_torch.settings import Settings
 

@@ -26,6 +26,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from llamatune_torch.errors import SchemaError, SettingsError, StorageError
+from llamatune_torch.files import working_directory
 from llamatune_torch.storage.files import DatabaseFiles
 from llamatune_torch.storage.schema import MIGRATIONS
 from llamatune_torch.text import redact
@@ -259,9 +260,15 @@ def find_sqlite_file(url: str) -> Path | None:
 
     Raises:
         SettingsError: the URL names neither.
+        FolderError: it is relative to a working directory that is gone.
     """
     parsed = _parse_url(url)
-    return Path(str(parsed.database)).absolute() if parsed.get_backend_name() == "sqlite" else None
+    if parsed.get_backend_name() != "sqlite":
+        return None
+    file = Path(str(parsed.database))
+    if not file.is_absolute():
+        working_directory(f"{redact(url)!r} is relative to it")
+    return file.absolute()
 
 
 def _parse_url(url: Any) -> URL:
