@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 from llamatune_torch.errors import BudgetSpentError
 from llamatune_torch.storage.database import Transaction
 from llamatune_torch.storage.heartbeat import Doubts, mark_stalled, register_worker, signs_of_life
-from llamatune_torch.storage.session import LockedStudy, StudySession
+from llamatune_torch.storage.session import LockedStudy, StudySession, check_lease
 from llamatune_torch.storage.store import Choose, num_left, start_trial, to_retry
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Suggestion, Trial, TrialState
@@ -218,6 +218,7 @@ def wait_for_lease(session: StudySession, pause: float, goes_on: Callable[[], bo
     def is_taken(transaction: Transaction) -> bool:
         query = "SELECT lease_owner, lease_until, suggest_seconds FROM llamatune_studies WHERE id = :study"
         (row,) = transaction.rows(query, study=session.id)
+        check_lease(row, session.id)
         return is_leased(row, transaction.now)
 
     taken = True
