@@ -162,6 +162,27 @@ def test_a_search_that_nobody_can_see_is_done(usual: Place, shell: str, code: in
     assert load_study(f"sqlite:///{usual.folder}/llamatune.db").num_counted == 4
 
 
+PROGRAM = """
+from pathlib import Path
+from llamatune_torch import LlamaTune, Real
+
+def evaluate(params):
+    return params["x"]
+
+if __name__ == "__main__":
+    tuner = LlamaTune({"x": Real(0, 1)}, evaluate, max_evals=3, n_initial=9)
+    tuner.optimize(n_workers=2)
+    Path("done").write_text(str(len(tuner.study.completed)))
+"""
+
+
+def test_processes_start_where_no_standard_file_is_open(tmp_path: Path) -> None:
+    """Their pipes would get those numbers."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+    assert Place(tmp_path, usual_variables()).run(*PYTHON, "program.py", shell=">&- 2>&- <&-").code == 0
+    assert (tmp_path / "done").read_text() == "3"
+
+
 def test_an_error_does_not_become_the_result_where_standard_error_is_closed(usual: Place) -> None:
     assert usual.run(*LLAMATUNE, "tell", 77, 0.5, shell="2>&-") == (1, "", "")
 
