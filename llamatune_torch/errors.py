@@ -7,6 +7,8 @@
     ├── ParamsError            (ValueError)   parameters that are not in the space: unknown, missing, outside
     ├── SettingsError          (ValueError)   a knob out of its range
     ├── SpecError              (ValueError)   what the command line is to run cannot be loaded
+    ├── OutputError                           a command has nowhere to write its result
+    ├── FolderError            (OSError)      the working directory is gone
     ├── OutcomeError           (TypeError)    a score that is not a number
     ├── EvaluationError        (RuntimeError) nothing has completed, and each trial raises the same exception
     ├── TrialStateError        (ValueError)   a trial told twice, or one this study never asked for
@@ -52,6 +54,14 @@ class SettingsError(LlamaTuneError, ValueError):
 
 class SpecError(LlamaTuneError, ValueError):
     """The target of the command line is not there, or cannot be imported."""
+
+
+class OutputError(LlamaTuneError):
+    """A command cannot write its result: standard output is closed or full."""
+
+
+class FolderError(LlamaTuneError, OSError):
+    """The working directory is gone, and something is needed that does not work without one."""
 
 
 class OutcomeError(LlamaTuneError, TypeError):

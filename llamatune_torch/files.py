@@ -10,6 +10,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
+from llamatune_torch.errors import FolderError
+
+
+def working_directory(why: str) -> str:
+    """Returns the working directory.
+
+    Raises:
+        FolderError: it is gone; the message says ``why`` it is needed.
+    """
+    try:
+        return os.getcwd()
+    except FileNotFoundError:
+        raise FolderError(f"the working directory is gone, and {why}: change to another one") from None
+
 
 @contextmanager
 def replacing(path: Path, *, private: bool = False) -> Iterator[TextIO]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -11,12 +12,16 @@ from typing import TYPE_CHECKING, Any, get_args
 from llamatune_torch.errors import NoCompletedTrialError, SettingsError, TrialStateError
 from llamatune_torch.parameter_base import to_python
 from llamatune_torch.space import Params, SearchSpace
-from llamatune_torch.tables import show_value, to_dataframe, to_row
+from llamatune_torch.tables import html_table, show_value, to_dataframe, to_row
 from llamatune_torch.text import printable
 from llamatune_torch.trial import Cause, Direction, Trial, TrialState
 
 if TYPE_CHECKING:
     from llamatune_torch.tables import DataFrame
+
+
+#: Trials that a notebook shows.
+NUM_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,8 @@ UNCHANGED = Extension()
 @dataclass(frozen=True)
 class Study:
     """All trials of one search, in the order of their numbers (``trials[k].number == k``).
+
+    A notebook shows its :meth:`summary` and its best trials.
 
     Args:
         space: where the search takes place.
@@ -220,6 +227,19 @@ class Study:
         lines += [f"  {name} = {show_value(value)}" for name, value in best.params.items()]
         lines += [f"  ({key}: {note})" for key, note in best.notes.items()]
         return printable("\n".join(lines))
+
+    def by_value(self) -> list[Trial]:
+        """The completed trials, the best first, the earliest first among equals."""
+        return sorted(self.completed, key=_value, reverse=self.direction == "maximize")
+
+    def _repr_html_(self) -> str:
+        """The study in a notebook: its summary, and the best trials, then the newest of the others."""
+        others = [trial for trial in reversed(self.trials) if trial.state is not TrialState.COMPLETE]
+        shown = [*self.by_value(), *others][:NUM_SHOWN]
+        left_out = len(self.trials) - len(shown)
+        more = f"<p>{left_out} more trials: study.dataframe() has all</p>" if left_out else ""
+        table = html_table(shown, self.metric) if shown else ""
+        return f"<pre>{html.escape(self.summary())}</pre>{table}{more}"
 
     def failures_by_reason(self) -> dict[str, int]:
         """The number of failed trials for each reason, the most frequent first."""

@@ -1,23 +1,29 @@
-"""Trials as tables: rows of plain values, text for people, a data frame; and back from CSV."""
+"""Trials as tables: rows of plain values, text for people, HTML, a data frame; and back from CSV."""
 
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TextIO
 
 from llamatune_torch.errors import ParamsError, SettingsError
 from llamatune_torch.parameter_base import Comparison, Parameter, compact, meets
 from llamatune_torch.parameters import Categorical, Integer
 from llamatune_torch.space import SearchSpace
-from llamatune_torch.text import printable
+from llamatune_torch.text import from_cell, printable, to_cell
 from llamatune_torch.trial import Cause, Trial, TrialState, cause_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame as DataFrame
+
+
+#: Characters of a cell that a notebook shows: a reason may be a page long.
+MAX_CELL = 200
 
 
 def show_value(value: Any) -> str:
@@ -67,8 +73,24 @@ def trials_table(trials: Sequence[Trial], value: str = "value") -> str:
     )
 
 
+def html_table(trials: Sequence[Trial], value: str = "value") -> str:
+    """The trials as an HTML table, one a row; arguments as :func:`cells`. A cell of many characters loses its end."""
+    head, *rows = ([_html(cell) for cell in row] for row in cells(trials, value))
+    lines = ["".join(f"<td>{cell}</td>" for cell in row) for row in rows]
+    top = "".join(f"<th>{cell}</th>" for cell in head)
+    return f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table>"
+
+
+def _html(cell: str) -> str:
+    return html.escape(cell if len(cell) <= MAX_CELL else f"{cell[:MAX_CELL]}...")
+
+
 def to_row(trial: Trial, names: Sequence[str], missing: float | None = None) -> dict[str, Any]:
-    """One trial as plain values: parameters as ``params.<name>``, ``missing`` where inactive or unknown."""
+    """One trial as plain values: parameters as ``params.<name>``, ``missing`` where inactive or unknown.
+
+    ``cost`` is in seconds, ``started`` and ``finished`` are times in UTC. ``worker`` begins with the host's
+    name.
+    """
     return {
         "number": trial.number,
         "state": str(trial.state),
@@ -80,7 +102,37 @@ def to_row(trial: Trial, names: Sequence[str], missing: float | None = None) -> 
         "seed": trial.seed,
         "reason": trial.reason,
         "cause": trial.cause and str(trial.cause),
+        "error": trial.error,
+        **{f"notes.{name}": note for name, note in trial.notes.items()},
+        "curve_length": len(trial.curve),
+        "started": _time(trial.started),
+        "finished": _time(trial.finished),
+        "worker": trial.worker,
+        "retry_of": trial.retry_of,
     }
+
+
+def _time(seconds: float | None) -> datetime | None:
+    """A Unix time in UTC; ``None`` if it is unknown, or no time that a calendar has."""
+    try:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def to_csv(rows: Sequence[Mapping[str, Any]], file: TextIO) -> None:
+    """Writes rows as a table with a header, with all of their columns; :func:`read_table` reads it.
+
+    No text in it is run: neither by a terminal (:func:`printable`) nor by a spreadsheet (:func:`to_cell`).
+    """
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    table = csv.DictWriter(file, [to_cell(printable(column)) for column in columns], restval="", lineterminator="\n")
+    table.writeheader()
+    table.writerows({to_cell(printable(column)): _cell(value) for column, value in row.items()} for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    return to_cell(printable(value)) if isinstance(value, str) else value
 
 
 def to_dataframe(trials: Sequence[Trial], names: Sequence[str]) -> DataFrame:
@@ -129,7 +181,8 @@ def read_table(
 
     Columns are ``learning_rate`` for each parameter, also with ``params.``, ``config.`` or the like before it.
     ``value`` or the metric's name has the value, also ``metrics.eval_loss``, ``summary.eval_loss`` or ``eval/loss``. If
-    they are there, ``state`` or ``status``, ``reason``, ``error``, ``cost`` (seconds) and ``outcomes.<name>`` are read.
+    they are there, ``state`` or ``status``, ``reason``, ``error``, ``cost`` (seconds), ``outcomes.<name>`` and
+    ``notes.<name>`` are read.
     An empty cell means that a parameter was inactive. Where cells are not separated by commas, a number may have a
     decimal comma.
 
@@ -237,6 +290,11 @@ class _Row:
             for column in self.cells
             if column.startswith("outcomes.") and (measured := self._number(column)) is not None
         }
+        notes = {
+            column.removeprefix("notes."): from_cell(note)
+            for column, note in self.cells.items()
+            if column.startswith("notes.") and note
+        }
         return Trial(
             self.number,
             params,
@@ -249,6 +307,7 @@ class _Row:
             reason=reason,
             cause=cause_of(reason or "") if failed else None if reason is None else Cause.ABANDONED,
             error=self._fact("error") or reason,
+            notes=notes,
         )
 
     def _end(self) -> tuple[TrialState, float | None, str | None]:
@@ -265,7 +324,7 @@ class _Row:
         return (TrialState.LOST, None, "without a value") if value is None else (TrialState.COMPLETE, value, None)
 
     def _fact(self, name: str) -> str:
-        return self.cells[self.facts[name]].strip() if name in self.facts else ""
+        return from_cell(self.cells[self.facts[name]].strip()) if name in self.facts else ""
 
     def _number(self, column: str) -> float | None:
         cell = self.cells[column].strip()
@@ -290,6 +349,9 @@ class _Row:
         cell = self.cells[column].strip()
         named = {"" if choice is None else str(plain(choice)): choice for choice in parameter.choices}
         named = {printable(shown): choice for shown, choice in named.items()} | named
+        ours = {str(_cell(choice)): choice for choice in parameter.choices if choice is not None}
+        if cell in ours:
+            return ours[cell]
         if cell in named:
             return named[cell]
         meant = [choice for choice in parameter.choices if _means(cell, choice, self.comma)]

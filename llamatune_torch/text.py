@@ -1,4 +1,4 @@
-"""Text that leaves the program: safe for a terminal, quoted for a shell, without passwords."""
+"""Text that leaves the program: safe for a terminal and a spreadsheet, quoted for a shell, without passwords."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ _NO_PORT = re.compile(r"(:\*\*\*@[^/:?]*):(?!\d+(?:[/?]|$))[^/?]*")
 _UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
 )
+#: Text that a spreadsheet takes for a formula; behind apostrophes, so that :func:`from_cell` is exact.
+_FORMULA = re.compile(r"'*(?:[\t\n]|\s*[=+\-@])")
 #: Names of secrets in the query of a URL.
 _SECRET = re.compile(r"passw|pwd|secret|token|credential", re.IGNORECASE)
 
@@ -69,6 +71,23 @@ def quote(text: str) -> str:
         return shlex.quote(text)
     safe = text.replace("\\", "\\\\").replace("'", "\\'")
     return "$'" + _UNPRINTABLE.sub(lambda found: _escape(found[0]), safe) + "'"
+
+
+def to_cell(text: str) -> str:
+    """Writes text for a cell of a table: an apostrophe comes before what a spreadsheet would run as a formula.
+
+    Numbers are no text: they stay as they are, also negative ones.
+
+    Example:
+        >>> to_cell("=1+1"), to_cell("adamw")
+        ("'=1+1", 'adamw')
+    """
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def from_cell(cell: str) -> str:
+    """Reads the text of a cell: the inverse of :func:`to_cell`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
 
 
 def _escape(character: str) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import html
+import re
 from typing import Any
 
 import pytest
@@ -21,7 +23,7 @@ from llamatune_torch import (
     TrialState,
     TrialStateError,
 )
-from llamatune_torch.study import UNCHANGED, Extension, Goal
+from llamatune_torch.study import NUM_SHOWN, UNCHANGED, Extension, Goal
 
 SPACE = SearchSpace({"lr": (0.0, 1.0), "opt": ["adamw", "sgd"]})
 
@@ -196,6 +198,42 @@ def test_summary_counts_states_and_names_the_best() -> None:
 def test_summary_of_an_empty_study_and_of_one_where_nothing_completed() -> None:
     assert Study(SPACE).summary() == "0 trials (none yet), 0.0 s of evaluation\nno trial has completed"
     assert make_study(SPACE, [(point(0.1), None)]).summary().splitlines()[-1] == "no trial has completed"
+
+
+@pytest.mark.parametrize(("direction", "numbers"), [("maximize", [2, 3, 0, 4]), ("minimize", [4, 0, 2, 3])])
+def test_trials_by_value(direction, numbers) -> None:  # type: ignore[no-untyped-def]
+    tried = [(point(0.1), v) for v in (1.0, None, 3.0, 3.0, 0.5)]
+    assert [trial.number for trial in make_study(SPACE, tried, direction=direction).by_value()] == numbers
+
+
+def test_a_notebook_shows_the_summary_and_the_best_trials() -> None:
+    study = make_study(SPACE, [(point(0.25), 0.5), (point(0.5, "sgd"), 0.75), (point(0.75), None)], [point(0.1)])
+    shown = study._repr_html_()
+    assert shown.startswith(f"<pre>{html.escape(study.summary())}</pre><table>")
+    assert [int(n) for n in re.findall(r"<tr><td>(\d+)</td>", shown)] == [1, 0, 3, 2]  # the others: newest first
+    assert "more trials" not in shown
+    assert "no trial has completed" in Study(SPACE)._repr_html_()
+    assert "<table" not in Study(SPACE)._repr_html_()
+
+
+def test_a_notebook_shows_some_of_many_trials() -> None:
+    study = make_study(SPACE, [(point(0.5), i % 50) for i in range(500)])
+    shown = study._repr_html_()
+    assert shown.count("<tr>") == 1 + NUM_SHOWN
+    assert f"<p>{500 - NUM_SHOWN} more trials: study.dataframe() has all</p>" in shown
+    assert "<tr><td>49</td>" in shown
+
+
+def test_a_notebook_runs_nothing_that_a_study_holds() -> None:
+    evil = "<script>alert(1)</script>\x1b[2J"
+    space = SearchSpace({f"name {evil}": [evil, "b"]})
+    params = {f"name {evil}": evil}
+    good = make_trial(0, params, 1.0, notes={evil: evil}, outcomes={evil: 1.0})
+    study = Study(space, Goal("maximize", "<script>"), trials=(good, make_trial(1, params, reason=evil, error=evil)))
+    shown = study._repr_html_()
+    assert "<script" not in shown
+    assert "\x1b" not in shown
+    assert shown.count("alert(1)") >= 5
 
 
 def test_a_goal_is_checked_and_settled_once_its_metric_has_a_name() -> None:

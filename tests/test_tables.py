@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import math
 import sys
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from strategies import make_study
+from strategies import make_study, make_trial
 
-from llamatune_torch import Categorical, Integer, ParamsError, Real, SearchSpace, SettingsError, TrialState
-from llamatune_torch.tables import decode_table, read_table, show_params, show_value, trials_table
+from llamatune_torch import (
+    Categorical,
+    Curve,
+    Integer,
+    ParamsError,
+    Real,
+    SearchSpace,
+    SettingsError,
+    Trial,
+    TrialState,
+)
+from llamatune_torch.tables import (
+    decode_table,
+    html_table,
+    read_table,
+    show_params,
+    show_value,
+    to_csv,
+    to_dataframe,
+    to_row,
+    trials_table,
+)
 
 SPACE = SearchSpace({"lr": (0.0, 1.0), "opt": ["adamw", "sgd"]})
 
@@ -80,6 +102,78 @@ def test_dataframe_without_pandas_says_what_to_install(monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ModuleNotFoundError, match=r"needs pandas: pip install 'llamatune-torch\[report\]'"):
         make_study(SPACE).dataframe()
+
+
+HARD = {
+    "how": Categorical(["=cmd()", "'=cmd()", "-1", -1, "@x", "\x1b[2J", "plain"]),
+    "x": Real(-1, 1),
+}
+
+
+def hard_trials() -> list[Trial]:
+    """Trials with all that a row can have, whose texts are formulas, lines and escapes."""
+    ends: list[dict[str, Any]] = [
+        {"value": -0.5, "notes": {"from": "here", "=1": "+2\nlines"}, "outcomes": {"gb": -1.5}},
+        {"reason": "=reason", "error": '@error\n  line 7, of "many"', "cost": 2.5},
+        {"value": math.inf, "curve": Curve((1, 2), (0.5, 0.25), (None, 1.0)), "worker": "host:7:abc"},
+    ]
+    choices = HARD["how"].choices
+    times = {"started": 1.5, "finished": 4.0}
+    return [make_trial(i, {"how": choice, "x": -0.25}, **times, **ends[i % 3]) for i, choice in enumerate(choices)]
+
+
+def test_a_row_has_all_that_people_ask_for() -> None:
+    row = to_row(hard_trials()[1], ["how", "x"])
+    assert (row["reason"], row["error"], row["cost"]) == ("=reason", '@error\n  line 7, of "many"', 2.5)
+    assert row["started"] == datetime(1970, 1, 1, 0, 0, 1, 500_000, UTC)
+    assert row["finished"] == datetime(1970, 1, 1, 0, 0, 4, tzinfo=UTC)
+    row = to_row(hard_trials()[2], ["how", "x"])
+    assert (row["curve_length"], row["worker"], row["retry_of"]) == (2, "host:7:abc", None)
+    assert to_row(hard_trials()[0], ["how", "x"])["notes.=1"] == "+2\nlines"
+    for impossible in (math.nan, math.inf, 1e300, -1e18):
+        assert to_row(make_trial(0, {}, 1.0, started=impossible), [])["started"] is None
+
+
+def test_a_dataframe_has_times_notes_and_errors() -> None:
+    pandas = pytest.importorskip("pandas", reason="the extra `report` is not installed")
+    frame = to_dataframe(hard_trials(), ["how", "x"])
+    assert pandas.api.types.is_datetime64_any_dtype(frame["started"])
+    assert (frame["finished"] - frame["started"]).dt.total_seconds().tolist() == [2.5] * len(frame)
+    assert frame["notes.from"].tolist()[0] == "here"
+    assert frame["curve_length"].tolist()[:3] == [0, 0, 2]
+    assert "error" in frame
+    assert "worker" in frame
+
+
+def test_a_written_table_runs_nothing_and_is_read_back() -> None:
+    trials = hard_trials()
+    file = io.StringIO()
+    to_csv([to_row(trial, ["how", "x"]) for trial in trials], file)
+    table = list(csv.reader(io.StringIO(file.getvalue())))
+    numbers = {i for i, name in enumerate(table[0]) if name in ("value", "params.x", "outcomes.gb")}
+    for row in table[1:]:
+        for i, cell in enumerate(row):
+            if i not in numbers and cell != "-1":  # the choice that is a number
+                assert cell[:1] not in ("=", "+", "-", "@", "\t"), (table[0][i], cell)
+                assert "\x1b" not in cell
+    assert {row[table[0].index("params.x")] for row in table[1:]} == {"-0.25"}
+    again = read_table([file.getvalue()], SearchSpace(HARD), "value")
+    for new, old in zip(again, trials, strict=True):
+        assert (new.params, type(new.params["how"])) == (old.params, type(old.params["how"]))
+        assert (new.state, new.value, new.outcomes, new.cost) == (old.state, old.value, old.outcomes, old.cost)
+        assert (new.reason, new.error, new.notes) == (old.reason, old.error, old.notes)
+
+
+def test_html_is_escaped_and_short() -> None:
+    trial = make_trial(0, {"<b>": "<script>alert(1)</script>"}, None, reason="\x1b[2J & " + "long " * 100)
+    shown = html_table([trial], "<i>loss")
+    assert "<script" not in shown
+    assert "<b>" not in shown
+    assert "<i>" not in shown
+    assert "\x1b" not in shown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown
+    assert len(shown) < 1000
+    assert shown.count("<tr>") == 2
 
 
 TABLE = """\

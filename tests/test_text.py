@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy.engine import URL
 
-from llamatune_torch.text import printable, quote, redact
+from llamatune_torch.text import from_cell, printable, quote, redact, to_cell
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,16 @@ def test_a_shell_reads_back_what_was_quoted(text: str) -> None:
     shown = subprocess.run(["bash", "-c", f"printf %s {quote(text)}"], capture_output=True, env={"LC_ALL": "C.UTF-8"})
     assert shown.stdout.decode() == text
     assert printable(quote(text)) == quote(text)
+
+
+@given(st.text("'=+-@ \t\n1a"))
+def test_a_spreadsheet_gets_no_formula_and_the_text_comes_back(text: str) -> None:
+    cell = to_cell(text)
+    assert cell.lstrip(" ")[:1] not in {"=", "+", "-", "@", "\t", "\n"}
+    assert from_cell(cell) == text
+
+
+def test_text_that_is_no_formula_stays() -> None:
+    for text in ("adamw", "it's", "'quoted'", "a=b", "", "1e-5"):
+        assert to_cell(text) == from_cell(text) == text
+    assert [to_cell(text) for text in ("=1+1", "-x", "'=y")] == ["'=1+1", "'-x", "''=y"]

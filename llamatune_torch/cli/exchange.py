@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import sys
@@ -14,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
-from llamatune_torch.cli.output import say, say_beside
+from llamatune_torch.cli.output import say, say_beside, standard_output
 from llamatune_torch.cli.spec import load_file
 from llamatune_torch.errors import ParamsError, SettingsError, SpecError, StudyMismatchError
 from llamatune_torch.files import replacing
@@ -27,8 +26,8 @@ from llamatune_torch.storage.reader import Reader, Snapshot, find_study
 from llamatune_torch.storage.serialization import to_json
 from llamatune_torch.storage.store import Change
 from llamatune_torch.study import Study
-from llamatune_torch.tables import decode_table, read_table
-from llamatune_torch.text import printable, redact
+from llamatune_torch.tables import decode_table, read_table, to_csv
+from llamatune_torch.text import redact
 from llamatune_torch.trial import Cause, Trial, TrialState, as_outcome
 
 T = TypeVar("T")
@@ -49,20 +48,12 @@ def export(options: Namespace) -> int:
         say_beside(f"{count} finished trials of {stored.name!r} are now in {redact(options.optuna)}")
     elif options.csv is not None:
         with _to(options.csv) as file:
-            rows = stored.study.rows()
-            columns = list(dict.fromkeys(column for row in rows for column in row))
-            table = csv.DictWriter(file, [printable(column) for column in columns], restval="", lineterminator="\n")
-            table.writeheader()
-            table.writerows({printable(column): _cell(value) for column, value in row.items()} for row in rows)
+            to_csv(stored.study.rows(), file)
     else:
         with _to(options.json) as file:
             json.dump(to_document(stored), file, indent=1, allow_nan=False)
             file.write("\n")
     return 0
-
-
-def _cell(value: Any) -> Any:
-    return printable(value) if isinstance(value, str) else value
 
 
 def import_(options: Namespace) -> int:
@@ -228,7 +219,8 @@ def _identity(trial: Trial, origin: str | None) -> tuple[str | None, str, float 
 def _to(name: str) -> Iterator[TextIO]:
     """A file to write, "-" for standard output. A file that was there stays until the new one is whole."""
     if name == "-":
-        yield sys.stdout
+        with standard_output(utf8=True) as file:
+            yield file
         return
     try:
         with replacing(Path(name)) as file:

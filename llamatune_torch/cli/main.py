@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any
 
 from llamatune_torch import __version__
+from llamatune_torch.cli.output import discard_output, say_beside, standard_output
 from llamatune_torch.errors import (
     LlamaTuneError,
     LlamaTuneWarning,
@@ -26,7 +27,6 @@ from llamatune_torch.errors import (
     SpecError,
 )
 from llamatune_torch.hints import OTHER_NAMES
-from llamatune_torch.text import printable
 
 DEFAULT_STORAGE = "sqlite:///llamatune.db"
 
@@ -61,11 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, unknown = root.parse_known_args(arguments)
     if unknown:
         root.error(f"unrecognized arguments: {' '.join(unknown)}" + "".join(map(_meant, unknown)))
-    module = import_module(f"llamatune_torch.cli.{options.module}")
     shown, warnings.showwarning = warnings.showwarning, _show_warning(warnings.showwarning)
     try:
+        module = import_module(f"llamatune_torch.cli.{options.module}")
         code: int = getattr(module, options.function)(options)
-        sys.stdout.flush()  # a reader who has left shows here
+        if sys.stdout is not None:
+            with standard_output():  # what the user's function has printed: a reader who has left shows here
+                return code
         return code
     except (SettingsError, SpaceError, ParamsError, SpecError) as error:
         return _failed(error, 2)
@@ -78,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
     except BrokenPipeError:  # `llamatune trials | head`; nothing more is to be written, at exit neither
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_output()
         return 1
     finally:
         warnings.showwarning = shown
@@ -97,7 +99,7 @@ def _meant(argument: str) -> str:
 
 
 def _failed(what: object, code: int) -> int:
-    print(printable(f"llamatune: {what}"), file=sys.stderr)
+    say_beside(f"llamatune: {what}")
     return code
 
 
@@ -106,7 +108,7 @@ def _show_warning(usual: Any) -> Any:
 
     def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
         if issubclass(category, LlamaTuneWarning):
-            print(printable(f"llamatune: {message}"), file=sys.stderr)
+            say_beside(f"llamatune: {message}")
         else:
             usual(message, category, *rest, **named)
 
@@ -193,6 +195,11 @@ def _add_looks(command: Any) -> None:
     shape = best.add_mutually_exclusive_group()
     shape.add_argument("--json", action="store_true", help="for programs")
     shape.add_argument("--args", action="store_true", help="for a training command: --learning_rate 3e-05 ...")
+    best.add_argument(
+        "--flags",
+        action="store_true",
+        help='with --args, booleans for action="store_true": --fp16 where True, nothing where False',
+    )
     best.add_argument(
         "--recommended", action="store_true", help="the best on average, where the best value may only be lucky"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from argparse import Namespace
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,8 +13,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from llamatune_torch.cli.output import say
-from llamatune_torch.errors import TrialStateError
+from llamatune_torch.cli.output import say, standard_output
+from llamatune_torch.errors import SettingsError, TrialStateError
 from llamatune_torch.parameter_base import compact
 from llamatune_torch.storage.reader import Reader, Snapshot
 from llamatune_torch.storage.serialization import to_strict
@@ -25,51 +26,70 @@ from llamatune_torch.trial import Trial
 
 def best(options: Namespace) -> int:
     """The best parameters, for people, for programs, or for a training command."""
+    if options.flags and not options.args:
+        raise SettingsError("--flags is about the arguments of a training command: it needs --args")
     stored = Reader(options.storage).look(options.name)
     study = stored.study
     trial = _recommended(stored) if options.recommended else study.best_trial
-    if options.json:
-        record = {"study": stored.name, "metric": study.metric, "direction": study.direction}
-        print(json.dumps(to_strict(record | {"trial": trial.number, "value": trial.value, "params": trial.params})))
-    elif options.args:
-        print(arguments(trial.params))
-    else:
-        how = f"best on average, of {len(study.completed)}" if options.recommended else f"of {len(study.completed)}"
-        say(f"{study.metric} = {trial.value:.6g} in trial {trial.number} ({how}; {study.direction})")
-        for name, value in trial.params.items():
-            say(f"  {name} = {show_value(value)}")
-        for key, note in trial.notes.items():
-            say(f"  ({key}: {note})")
+    with standard_output(utf8=options.json or options.args) as file:
+        if options.json:
+            record = {"study": stored.name, "metric": study.metric, "direction": study.direction}
+            found = {"trial": trial.number, "value": trial.value, "params": trial.params}
+            print(json.dumps(to_strict(record | found)), file=file)
+        elif options.args:
+            print(arguments(trial.params, flags=options.flags), file=file)
+        else:
+            how = f"best on average, of {len(study.completed)}" if options.recommended else f"of {len(study.completed)}"
+            say(f"{study.metric} = {trial.value:.6g} in trial {trial.number} ({how}; {study.direction})")
+            for name, value in trial.params.items():
+                say(f"  {name} = {show_value(value)}")
+            for key, note in trial.notes.items():
+                say(f"  ({key}: {note})")
     return 0
 
 
-def arguments(params: dict[str, Any]) -> str:
+def arguments(params: Mapping[str, Any], flags: bool = False) -> str:
     """Parameters for a shell, as ``HfArgumentParser`` reads them: ``--learning_rate 3e-05 --fp16 True``.
 
     A list or dict is its JSON. What is ``None`` is left out: that is how to leave something unset on a command line.
+
+    Args:
+        params: the parameters.
+        flags: whether a boolean is ``--fp16`` or absent, as ``action="store_true"`` wants it.
     """
-    pairs = [f"{quote(f'--{name}')} {quote(str(plain(value)))}" for name, value in params.items() if value is not None]
-    return " ".join(pairs)
+    given = {name: value for name, value in params.items() if value is not None and not (flags and value is False)}
+    return " ".join(
+        quote(f"--{name}") if flags and value is True else _pair(name, str(plain(value)))
+        for name, value in given.items()
+    )
+
+
+def _pair(name: str, value: str) -> str:
+    if value.startswith("-"):  # argparse takes -1e-05 for an option, unless an equals sign ties it to its name
+        return quote(f"--{name}={value}")
+    return f"{quote(f'--{name}')} {quote(value)}"
 
 
 def trials(options: Namespace) -> int:
     """A table of trials, or all that is known of one."""
     stored = Reader(options.storage).look(options.name)
-    if options.number is not None:
-        _print_trial(stored, options.number)
-        return 0
-    study = stored.study
-    chosen = [trial for trial in study.trials if options.state in (None, trial.state)]
-    if options.by_value:
-        chosen = [trial for trial in chosen if trial.value is not None]
-        chosen.sort(key=lambda trial: _rank(study, trial))
+    with standard_output():
+        if options.number is not None:
+            _print_trial(stored, options.number)
+        else:
+            _print_trials(stored.study, options)
+    return 0
+
+
+def _print_trials(study: Study, options: Namespace) -> None:
+    ordered = study.by_value() if options.by_value else study.trials
+    chosen = [trial for trial in ordered if options.state in (None, trial.state)]
     chosen = chosen[-options.last :] if options.last else chosen
     screen = console()
     if screen.is_terminal:
         screen.print(rich_table(cells(chosen, study.metric)))
     else:  # nothing to fold, and rich takes half a second for a thousand rows
         say(trials_table(chosen, study.metric))
-    return 0
 
 
 def console() -> Console:
@@ -91,15 +111,11 @@ def rich_table(rows: list[list[str]]) -> Table:
 
 
 def _recommended(stored: Snapshot) -> Trial:
+    import llamatune_torch.runtime  # noqa: F401  # says so if torch cannot be loaded
     from llamatune_torch.engine.recommend import recommend  # takes its time to load
     from llamatune_torch.settings import Settings
 
     return recommend(stored.study, Settings(seed=stored.settings.get("seed", 0)))
-
-
-def _rank(study: Study, trial: Trial) -> float:
-    assert trial.value is not None
-    return -trial.value if study.direction == "maximize" else trial.value
 
 
 def _print_trial(stored: Snapshot, number: int) -> None:

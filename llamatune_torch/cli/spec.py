@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from llamatune_torch.errors import SpecError
+from llamatune_torch.files import working_directory
 
 #: What the function of a file is called, if the command line does not name it.
 FUNCTIONS = ("evaluate", "trainer_factory")
@@ -69,7 +69,7 @@ def load_spec(target: str, folder: str | None = None, trainer: bool | None = Non
     Raises:
         SpecError: there is no such file, module or function, or importing it raises.
     """
-    folder = folder or os.getcwd()
+    folder = folder or working_directory("what is to be run is looked for in it")
     path, _, name = target.partition(":")
     file = load_file(path, folder)
     name = name or _usual_name(file)
@@ -90,7 +90,7 @@ def load_file(path: str, folder: str | None = None) -> SpecFile:
     Raises:
         SpecError: there is no such file or module, or importing it raises.
     """
-    folder = folder or os.getcwd()
+    folder = folder or working_directory("what is to be run is looked for in it")
     if not path.endswith(".py"):
         return SpecFile(path, _imported(path, folder))
     file = Path(folder, path).resolve()

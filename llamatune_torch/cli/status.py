@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from llamatune_torch.cli.output import standard_output
 from llamatune_torch.cli.results import console
 from llamatune_torch.storage.reader import Reader, Snapshot
 from llamatune_torch.storage.serialization import to_strict
@@ -31,13 +32,16 @@ def status(options: Namespace) -> int:
     reader = Reader(options.storage)
     stored = reader.look(options.name)
     if options.json:
-        print(json.dumps(to_strict(record(stored))))
+        with standard_output(utf8=True) as file:
+            print(json.dumps(to_strict(record(stored))), file=file)
         return 0
     screen = console()
     if options.once or not screen.is_terminal:
-        screen.print(shown(stored, reader.display_url))
+        with standard_output():
+            screen.print(shown(stored, reader.display_url))
         return 0
-    _live(reader, stored, screen, options.every)
+    with standard_output():
+        _live(reader, stored, screen, options.every)
     return 0
 
 

@@ -1,1 +1,8 @@
 """Other people's frameworks, each behind one door."""
+
+import sys
+
+from llamatune_torch.files import working_directory
+
+if "torch" not in sys.modules:  # its MKL would end the process
+    working_directory("torch cannot be loaded without one")

@@ -103,6 +103,7 @@ class TrialProcess:
             self._kill_group()
 
     def _start(self) -> None:
+        _open_standard_files()
         here, there = Pipe()
         command = [sys.executable, "-c", _COMMAND, str(there.fileno()), json.dumps(sys.path)]
         how_to_import = _how_to_import()
@@ -209,6 +210,15 @@ class TrialProcess:
         if self._process is not None:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of zombies
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _open_standard_files() -> None:
+    """Opens those of standard input, output and error that are closed, on nothing: a pipe would get their numbers."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
 
 
 def _how_to_import() -> dict[str, Any]:

@@ -24,6 +24,7 @@ from llamatune_torch.space import SearchSpace
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 from llamatune_torch.storage.store import Change, Store, check_number
 from llamatune_torch.study import Study
+from llamatune_torch.tables import show_value
 from llamatune_torch.trial import Cause, Direction, Outcome, Trial, as_outcome
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,13 @@ class Search:
         #: What an evaluation is to know of the trial that starts next; rank 0's reaches the other ranks.
         self.orders: Any = None
         self._lock = threading.RLock()  # one suggestion at a time: the number of threads is torch's, not a thread's
+
+    def __repr__(self) -> str:
+        """One line: the name, the goal, the number of trials, the best value."""
+        study = self.study
+        found = f"best {show_value(study.best_value)}" if study.completed else "none complete"
+        goal = f"{study.direction} {study.metric!r}" if study.is_settled else "no metric yet"
+        return f"<{type(self).__name__} {self.name!r}: {goal}, {len(study.trials)} trials, {found}>"
 
     @property
     def study(self) -> Study:

@@ -26,6 +26,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
 from sqlalchemy.pool import NullPool
 
 from llamatune_torch.errors import SchemaError, SettingsError, StorageError
+from llamatune_torch.files import working_directory
 from llamatune_torch.storage.files import DatabaseFiles
 from llamatune_torch.storage.schema import MIGRATIONS
 from llamatune_torch.text import redact
@@ -264,14 +265,18 @@ def find_sqlite_file(url: str) -> Path | None:
 
     Raises:
         SettingsError: the URL names neither.
+        FolderError: it is relative to a working directory that is gone.
     """
     parsed = _parse_url(url)
     if parsed.get_backend_name() != "sqlite":
         return None
     try:
-        return Path(str(parsed.database)).expanduser().absolute()  # "~" is the home folder
+        file = Path(str(parsed.database)).expanduser()  # "~" is the home folder
     except RuntimeError:
         raise SettingsError(f"storage is {redact(url)!r}, but there is no home folder for its ~") from None
+    if not file.is_absolute():
+        working_directory(f"{redact(url)!r} is relative to it")
+    return file.absolute()
 
 
 def _parse_url(url: Any) -> URL:

@@ -20,6 +20,7 @@ from llamatune_torch.errors import StorageError
 from llamatune_torch.storage.database import Transaction
 from llamatune_torch.storage.session import LockedStudy
 from llamatune_torch.storage.store import is_inconclusive
+from llamatune_torch.storage.validation import number, take
 from llamatune_torch.trial import Cause, TrialState
 
 logger = logging.getLogger(__name__)
@@ -148,10 +149,11 @@ def mark_stalled(locked: LockedStudy, grace: float, retries: int, own: str, doub
         now=locked.now,
         own=own,
     ):
-        if not doubts.are_confirmed(row["id"], row["heartbeat"]):
+        heartbeat = take(row, "heartbeat", f"worker {row['id']}", number)
+        if not doubts.are_confirmed(row["id"], heartbeat):
             continue
         trial = locked.read(row["number"])
-        seconds = locked.now - row["heartbeat"]
+        seconds = locked.now - heartbeat
         since = f"for {seconds:.0f} s" if seconds >= 0 else f"since the clock was set back, by {-seconds:.0f} s or more"
         error = f"no sign of life of worker {row['id']} {since}"
         others = [t for t in locked.trials if t.first == trial.first and t.number != trial.number]
@@ -168,5 +170,6 @@ def mark_stalled(locked: LockedStudy, grace: float, retries: int, own: str, doub
 
 def signs_of_life(locked: LockedStudy, own: str) -> dict[int, float]:
     """Reads when the workers other than ``own`` were last heard of (Unix seconds), by the number of their trials."""
-    rows = locked.transaction.rows(f"SELECT t.number, w.heartbeat {RUNNING_WITH_WORKERS}", study=locked.id, own=own)
-    return {row["number"]: row["heartbeat"] for row in rows}
+    query = f"SELECT t.number, w.id, w.heartbeat {RUNNING_WITH_WORKERS}"
+    rows = locked.transaction.rows(query, study=locked.id, own=own)
+    return {row["number"]: take(row, "heartbeat", f"worker {row['id']}", number) for row in rows}

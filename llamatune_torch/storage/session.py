@@ -18,6 +18,7 @@ from llamatune_torch.storage.definition import Definition, open_study
 from llamatune_torch.storage.points import read_curves, write_points
 from llamatune_torch.storage.serialization import as_seen_by, read_trial, write_trial
 from llamatune_torch.storage.store import check_number, check_open
+from llamatune_torch.storage.validation import number, optional, take, words
 from llamatune_torch.study import Goal, Study
 from llamatune_torch.trial import Direction, Trial
 
@@ -27,6 +28,17 @@ PATIENCE = 60.0  # seconds for which a write that fails is tried again
 
 #: The columns that ``read_trial`` needs.
 COLUMNS = "number, state, origin, value, params, worker, retry_of, details"
+
+
+def check_lease(row: Mapping[str, Any], id: int) -> None:
+    """Checks the columns of a study that are about the lease.
+
+    Raises:
+        SchemaError: one of them holds something else.
+    """
+    take(row, "lease_owner", f"study {id}", optional(words))
+    for column in ("lease_until", "suggest_seconds"):
+        take(row, column, f"study {id}", number)
 
 
 class LockedStudy:
@@ -58,6 +70,7 @@ class LockedStudy:
         self.transaction = transaction
         self.id = id
         self.row = rows[0]
+        check_lease(self.row, id)
         self.revision = int(self.row["revision"])
         self.space = known.space
         self.trials = list(known.trials)

@@ -28,7 +28,7 @@ from llamatune_torch.decisions import ROUNDING, Decision, Finish
 from llamatune_torch.errors import BudgetSpentError
 from llamatune_torch.storage.database import Transaction
 from llamatune_torch.storage.heartbeat import Doubts, mark_stalled, register_worker, signs_of_life
-from llamatune_torch.storage.session import LockedStudy, StudySession
+from llamatune_torch.storage.session import LockedStudy, StudySession, check_lease
 from llamatune_torch.storage.store import Choose, carry_out, num_left, to_retry
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Trial, TrialState
@@ -239,6 +239,7 @@ def wait_for_lease(session: StudySession, pause: float, goes_on: Callable[[], bo
     def is_taken(transaction: Transaction) -> bool:
         query = "SELECT lease_owner, lease_until, suggest_seconds FROM llamatune_studies WHERE id = :study"
         (row,) = transaction.rows(query, study=session.id)
+        check_lease(row, session.id)
         return is_leased(row, transaction.now)
 
     taken = True

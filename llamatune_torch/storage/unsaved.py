@@ -76,7 +76,9 @@ class UnsavedResults:
         self._places: list[tuple[Path, str]] = []
         if file is not None:
             self._places.append((file.parent, f"{file.name}.unsaved-{_digest(session.name)}-"))
-        self._places += [(Path.cwd(), elsewhere), (Path(tempfile.gettempdir()), elsewhere)]
+        with suppress(FileNotFoundError):  # the working directory is gone
+            self._places.append((Path.cwd(), elsewhere))
+        self._places.append((Path(tempfile.gettempdir()), elsewhere))
 
     def write_or_keep(self, write: Callable[[LockedStudy], Trial], result: Callable[[], Trial], what: str) -> Trial:
         """Writes a result, in as many attempts as it takes; from the first failure on, the result is also in a file.

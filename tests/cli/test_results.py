@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shlex
@@ -49,6 +50,28 @@ def test_best_for_a_training_command(cli: Cli, mine: LlamaTune) -> None:
     assert line == "--lr 3e-05 --text 'two words' --fp16 True --method full\n"
     assert shlex.split(line)[2:4] == ["--text", "two words"]
     assert shlex.split(arguments(LORA))[3] == "it's"
+
+
+def test_booleans_as_flags(cli: Cli, mine: LlamaTune) -> None:
+    """As scripts with ``action="store_true"`` want them."""
+    assert cli("best", "--args", "--flags").out == "--lr 3e-05 --text 'two words' --fp16 --method full\n"
+    assert arguments(LORA, flags=True) == "--lr 0.001 --text 'it'\"'\"'s' --clip 1.0 --method lora --rank 8"
+    assert arguments({"a b": True, "off": False, "n": 1, "zero": 0}, flags=True) == "'--a b' --n 1 --zero 0"
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fp16", action="store_true")
+    for fp16 in (True, False):
+        assert parser.parse_args(shlex.split(arguments({"fp16": fp16}, flags=True))).fp16 is fp16
+    for alone in (["--flags"], ["--json", "--flags"]):
+        result = cli("best", *alone)
+        assert (result.code, "--flags is about" in result.err) == (2, True)
+
+
+def test_a_value_with_a_minus_is_no_option() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bias", type=float)
+    parser.add_argument("--text")
+    line = arguments({"bias": -1e-05, "text": "-it's"})
+    assert vars(parser.parse_args(shlex.split(line))) == {"bias": -1e-05, "text": "-it's"}
 
 
 def test_what_is_printed_is_read_by_the_parser_of_transformers(cli: Cli, mine: LlamaTune, tmp_path: Path) -> None:

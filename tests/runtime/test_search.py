@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -51,6 +52,17 @@ def test_ask_and_tell_by_hand() -> None:
     assert optimizer.study.trials == (finished,)
     assert optimizer.tell(optimizer.ask().number, 0.75).value == 0.75
     assert optimizer.study.best_value == 0.75
+
+
+def test_the_repr_is_one_line_with_the_state_and_no_password(tmp_path: Path) -> None:
+    optimizer = tuner(None, direction="minimize", metric="eval loss")
+    assert repr(optimizer) == "<LlamaTune 'study': minimize 'eval loss', 0 trials, none complete>"
+    for value in (0.25, 0.0125, Outcome.failure("nan")):
+        optimizer.tell(optimizer.ask(), value)
+    assert repr(optimizer) == "<LlamaTune 'study': minimize 'eval loss', 3 trials, best 0.0125>"
+    assert repr(tuner(None, metric=None)) == "<LlamaTune 'study': no metric yet, 0 trials, none complete>"
+    stored = tuner(None, storage=f"sqlite:///{tmp_path}/secret.db", name="it's mine")
+    assert repr(stored) == """<LlamaTune "it's mine": maximize 'value', 0 trials, none complete>"""
 
 
 def test_a_batch_holds_different_trials_that_can_be_told_in_any_order() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -110,3 +111,21 @@ def test_a_gap_between_trials_is_named(url: str) -> None:
         load_study(url)
     with pytest.raises(SchemaError, match="trial 1 is not in the database, but trial 2 is"):
         tuner(url)
+
+
+@pytest.mark.parametrize("column", ["lease_owner", "lease_until", "suggest_seconds"])
+def test_a_damaged_column_of_a_study_is_named(column: str, tmp_path: Path) -> None:
+    """SQLite keeps anything in any column."""
+    url = f"sqlite:///{tmp_path}/study.db"
+    mine = tuner(url)
+    execute(url, f"UPDATE llamatune_studies SET {column} = x'00ff'")
+    with pytest.raises(SchemaError, match=f"study .*: {column} must be"):
+        mine.ask()
+
+
+def test_a_damaged_sign_of_life_is_named(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    tuner(url).ask()
+    execute(url, "UPDATE llamatune_workers SET heartbeat = 'soon'")
+    with pytest.raises(SchemaError, match=r"worker .*: heartbeat must be a number, but got 'soon'"):
+        tuner(url).ask()

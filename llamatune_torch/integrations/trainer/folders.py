@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llamatune_torch.errors import CheckpointWarning
+from llamatune_torch.errors import CheckpointWarning, SettingsError
 from llamatune_torch.trial import Trial
 
 #: Our own folder in each of these.
@@ -70,6 +71,23 @@ class Folders:
     def model(self, trial: Trial) -> Path:
         """The folder of a trial's model, until the trial is on record."""
         return self.trial(trial) / OURS / "model"
+
+    def check_writable(self) -> None:
+        """Makes ``output_dir``, and writes to it.
+
+        Raises:
+            SettingsError: that is not possible.
+        """
+        failure: OSError | None = None
+        for _ in range(20):  # another process may remove the empty folder between two steps
+            try:
+                self.output_dir.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=self.output_dir).close()
+                return
+            except OSError as error:
+                failure = error
+        assert failure is not None
+        raise SettingsError(f"output_dir={str(self.output_dir)!r} cannot be written: {failure.strerror}") from failure
 
     def create(self, trial: Trial) -> bool:
         """Makes the folder of a trial that is about to run. True if it is ours, with nothing of another trial in it.

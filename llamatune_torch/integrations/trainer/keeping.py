@@ -21,7 +21,7 @@ from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders, r
 from llamatune_torch.integrations.trainer.metric import Metric
 from llamatune_torch.runtime.events import Listener
 from llamatune_torch.runtime.optimizer import LlamaTune
-from llamatune_torch.runtime.runners import InlineRunner, Runner
+from llamatune_torch.runtime.runners import ExecutorRunner, InlineRunner, Runner
 from llamatune_torch.runtime.torchrun import rank
 from llamatune_torch.storage.store import to_retry
 from llamatune_torch.study import Study
@@ -59,7 +59,7 @@ class Keeper(Listener):
         """Fine-tunes until the budget is used up; returns the study.
 
         Raises:
-            SettingsError: the best model cannot be kept in ``output_dir``; before the first trial.
+            SettingsError: ``output_dir`` cannot be written, or holds another's best model; before the first trial.
         """
         optimizer = self.optimizer
         optimizer.study.space.require_values()
@@ -69,7 +69,8 @@ class Keeper(Listener):
         try:
             if rank() > 0:
                 return optimizer.run(evaluate, runner, self.on_outcome)
-            with self._tidied():
+            # An executor may run them on other machines, which have disks of their own.
+            with self._tidied(here=not isinstance(runner, ExecutorRunner)):
                 return optimizer.run(evaluate, runner, self.on_outcome)
         finally:
             optimizer.callbacks.remove(self)
@@ -135,9 +136,11 @@ class Keeper(Listener):
         self._clear([other for other in self.optimizer.study.trials if other.first == trial.first], self._due())
 
     @contextmanager
-    def _tidied(self) -> Iterator[None]:
-        """Holds ``output_dir/best`` for a run, and cleans up before and after it."""
+    def _tidied(self, here: bool) -> Iterator[None]:
+        """Holds ``output_dir/best`` for a run, and cleans up before and after it; ``here`` the trials need the disk."""
         process, made = os.getpid(), not self.folders.output_dir.exists()
+        if here:
+            self.folders.check_writable()
         with nullcontext() if self.best is None else self.best.held():
             self._tidy(self._due())  # after an earlier run that was killed
             self._running = True

@@ -501,6 +501,15 @@ def test_a_relative_folder_in_a_working_directory_that_is_gone_is_an_error(
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.parametrize("keep", [None, "best"])
+@pytest.mark.parametrize("folder", ["/proc/nothing/tuned", "/dev/null/tuned"])
+def test_a_folder_that_cannot_be_written_is_an_error_before_the_first_trial(
+    folder: str, keep: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=f"output_dir='{folder}' cannot be written: "):
+        tuned(tmp_path, raises(AssertionError), output_dir=folder, keep=keep)
+
+
 def test_a_folder_that_cannot_be_deleted_costs_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stored = {"storage": f"sqlite:///{tmp_path}/study.db", "name": "tiny"}
 
