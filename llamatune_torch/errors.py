@@ -14,6 +14,7 @@
     ├── TrialStateError        (ValueError)   a trial told twice, or one this study never asked for
     ├── SpaceExhaustedError                   every point of a finite space is done or running
     ├── BudgetSpentError                      all trials of a stored study's budget are done or running
+    ├── StillRunningError                     the strategy waits for what is running
     ├── StorageError                          a study cannot be read or written: disk full, locked, connection lost
     │   ├── SchemaError                       the database is damaged, foreign, or of a newer version
     │   └── StudyMismatchError (ValueError)   the stored study has another space, direction or metric

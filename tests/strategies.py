@@ -278,4 +278,6 @@ OTHERS: dict[str, Any] = {
     "num_restarts": 4,
     "num_screened": 64,
     "mc_samples": 16,
+    "strategy": "asha",
+    "rungs": (0.25, 1.0),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from argparse import Namespace
@@ -61,11 +62,13 @@ def state_of(stored: Snapshot) -> str:
         alive = [worker for worker in stored.workers.values() if worker.silent_for <= QUIET]
         return "running" if alive else "silent"
     total = stored.settings.get("max_evals")
-    return "finished" if total is not None and stored.study.spent >= total else "stopped"
+    if total is None or stored.study.paused or total - stored.study.spent >= 1:
+        return "stopped"
+    return "finished"  # less than one full run is left
 
 
 class Remaining(NamedTuple):
-    """The work that is left: trials that have not begun, and seconds until the end (``None`` if unknown)."""
+    """The work that is left: full runs that have not begun, and seconds until the end (``None`` if unknown)."""
 
     trials: int
     seconds: float | None
@@ -74,7 +77,7 @@ class Remaining(NamedTuple):
 def remaining(stored: Snapshot) -> Remaining:
     """The time that is left if each trial takes the median of the finished ones, and as many run at a time as now."""
     study = stored.study
-    trials = max(0, stored.settings.get("max_evals", 0) - study.spent)
+    trials = max(0, math.ceil(stored.settings.get("max_evals", 0) - study.spent))
     times = [t.finished - t.started for t in study.completed if t.finished and t.started and t.origin != "added"]
     running = [age(trial, stored.now) for trial in study.pending]
     if not running or not times:
@@ -134,7 +137,7 @@ def shown(stored: Snapshot, url: str) -> RenderableType:
     states = ", ".join(f"{counts[state]} {state}" for state in TrialState if counts[state]) or "no trials yet"
     lines = [
         f"{stored.name} in {url}: {state_of(stored)}",
-        f"{study.spent} of {total} trials ({states}){_eta(left, len(study.pending))}",
+        f"{study.spent:.3g} of {total} full runs ({states}){_eta(left, len(study.pending))}",
     ]
     if study.completed:
         best = study.best_trial

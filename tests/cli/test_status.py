@@ -103,13 +103,13 @@ def test_one_look_for_people(cli: Cli, tmp_path: Path) -> None:
     mine = tuner(tmp_path)
     assert cli("status").out.splitlines() == [
         "mine in sqlite:///llamatune.db: stopped",
-        "0 of 4 trials (no trials yet)",
+        "0 of 4 full runs (no trials yet)",
     ]
     mine.tell(mine.ask(), 0.5)
     mine.tell(mine.ask(), Outcome.failure("[red]odd[/red] [Errno 12]"))
     mine.report(mine.ask(), 10, 0.25, 0.5)
     shown = cli("status").out
-    assert "3 of 4 trials (1 running, 1 complete, 1 failed), about " in shown
+    assert "3 of 4 full runs (1 running, 1 complete, 1 failed), about " in shown
     assert "best accuracy (maximize): 0.5 in trial 0" in shown
     assert f":{os.getpid()} " in shown
     assert "0.25 at 50%" in shown

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from strategies import make_study, make_trial
 
+from llamatune_torch import Real
 from llamatune_torch.runtime.display import live_display, log_trial
 
 LOGGER = logging.getLogger("llamatune_torch")
@@ -46,7 +47,7 @@ def shown(caplog: pytest.LogCaptureFixture) -> list[tuple[str, str]]:
 
 def test_a_trial_is_a_line_with_its_parameters_its_value_and_the_best_so_far(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "llamatune_torch")
-    space = {"learning_rate": (1e-5, 1e-3), "batch_size": (8, 32)}
+    space = {"learning_rate": Real(1e-5, 1e-3, prior="uniform"), "batch_size": (8, 32)}
     tried: list[Any] = [
         ({"learning_rate": 2.84e-5, "batch_size": 16}, 0.84230001),
         ({"learning_rate": 1e-4, "batch_size": 8}, 0.5),
