@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, TypedDict, get_args
@@ -62,7 +62,7 @@ class Settings:
     num_screened: int = 1024
     mc_samples: int = 64
     strategy: StrategyName | Any = "auto"
-    rungs: tuple[float, ...] | None = None
+    rungs: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         names = get_args(AcquisitionName)
@@ -182,7 +182,7 @@ class Knobs(TypedDict, total=False):
     num_screened: int
     mc_samples: int
     strategy: StrategyName | Any
-    rungs: tuple[float, ...] | None
+    rungs: Sequence[float] | None
     timeout: float | None
     max_failures: int | None
     storage: str | None

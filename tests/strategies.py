@@ -279,5 +279,5 @@ OTHERS: dict[str, Any] = {
     "num_screened": 64,
     "mc_samples": 16,
     "strategy": "asha",
-    "rungs": (0.25, 1.0),
+    "rungs": [0.25, 1.0],
 }

@@ -112,7 +112,7 @@ def test_a_search_and_the_looks_at_it(place: Place) -> None:
     run = place.run(*LLAMATUNE, "run", "spec.py")
     assert run.code == 0, run
     study = load_study(f"sqlite:///{place.folder}/llamatune.db")
-    assert study.num_counted == 5
+    assert study.spent == 5
     how = study.best_params["how"]
     shown = how if place.variables["LC_ALL"] != "C" else how.encode("ascii", "backslashreplace").decode()
     assert f"how = '{shown}'" in run.out
@@ -159,7 +159,7 @@ def test_a_search_that_nobody_can_see_is_done(usual: Place, shell: str, code: in
     result = usual.run(*LLAMATUNE, "run", "spec.py", "--trials", 4, "--workers", 2, shell=shell)
     assert result.code == code, result
     assert "Traceback" not in result.err
-    assert load_study(f"sqlite:///{usual.folder}/llamatune.db").num_counted == 4
+    assert load_study(f"sqlite:///{usual.folder}/llamatune.db").spent == 4
 
 
 PROGRAM = """
@@ -226,7 +226,7 @@ def test_a_search_whose_working_directory_vanishes(tmp_path: Path) -> None:
     assert result.out == (
         "the working directory is gone, and 'sqlite:///here.db' is relative to it: change to another one\n"
     ), result
-    assert load_study(url).num_counted == 4
+    assert load_study(url).spent == 4
     assert issubclass(FolderError, OSError)
 
 
