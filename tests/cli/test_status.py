@@ -91,7 +91,7 @@ def test_the_record_for_programs(cli: Cli, tmp_path: Path) -> None:
         "direction": "maximize",
         "max_evals": 4,
         "counted": 3,
-        "trials": {"running": 1, "complete": 1, "failed": 1, "lost": 0},
+        "trials": {"running": 1, "paused": 0, "complete": 1, "stopped": 0, "failed": 1, "lost": 0},
         "failures": {"out of memory": 1},
         "best": {"trial": 0, "value": 0.5, "params": mine.study.trials[0].params},
     }
