@@ -40,6 +40,9 @@ OnOutcome = Callable[[Trial, Outcome], Outcome]
 #: The same exception in so many trials in a row is a mistake in the code, unless something has completed.
 SAME_ERRORS = 3
 
+#: So many times an outcome is put off, each after the patience of the storage, which is a minute.
+MOST_PUT_OFFS = 10
+
 _OUTAGE = 30.0  # seconds until the next attempt to start a trial, while the storage is away and others still run
 _POLL = 0.5  # seconds between looks at jobs that cannot say by themselves that they are done
 
@@ -90,6 +93,8 @@ class _Loop:
         #: How often the same exception has come, with nothing else between and nothing completed.
         self.repeated: Counter[str] = Counter()
         self.said: set[str] = set()
+        #: How often the outcome of a finished trial could not be taken.
+        self.put_offs: Counter[int] = Counter()
         #: Why the storage could not be written last; ``None`` once it was written again.
         self.outage: StorageError | None = None
         self.outage_until = 0.0
@@ -265,7 +270,12 @@ class _Loop:
                 raise result
             result = failure_of(result)
         try:
-            finished = self.record(trial, self.on_outcome(trial, result))
+            outcome = self.on_outcome(trial, result)
+        except StorageError as error:
+            self.put_off(number, error)
+            return
+        try:
+            finished = self.record(trial, outcome)
         except TrialStateError:
             finished = self.search.study.trials[number]
             if finished.is_open:
@@ -275,6 +285,17 @@ class _Loop:
         self.exhausted = False
         self.lost_in_a_row = 0
         self.announce(finished)
+
+    def put_off(self, number: int, error: StorageError) -> None:
+        """Leaves a finished trial for the next look, while the study cannot be read or written to take its outcome.
+
+        Raises:
+            StorageError: the study is another one, or it has been away too often for this trial.
+        """
+        self.put_offs[number] += 1
+        if type(error) is not StorageError or self.put_offs[number] == MOST_PUT_OFFS:
+            raise error
+        self.bear(error)
 
     def record(self, trial: Trial | int, outcome: Outcome) -> Trial:
         """Records an outcome: in the storage, or in a file until the storage is back."""

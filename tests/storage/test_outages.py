@@ -19,8 +19,9 @@ import psycopg
 import pytest
 from durable import eventually, hill, states, store_of, tuner, unsaved
 
-from llamatune_torch import LlamaTune, StorageError, Trial, load_study
+from llamatune_torch import LlamaTune, Outcome, StorageError, Trial, load_study
 from llamatune_torch.runtime import loop
+from llamatune_torch.runtime.evaluation import OnParams
 from llamatune_torch.runtime.runners import ExecutorRunner
 from llamatune_torch.storage import database, session
 from llamatune_torch.storage import unsaved as unsaved_module
@@ -167,3 +168,32 @@ def test_a_connection_that_answers_nothing_is_replaced(
         assert mine.tell(trial, 0.5).value == 0.5
     assert load_study(postgres_url).best_value == 0.5
     assert not list(tmp_path.glob("*.unsaved-*"))
+
+
+@pytest.mark.parametrize("kept_away", [False, True])
+def test_an_outcome_that_the_study_cannot_take_yet_is_asked_again(
+    url: str, monkeypatch: pytest.MonkeyPatch, kept_away: bool
+) -> None:
+    """The first Trainer settles the metric with its outcome: an outage then must not cost the trial."""
+    monkeypatch.setattr(loop, "_POLL", 0.01)
+    monkeypatch.setattr(loop, "MOST_PUT_OFFS", 4)
+    mine = tuner(url, hill, max_evals=2)
+    refusals = 0
+
+    def on_outcome(trial: Trial, outcome: Outcome) -> Outcome:
+        nonlocal refusals
+        if refusals < 3 or kept_away:
+            refusals += 1
+            raise StorageError("the database is away")
+        return outcome
+
+    evaluate = OnParams(hill, mine.study.space)
+    with ThreadPoolExecutor(1) as pool:
+        runner = ExecutorRunner(pool, 1)
+        if kept_away:
+            with pytest.raises(StorageError, match="the database is away"):
+                mine.run(evaluate, runner, on_outcome)
+            return
+        study = mine.run(evaluate, runner, on_outcome)
+    assert refusals == 3
+    assert states(study) == ["complete"] * 2
