@@ -104,6 +104,8 @@ class Limits:
     Args:
         max_evals: full runs in total. A failed trial counts for one, an added one for none, a run that was paused for
             the share that it has trained.
+        max_cost: seconds of all runs together, over all processes, lost and repeated ones included, after which nothing
+            starts or goes on. Where evaluations report ``Outcome(cost=...)``, it is in what they count, such as steps.
         timeout: seconds after which ``optimize`` starts no further trial, nor waits for those of other processes.
         max_failures: ``optimize`` stops once more trials than this have failed; ``None`` for never.
 
@@ -112,12 +114,15 @@ class Limits:
     """
 
     max_evals: int = 50
+    max_cost: float | None = None
     timeout: float | None = None
     max_failures: int | None = None
 
     def __post_init__(self) -> None:
         if not _is_integer(self.max_evals, 1):
             raise SettingsError(f"max_evals must be an integer >= 1, but got {self.max_evals!r}")
+        if self.max_cost is not None and not _is_seconds(self.max_cost):
+            raise SettingsError(f"max_cost must be a number of seconds > 0, but got {self.max_cost!r}")
         if self.timeout is not None and not _is_seconds(self.timeout):
             raise SettingsError(f"timeout must be a number of seconds > 0, but got {self.timeout!r}")
         if self.max_failures is not None and not _is_integer(self.max_failures, 0):
@@ -183,6 +188,7 @@ class Knobs(TypedDict, total=False):
     mc_samples: int
     strategy: StrategyName | Any
     rungs: Sequence[float] | None
+    max_cost: float | None
     timeout: float | None
     max_failures: int | None
     storage: str | None

@@ -162,6 +162,17 @@ class Study:
         """The number of full runs that have been trained: :attr:`spent`, but of what runs only what is behind it."""
         return self._count(lambda trial: trial.reached if trial.state is TrialState.RUNNING else trial.share)
 
+    @property
+    def saved(self) -> float:
+        """The number of full runs that were not trained, because runs were stopped or are paused."""
+        shares = (1 - trial.reached for trial in self.in_state(TrialState.PAUSED, TrialState.STOPPED))
+        return math.fsum(shares)
+
+    @property
+    def cost(self) -> float:
+        """Seconds of all runs that have ended or paused, also of those that were lost."""
+        return math.fsum(_cost(trial) for trial in self.trials)
+
     def _count(self, share: Callable[[Trial], float]) -> float:
         shares: dict[int, float] = {}
         for trial in self.trials:
@@ -215,10 +226,9 @@ class Study:
     def summary(self) -> str:
         """The study in a few lines of plain text: counts, failures by reason, the best, its parameters."""
         counts = Counter(str(trial.state) for trial in self.trials)
-        cost = sum(trial.cost or 0.0 for trial in self.trials)
         states = ", ".join(f"{counts[s]} {s}" for s in TrialState if counts[s]) or "none yet"
-        runs = f", {self.trained:.3g} full runs" if any(trial.pauses for trial in self.trials) else ""
-        lines = [f"{len(self.trials)} trials ({states}){runs}, {cost:.1f} s of evaluation"]
+        trained = f", {self.trained:.3g} full runs trained and {self.saved:.3g} saved" if self.saved else ""
+        lines = [f"{len(self.trials)} trials ({states}){trained}, {self.cost:.1f} s of evaluation"]
         lines += [f"  failed: {reason} ({n})" for reason, n in self.failures_by_reason().items()]
         if not self.completed:
             return printable("\n".join([*lines, "no trial has completed"]))
@@ -259,6 +269,12 @@ class Study:
 def _value(trial: Trial) -> float:
     assert trial.value is not None, f"COMPLETE trial {trial.number} without a value"
     return trial.value
+
+
+def _cost(trial: Trial) -> float:
+    if trial.cost is not None or trial.state is not TrialState.LOST:
+        return trial.cost or 0.0
+    return max(0.0, (trial.finished or 0.0) - (trial.started or 0.0)) if trial.started and trial.finished else 0.0
 
 
 def _last_line(text: str | None) -> str:

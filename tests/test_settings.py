@@ -39,6 +39,18 @@ def test_defaults_are_those_of_the_documentation() -> None:
         ({"num_restarts": 0}, r"num_restarts must be an integer >= 1, but got 0"),
         ({"num_screened": 0}, r"num_screened must be an integer >= 1, but got 0"),
         ({"mc_samples": 0}, r"mc_samples must be an integer >= 1, but got 0"),
+        (
+            {"strategy": "hyperbrand"},
+            r"strategy must be one of \['auto', .*\], or an object with decide",
+        ),
+        ({"strategy": 3}, r"strategy must be one of .* but got 3"),
+        ({"rungs": (0.5, 0.2, 1.0)}, r"rungs must be increasing shares .*, but got \(0.5, 0.2, 1.0\)"),
+        (
+            {"rungs": (0.1, 0.5)},
+            r"rungs must be increasing shares .* that end with 1, or increasing steps",
+        ),
+        ({"rungs": (0, 1)}, r"rungs must be"),
+        ({"rungs": "fast"}, r"rungs must be .*, but got 'fast'"),
         ({"device": "gpu please"}, r"device must be 'auto' or a torch device, but got 'gpu please'"),
         ({"device": None}, r"device must be 'auto' or a torch device, but got None"),
         ({"device": "cuda:99"}, r"device 'cuda:99' is not there: torch sees \d+ CUDA devices"),
@@ -85,6 +97,7 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_evaluated(monkeyp
         (Limits, {"max_evals": 2.0}, "max_evals must be an integer >= 1, but got 2.0"),
         (Limits, {"timeout": 0}, "timeout must be a number of seconds > 0, but got 0"),
         (Limits, {"timeout": "1h"}, "timeout must be a number of seconds > 0, but got '1h'"),
+        (Limits, {"max_cost": 0}, "max_cost must be a number of seconds > 0, but got 0"),
         (Limits, {"max_failures": -1}, "max_failures must be an integer >= 0, but got -1"),
         (Place, {"name": "gpt2"}, r"name='gpt2' needs a storage, such as storage='sqlite:///study.db'"),
         (
@@ -148,6 +161,13 @@ def test_a_stored_study_remembers_what_lasts(tmp_path: Path) -> None:
     LlamaTune({"x": (0.0, 1.0)}, settings=Settings(**OTHERS), max_evals=9, storage=url)
     stored = dict(Reader(url).look().settings)
     assert stored.pop("token")
-    assert stored == {"max_evals": 9, **{name: value for name, value in OTHERS.items() if name != "device"}}
+    lasting = {name: value for name, value in OTHERS.items() if name != "device"}
+    assert stored == {"max_evals": 9, "max_cost": None, **lasting}
     assert LlamaTune({"x": (0.0, 1.0)}, storage=url).settings.seed == 7
     assert LlamaTune({"x": (0.0, 1.0)}, storage=url, settings=Settings(seed=2)).settings.seed == 2
+
+
+def test_rungs_are_shares_of_a_full_run_or_steps() -> None:
+    assert Settings().shares is None
+    assert Settings(rungs=[0.25, 1]).shares == (0.25, 1.0)
+    assert Settings(rungs=[100, 500, 1000]).shares == (0.1, 0.5, 1.0)

@@ -14,7 +14,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, get_args
 
 from llamatune_torch import __version__
 from llamatune_torch.cli.output import discard_output, say_beside, standard_output
@@ -27,10 +27,25 @@ from llamatune_torch.errors import (
     SpecError,
 )
 from llamatune_torch.hints import OTHER_NAMES
+from llamatune_torch.settings import StrategyName
+from llamatune_torch.trial import TrialState
 
 DEFAULT_STORAGE = "sqlite:///llamatune.db"
 
-_PLAIN = ("name", "storage", "direction", "metric", "seed", "timeout", "max_failures", "extend", "grace", "retries")
+_PLAIN = (
+    "name",
+    "storage",
+    "direction",
+    "metric",
+    "seed",
+    "timeout",
+    "max_cost",
+    "max_failures",
+    "strategy",
+    "extend",
+    "grace",
+    "retries",
+)
 #: The options that stand for arguments of ``LlamaTune``, ``optimize`` and ``tune``.
 FLAGS = {
     "max_evals": "--trials",
@@ -159,8 +174,12 @@ def _add_searches(command: Any) -> None:
     for each in (run, resume, worker):
         search = each.add_argument_group("the search (before what the file says)")
         search.add_argument(
-            "--trials", dest="max_evals", metavar="N", type=int, help="how many in total, for all workers together"
+            "--trials", dest="max_evals", metavar="N", type=int, help="full runs in total, for all workers together"
         )
+        search.add_argument(
+            "--max-cost", metavar="S", type=float, help="seconds of all runs after which nothing starts or goes on"
+        )
+        search.add_argument("--strategy", choices=get_args(StrategyName), help="which runs train to their end")
         search.add_argument("--direction", choices=("maximize", "minimize"))
         search.add_argument("--metric", help="the name of the score")
         search.add_argument("--seed", type=int)
@@ -206,7 +225,7 @@ def _add_looks(command: Any) -> None:
 
     trials = command("trials", "results", "all trials, or all about one of them")
     trials.add_argument("number", metavar="NUMBER", type=int, nargs="?", help="all about this one")
-    trials.add_argument("--state", choices=("running", "complete", "failed", "lost"), help="only these")
+    trials.add_argument("--state", choices=[str(state) for state in TrialState], help="only these")
     trials.add_argument("--by-value", action="store_true", help="the best first")
     trials.add_argument("--last", metavar="N", type=_positive(int), help="only the last N")
 

@@ -128,6 +128,7 @@ def _print_trial(stored: Snapshot, number: int) -> None:
         stored.study.metric: trial.value,
         **{f"  {name}": _exact(value) for name, value in trial.params.items()},
         **trial.outcomes,
+        "trained": f"{trial.reached:.0%} of its run at its last pause" if trial.pauses else None,
         "seconds": trial.cost,
         "started": _time(trial.started),
         "finished": _time(trial.finished),

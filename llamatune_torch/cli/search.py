@@ -122,7 +122,10 @@ def _read_values(pairs: Sequence[str]) -> dict[str, Any]:
 
 
 def _lasting(stored: Snapshot) -> dict[str, Any]:
-    return {key: stored.settings[key] for key in LASTING if key in stored.settings}
+    lasting = {key: stored.settings[key] for key in LASTING if key in stored.settings}
+    if "@" in str(lasting.get("strategy")):  # a class of the user's, which the file brings
+        del lasting["strategy"]
+    return lasting
 
 
 def _remembered(stored: Snapshot | None, spec: Spec) -> dict[str, Any]:

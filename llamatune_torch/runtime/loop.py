@@ -30,6 +30,7 @@ from llamatune_torch.runtime.events import notify
 from llamatune_torch.runtime.interrupts import Interrupts
 from llamatune_torch.runtime.runners import Job, Runner
 from llamatune_torch.runtime.search import Search
+from llamatune_torch.study import Study
 from llamatune_torch.trial import Outcome, Trial, TrialState
 
 logger = logging.getLogger(__name__)
@@ -199,12 +200,21 @@ class _Loop:
         if self.deadline is not None and time.monotonic() >= self.deadline:
             self.log_once(logging.INFO, f"stopped: the timeout of {search.limits.timeout:g} s has passed")
             return False
+        most_cost, study = search.limits.max_cost, search.study
+        if most_cost is not None and (cost := study.cost + self.running_cost(study)) >= most_cost:
+            self.log_once(logging.INFO, f"stopped: max_cost={most_cost:g} is reached, with {cost:.4g} s of all runs")
+            return False
         failed, most = len(search.study.failed), search.limits.max_failures
         if most is not None and failed > most:
             reasons = search.study.failures_by_reason()
             self.log_once(logging.ERROR, f"stopped: {failed} trials failed, max_failures={most}: {reasons}")
             return False
         return True
+
+    def running_cost(self, study: Study) -> float:
+        """Seconds that trials have been running for which are running now."""
+        now = time.time()
+        return sum(max(0.0, now - (trial.resumed or trial.started or now)) for trial in study.pending)
 
     def log_once(self, level: int, message: str) -> None:
         if message not in self.said:

@@ -15,7 +15,7 @@ from llamatune_torch.runtime.loop import OnOutcome, run_loop
 from llamatune_torch.runtime.runners import Executor, Gpus, InlineRunner, Runner, make_runner
 from llamatune_torch.runtime.search import Search
 from llamatune_torch.runtime.torchrun import TorchrunRunner, rank, world_size
-from llamatune_torch.settings import Groups, Knobs, Settings, group, name_of_strategy, names_of
+from llamatune_torch.settings import Groups, Knobs, Limits, Settings, group, name_of_strategy, names_of
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 from llamatune_torch.storage.store import Store
@@ -177,7 +177,7 @@ class Arguments(Knobs, total=False):
 ARGUMENTS = ("max_evals", "direction", "metric", *Arguments.__annotations__)
 
 #: The knobs that a stored study remembers for later starts.
-LASTING = ("max_evals", *(name for name in names_of(Settings) if name != "device"))
+LASTING = ("max_evals", "max_cost", *(name for name in names_of(Settings) if name != "device"))
 
 
 def _open(groups: Groups, study: Study) -> tuple[Store, Settings]:
@@ -189,7 +189,7 @@ def _open(groups: Groups, study: Study) -> tuple[Store, Settings]:
         return FollowerStore(study), settings
     from llamatune_torch.storage.durable import DurableStore  # SQL takes its time to load
 
-    lasting = {name: getattr(limits if name == "max_evals" else settings, name) for name in LASTING}
+    lasting = {name: getattr(limits if name in names_of(Limits) else settings, name) for name in LASTING}
     lasting["strategy"] = name_of_strategy(settings.strategy)
     store = DurableStore(
         place.storage,

@@ -66,6 +66,24 @@ def test_options_count_before_the_file_and_trials_are_the_total(cli: Cli, spec: 
     assert len(load_study(storage(tmp_path)).trials) == 3
 
 
+def test_a_generator_pauses_and_the_strategy_lasts(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "curves.py"
+    path.write_text(
+        "space = {'x': (0.0, 1.0)}\nsearch = {'n_initial': 50}\n"
+        "def evaluate(params):\n    for i in range(1, 11):\n        yield i, params['x'] * i, i / 10\n"
+    )
+    out = cli("run", f"{path}:evaluate", "--trials", "3", "--strategy", "top_k", "--max-cost", "1000").out
+    assert "12 trials (2 complete, 10 stopped), 3 full runs trained and 9 saved" in out
+    study = Reader(storage(tmp_path)).look()
+    assert (study.settings["strategy"], study.settings["max_cost"]) == ("top_k", 1000.0)
+    assert len(cli("trials", "--state", "stopped").out.splitlines()) == 11
+    shown = cli("trials", str(study.study.in_state(TrialState.STOPPED)[0].number)).out
+    assert "\nstate: stopped\n" in shown
+    assert "\ntrained: 10% of its run at its last pause\n" in shown
+    assert "\nreason: not among the best 2 of 12 at 10%\n" in shown
+    assert cli("resume", str(path)).out.startswith("12 trials")  # the budget is used up
+
+
 def test_resume_needs_no_file_named_and_no_folder(
     cli: Cli, spec: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

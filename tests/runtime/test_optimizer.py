@@ -275,6 +275,18 @@ def test_max_failures_ends_the_search_once_more_have_failed(caplog: pytest.LogCa
     assert "stopped: 3 trials failed, max_failures=2: {'nan': 2, 'ValueError': 1}" in caplog.records[-1].getMessage()
 
 
+def test_max_cost_ends_the_search_once_all_runs_together_have_cost_so_much(caplog: pytest.LogCaptureFixture) -> None:
+    optimizer = tuner(lambda params: Outcome(0.5, cost=10.0), 9, max_cost=25.0)
+    lost = optimizer.ask()
+    optimizer.abandon(lost, "taken away")  # its seconds count too, and are few
+    with caplog.at_level(logging.INFO):
+        optimizer.optimize()
+    assert len(optimizer.study.completed) == 3
+    assert optimizer.study.cost == pytest.approx(30.0, abs=5)
+    assert "stopped: max_cost=25 is reached, with 30" in caplog.records[-1].getMessage()
+    assert optimizer.study.summary().startswith("4 trials (3 complete, 1 lost), 30.")
+
+
 def test_without_max_failures_any_number_may_fail() -> None:
     optimizer = tuner(Script(*[math.nan] * 9, 0.5), 10)
     assert optimizer.optimize()[1] == 0.5
