@@ -17,11 +17,12 @@ ROUNDING = 1e-9
 
 
 class Start(NamedTuple):
-    """A run starts, and trains to a share of its full length in (0, 1]."""
+    """A run starts, and trains to a share of its full length in (0, 1]; ``bounds`` are those of ``Trial``."""
 
     params: Params
     origin: Origin
     until: float = 1.0
+    bounds: tuple[float, float] | None = None
 
 
 class Resume(NamedTuple):
@@ -30,6 +31,7 @@ class Resume(NamedTuple):
     number: int
     until: float
     reason: str = ""
+    bounds: tuple[float, float] | None = None
 
 
 class Discard(NamedTuple):
@@ -56,7 +58,8 @@ Decision = Start | Resume | Discard | Wait | Finish
 
 def start_trial(number: int, start: Start, seed: int, now: float) -> Trial:
     """Makes the record of a trial that starts ``now`` (Unix seconds); its seed derives from the study's ``seed``."""
-    return Trial(number, start.params, derived_seed(seed, number), start.origin, started=now, until=start.until)
+    params, origin, until, bounds = start
+    return Trial(number, params, derived_seed(seed, number), origin, started=now, until=until, bounds=bounds)
 
 
 def carried_out(study: Study, decision: Decision, seed: int, now: float) -> Trial | None:
@@ -65,7 +68,7 @@ def carried_out(study: Study, decision: Decision, seed: int, now: float) -> Tria
         case Start():
             return start_trial(len(study.trials), decision, seed, now)
         case Resume():
-            return study.trials[decision.number].going_on(decision.until, decision.reason, now)
+            return study.trials[decision.number].going_on(decision.until, decision.reason, decision.bounds, now)
         case Discard():
             return study.trials[decision.number].stopped(decision.reason, now)
         case _:

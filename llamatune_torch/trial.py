@@ -229,7 +229,7 @@ class Trial:
 
     ``until`` is the share of its full run, in (0, 1], that it was last started for. A run that pauses there goes on as
     the same trial: ``pauses`` counts how often it has paused, ``reached`` is the share at the last time, and
-    ``resumed`` the Unix time at which it went on.
+    ``resumed`` the Unix time at which it went on. A value outside of ``bounds`` says that it has broken down.
     """
 
     number: int
@@ -253,6 +253,7 @@ class Trial:
     reached: float = 0.0
     pauses: int = 0
     resumed: float | None = None
+    bounds: tuple[float, float] | None = None
 
     @property
     def first(self) -> int:
@@ -291,9 +292,18 @@ class Trial:
             told, state=TrialState.PAUSED, worker=None, reached=reached, pauses=self.pauses + 1, finished=None
         )
 
-    def going_on(self, until: float, reason: str, now: float) -> Trial:
+    def going_on(self, until: float, reason: str, bounds: tuple[float, float] | None, now: float) -> Trial:
         """The record of a paused run that goes on to a larger share; ``now`` in Unix seconds."""
-        return replace(self, state=TrialState.RUNNING, until=until, reason=reason, resumed=now)
+        return replace(self, state=TrialState.RUNNING, until=until, reason=reason, bounds=bounds, resumed=now)
+
+    def breakdown(self, value: float) -> str | None:
+        """Says why a reported value shows that the run has broken down; ``None`` if it does not."""
+        if math.isnan(value):
+            return "a reported value is nan"
+        if self.bounds is None or self.bounds[0] <= value <= self.bounds[1]:
+            return None
+        bound = self.bounds[0] if value < self.bounds[0] else self.bounds[1]
+        return f"a reported value is {value:.4g}, far beyond all runs of this study (bound: {bound:.4g})"
 
     def stopped(self, reason: str, now: float) -> Trial:
         """The record of a paused run that never goes on; ``now`` in Unix seconds."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from llamatune_torch.decisions import ROUNDING, Decision, Discard, Finish, Resume, Start, Wait, carried_out
+from llamatune_torch.engine.breakdown import find_bounds
 from llamatune_torch.engine.strategies.asha import Asha
 from llamatune_torch.engine.strategies.full import Full
 from llamatune_torch.engine.strategies.halving import hyperband, successive_halving
@@ -63,12 +64,15 @@ def decide(
     Raises:
         SpaceExhaustedError: a finite space has no point left.
     """
+    bounds = find_bounds(study)
     if isinstance(strategy, Full) and left >= n - ROUNDING:  # a batch shares one fit of the surrogate
-        return [Start(*suggestion) for suggestion in suggest(study, settings, n)]
+        return [Start(*suggestion, bounds=bounds) for suggestion in suggest(study, settings, n)]
     decisions: list[Decision] = []
     started = 0
     while started < n:
         decision = strategy.decide(study, settings, left)
+        if isinstance(decision, (Start, Resume)):
+            decision = decision._replace(bounds=bounds)
         decisions.append(decision)
         if isinstance(decision, (Wait, Finish)):
             break

@@ -43,10 +43,14 @@ class _Run:
         self.listener = listener
         #: True once the evaluation was told to pause.
         self.pauses = False
+        #: Why the run has broken down, if it has.
+        self.breakdown: str | None = None
 
     def report(self, step: float, value: float, progress: float | None = None) -> None:
         before = self.curve if len(self.curve) else self.former.before(step)
         self.curve = before.reported(step, value, progress)
+        assert self.curve.last is not None
+        self.breakdown = self.trial.breakdown(self.curve.last.value)
         if self.listener is not None:
             self.listener(step, value, progress)
 
@@ -127,7 +131,8 @@ def should_pause() -> bool:
     """True if the evaluation should save what it needs to go on, and return; whatever it returns then, it is paused.
 
     It is called after :func:`report`, whose ``progress`` decides: a run pauses at the first report at or beyond the
-    share that it was started for. Later the same trial may run again, with a larger share.
+    share that it was started for. Later the same trial may run again, with a larger share. A run that has broken
+    down, which has reported nan or a value far beyond all others of the study, is to return too, and has failed.
 
     Raises:
         TrialStateError: this thread evaluates no trial.
@@ -144,7 +149,7 @@ def should_pause() -> bool:
         ...     return accuracy
     """
     run = _running("should_pause()")
-    run.pauses = run.has_reached
+    run.pauses = run.has_reached or run.breakdown is not None
     return run.pauses
 
 
@@ -220,7 +225,9 @@ def run_guarded(evaluate: Evaluate, trial: Trial) -> Outcome:
         result = failure_of(error)
     cost = time.perf_counter() - started
     run = _run.get()
-    if run is not None and run.pauses and not (isinstance(result, Outcome) and result.error is not None):
+    if run is not None and run.pauses and run.breakdown is not None:
+        result = Outcome.failure("diverged", run.breakdown, cause=Cause.DIVERGED)
+    elif run is not None and run.pauses and not (isinstance(result, Outcome) and result.error is not None):
         result = replace(result, paused=True) if isinstance(result, Outcome) else Outcome(paused=True)
     if isinstance(result, Outcome):
         return result if result.cost is not None else replace(result, cost=cost)

@@ -130,6 +130,8 @@ def _read_entry(entry: Mapping[str, Any]) -> Trial:
     row["value"] = _to_number(row["value"])
     details |= {key: _to_number(details[key]) for key in ("cost", "started", "finished")}
     details["curve"] = [[_to_number(value) for value in values] for values in details["curve"]]
+    if "bounds" in details:
+        details["bounds"] = [_to_number(bound) for bound in details["bounds"]]
     details["outcomes"] = {name: _to_number(value) for name, value in details["outcomes"].items()}
     trial = read_trial({**row, "params": to_json(entry["params"]), "details": to_json(details)})
     if trial.state is TrialState.RUNNING:

@@ -153,6 +153,7 @@ def write_trial(trial: Trial, *, with_curve: bool = True) -> dict[str, Any]:
                 "notes": dict(trial.notes),
                 "started": trial.started,
                 "finished": trial.finished,
+                **({"bounds": list(trial.bounds)} if trial.bounds else {}),
                 **({"until": trial.until} if trial.until < 1 or trial.pauses else {}),
                 **({name: getattr(trial, name) for name in _PAUSED} if trial.pauses else {}),
             }
@@ -185,7 +186,7 @@ def read_trial(
         if len(details["curve"]) != details.pop("points"):
             raise SchemaError(f"{place}: the database has {len(details['curve'])} of the {length} points of its curve")
     facts = {name: take(details, name, place, check) for name, check in _DETAILS.items()}
-    more = {"until": _read_share, **_PAUSED}
+    more = {"until": _read_share, "bounds": _read_bounds, **_PAUSED}
     facts |= {name: take(details, name, place, check) for name, check in more.items() if name in details}
     if unknown := sorted(details.keys() - _DETAILS.keys() - more.keys()):
         raise SchemaError(f"{place}: it has {shorten(unknown)}, which this version does not know")
@@ -284,6 +285,13 @@ def _read_share(value: Any, place: str) -> float:
     if not 0 <= share <= 1:
         raise refuse(place, "a share in [0, 1]", value)
     return share
+
+
+def _read_bounds(value: Any, place: str) -> tuple[float, float]:
+    bounds = [number(bound, place) for bound in sequence(value, place)]
+    if len(bounds) != 2 or not bounds[0] < bounds[1]:
+        raise refuse(place, "a lower and a higher bound", value)
+    return bounds[0], bounds[1]
 
 
 #: Further fields, of a trial that has paused.

@@ -34,8 +34,15 @@ class Recorder(TrainerCallback):
     alone gets metrics that other callbacks may have changed, and misses those that a user's own ``evaluate`` adds.
     """
 
-    def __init__(self, trainer: Trainer, metric: Metric, report: Report) -> None:
+    def __init__(
+        self,
+        trainer: Trainer,
+        metric: Metric,
+        report: Report,
+        breakdown: Callable[[float], str | None] = lambda value: None,
+    ) -> None:
         self.trainer = trainer
+        self.breakdown = breakdown
         self.metric = metric
         self.report = report
         self.prefixes = evaluation_prefixes(trainer)
@@ -123,6 +130,8 @@ class Recorder(TrainerCallback):
             most = self.trainer.state.max_steps
             self.report(step, value, min(1.0, step / most) if most > 0 else None)
         self.values[step] = value
+        if (why := self.breakdown(value)) is not None:
+            self.failure = Outcome.failure("diverged", f"{self.metric.name} at step {step}: {why}")
 
     def outcome(self) -> Outcome:
         """Returns the value of the model that the training left behind, which is evaluated now if need be.

@@ -199,7 +199,7 @@ class FineTune:
         folders, args, settled = self.orders.folders, trainer.args, self.settled
         self._check_meaning(settled, trainer, self._values_of(trial))
         trainer.args = with_checkpoints(args, folders.trial(trial), self.orders.resumable, pauses=trial.until < 1)
-        recorder = Recorder(trainer, settled, report)
+        recorder = Recorder(trainer, settled, report, trial.breakdown)
         pauser = Pauser(trainer, recorder, trial.until)
 
         def record(step: int, metrics: Mapping[str, Any]) -> None:
