@@ -1,8 +1,8 @@
 """The values beyond which a run has broken down: learnt from the study's own curves, never from a guess.
 
 A loss that explodes stays exploded, and its GPU hours are wasted. But only the study can tell what a large loss is:
-some metrics start a hundred times above where they end. So a value has to be far out among all that runs have reported,
-and worse than any that a run which came to its end has ever had, its first steps included.
+some metrics start a hundred times above where they end. So a value has to be far out among those of runs that came to
+their end, and worse than any of them, their first steps included.
 """
 
 from __future__ import annotations
@@ -29,12 +29,13 @@ def find_bounds(study: Study) -> tuple[float, float] | None:
     sign = -1.0 if study.direction == "maximize" else 1.0  # from here on, larger is worse
     if len(study.completed) < MIN_RUNS:
         return None
-    finished = [sign * value for trial in study.completed for value in _values(trial)]
-    reported = [sign * value for trial in study.trials for value in _values(trial)]
+    reported = [sign * value for trial in study.completed for value in _values(trial)]
+    if len(reported) < MIN_RUNS:
+        return None
     low, _, high = quantiles(reported, n=4)
     if high <= low:
         return None
-    bound = max(high + FAR_OUT * (high - low), *finished)
+    bound = max(high + FAR_OUT * (high - low), *reported)
     return (-math.inf, bound) if sign > 0 else (-bound, math.inf)
 
 

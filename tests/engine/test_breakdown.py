@@ -66,11 +66,10 @@ def obeys(params: dict[str, Any]) -> float:
 
 
 @pytest.mark.parametrize("evaluate", [explode, obeys])
-@pytest.mark.parametrize("strategy", ["full", "screen"])
-def test_a_loss_that_explodes_ends_its_run_as_diverged(evaluate: Any, strategy: str) -> None:
+def test_a_loss_that_explodes_ends_its_run_as_diverged(evaluate: Any) -> None:
     points = [{"x": x / 10} for x in range(7)]
     tuner = LlamaTune(
-        SPACE, evaluate, 9, direction="minimize", n_initial=50, strategy=strategy, initial_points=points, progress=False
+        SPACE, evaluate, 7, direction="minimize", n_initial=50, strategy="full", initial_points=points, progress=False
     )
     tuner.optimize()
     for x in (0.9, 0.1):
