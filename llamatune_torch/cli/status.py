@@ -78,7 +78,9 @@ def remaining(stored: Snapshot) -> Remaining:
     """The time that is left if each trial takes the median of the finished ones, and as many run at a time as now."""
     study = stored.study
     trials = max(0, math.ceil(stored.settings.get("max_evals", 0) - study.spent))
-    times = [t.finished - t.started for t in study.completed if t.finished and t.started and t.origin != "added"]
+    own = [trial for trial in study.completed if trial.origin != "added"]
+    times = [t.finished - t.started for t in own if t.finished and t.started and not t.pauses]
+    times += [t.cost for t in own if t.cost and t.pauses]  # between pauses, nobody trains
     running = [age(trial, stored.now) for trial in study.pending]
     if not running or not times:
         return Remaining(trials, None)
@@ -92,8 +94,8 @@ def remaining(stored: Snapshot) -> Remaining:
 
 
 def age(trial: Trial, now: float) -> float:
-    """Seconds since a trial was started."""
-    return max(0.0, now - (trial.started or now))
+    """Seconds since a trial was started, or went on."""
+    return max(0.0, now - (trial.resumed or trial.started or now))
 
 
 def record(stored: Snapshot) -> dict[str, Any]:
@@ -107,6 +109,9 @@ def record(stored: Snapshot) -> dict[str, Any]:
         "direction": study.direction,
         "max_evals": stored.settings.get("max_evals"),
         "counted": study.spent,
+        "trained": study.trained,
+        "saved": study.saved,
+        "cost": study.cost,
         "trials": {str(state): len(study.in_state(state)) for state in TrialState},
         "failures": study.failures_by_reason(),
         "best": None if best is None else {"trial": best.number, "value": best.value, "params": best.params},
@@ -139,6 +144,10 @@ def shown(stored: Snapshot, url: str) -> RenderableType:
         f"{stored.name} in {url}: {state_of(stored)}",
         f"{study.spent:.3g} of {total} full runs ({states}){_eta(left, len(study.pending))}",
     ]
+    if study.saved:
+        lines.append(
+            f"{study.trained:.3g} full runs trained, {study.saved:.3g} saved, {duration(study.cost)} of all runs"
+        )
     if study.completed:
         best = study.best_trial
         lines.append(f"best {study.metric} ({study.direction}): {best.value:.6g} in trial {best.number}")

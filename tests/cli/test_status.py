@@ -84,6 +84,7 @@ def test_the_record_for_programs(cli: Cli, tmp_path: Path) -> None:
     found = json.loads(cli("status", "--json").out)
     (current,) = found.pop("running")
     assert found.pop("seconds_left") >= 0
+    assert found.pop("cost") >= 0
     assert found == {
         "study": "mine",
         "state": "running",
@@ -91,6 +92,8 @@ def test_the_record_for_programs(cli: Cli, tmp_path: Path) -> None:
         "direction": "maximize",
         "max_evals": 4,
         "counted": 3,
+        "trained": 2,
+        "saved": 0,
         "trials": {"running": 1, "paused": 0, "complete": 1, "stopped": 0, "failed": 1, "lost": 0},
         "failures": {"out of memory": 1},
         "best": {"trial": 0, "value": 0.5, "params": mine.study.trials[0].params},
@@ -114,6 +117,19 @@ def test_one_look_for_people(cli: Cli, tmp_path: Path) -> None:
     assert f":{os.getpid()} " in shown
     assert "0.25 at 50%" in shown
     assert "[red]odd[/red] [Errno 12]" in shown  # as it is
+
+
+def test_what_was_saved_shows(cli: Cli, tmp_path: Path) -> None:
+    mine = tuner(tmp_path, strategy="top_k")
+    for step in range(2):
+        trial = mine.ask()
+        mine.report(trial, 1, 0.25 * step, 0.25)
+        mine.pause(trial)
+    out = cli("status").out
+    assert "0.5 of 4 full runs (2 paused)\n0.5 full runs trained, 1.5 saved, 0 s of all runs\n" in out
+    again = mine.ask()
+    assert json.loads(cli("status", "--json").out)["trained"] == 0.5
+    assert again.until == 0.1
 
 
 def test_a_silent_worker_shows() -> None:
