@@ -94,7 +94,7 @@ class FineTune:
     along when it is pickled.
 
     Args:
-        trainer_factory, metric, direction, keep, output_dir, overwrite: as in ``tune``.
+        trainer_factory, metric, direction, keep, output_dir, overwrite, max_paused, max_disk_gb: as in ``tune``.
 
     Raises:
         SettingsError: one of them is not what it should be, or ``output_dir/best`` holds something else.
@@ -106,6 +106,8 @@ class FineTune:
     keep: Literal["best"] | None = None
     output_dir: str | Path = "llamatune_output"
     overwrite: bool = False
+    max_paused: int = 4
+    max_disk_gb: float | None = None
     #: The metric that counts, from the first Trainer on, which knows its own.
     settled: Metric | None = field(default=None, init=False)
     #: The best value of the study when a trial begins; only a model that beats it is saved.
@@ -122,6 +124,10 @@ class FineTune:
             raise SettingsError(f"metric must be a name or a function of the metrics, but got {self.metric!r}")
         if callable(self.metric) and self.direction is None:
             raise SettingsError("metric is a function, so direction must say which way: 'maximize' or 'minimize'")
+        if not isinstance(self.max_paused, int) or isinstance(self.max_paused, bool) or self.max_paused < 0:
+            raise SettingsError(f"max_paused must be an integer >= 0, but got {self.max_paused!r}")
+        if self.max_disk_gb is not None and not (isinstance(self.max_disk_gb, (int, float)) and self.max_disk_gb > 0):
+            raise SettingsError(f"max_disk_gb must be a number of gigabytes > 0, but got {self.max_disk_gb!r}")
         if self.keep not in (None, "best"):
             raise SettingsError(f"keep must be 'best' or None, but got {self.keep!r}")
         try:

@@ -153,6 +153,15 @@ def step_of(checkpoint: Path) -> int | None:
     return None if match is None else int(match[1])
 
 
+def size_of(folder: Path) -> int:
+    """The bytes of all files in a folder; those that vanish meanwhile are none."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            total += path.lstat().st_size if path.is_file() else 0
+    return total
+
+
 def delete(path: Path) -> None:
     """Deletes a folder and all that is in it, or a file or link that stands in its place; warns if it cannot."""
     try:

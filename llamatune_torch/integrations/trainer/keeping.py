@@ -13,11 +13,12 @@ from typing import Any
 
 from accelerate.utils.memory import clear_device_cache
 
+from llamatune_torch.engine.strategies.strategy import best_first
 from llamatune_torch.errors import CheckpointWarning
 from llamatune_torch.integrations.trainer.best import Best
 from llamatune_torch.integrations.trainer.checkpoints import adopt, newest_complete
 from llamatune_torch.integrations.trainer.finetune import FineTune, FineTuned, Orders, warn_not_kept
-from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders, read_record
+from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders, checkpoints_in, read_record, size_of
 from llamatune_torch.integrations.trainer.metric import Metric
 from llamatune_torch.runtime.events import Listener
 from llamatune_torch.runtime.optimizer import LlamaTune
@@ -100,6 +101,27 @@ class Keeper(Listener):
         self.folders.create(trial)
         if trial.retry_of is not None:
             self._order(self._adopt(trial))
+
+    def on_pause(self, search: Any, trial: Trial) -> None:
+        """Keeps the checkpoints of the best paused fine-tunes, as many as there is room for.
+
+        The others would begin anew if they went on. That is rare: it is the best that go on.
+        """
+        most, room = self.fine_tune.max_paused, self.fine_tune.max_disk_gb
+        used = kept = 0.0
+        for paused in best_first(self.optimizer.study, self._left(self.optimizer.study.paused)):
+            size = sum(size_of(checkpoint) for _, checkpoint in checkpoints_in(self.folders.trial(paused))) / 1e9
+            if size == 0:
+                continue
+            if kept < most and (room is None or used + size <= room):
+                used, kept = used + size, kept + 1
+                continue
+            self.folders.clear_checkpoints(paused)
+            limits = f"max_paused={most}" if room is None else f"max_paused={most}, max_disk_gb={room:g}"
+            logger.info(
+                "trial %d: its checkpoint of %.2g GB is deleted, since %d better paused runs have theirs (%s, %.2g GB)",
+                *(paused.number, size, kept, limits, used),
+            )
 
     def on_resume(self, search: Any, trial: Trial) -> None:
         """Finds the checkpoint from which a paused fine-tune goes on; without one, it begins anew."""

@@ -36,6 +36,8 @@ def tune(
     keep: Literal["best"] | None = None,
     output_dir: str | Path = "llamatune_output",
     overwrite: bool = False,
+    max_paused: int = 4,
+    max_disk_gb: float | None = None,
     executor: Executor | None = None,
     n_workers: int | None = None,
     gpus: Gpus | None = None,
@@ -49,6 +51,11 @@ def tune(
     away from such parameters. Before each trial, the global seeds are set to the trial's own, so that the new layers of
     a model start the same when the trial is repeated.
 
+    Not every fine-tune is trained to its end. From ``max_evals=4`` on, ``strategy="auto"`` trains twenty to a tenth of
+    their steps, finishes the best two, and then lets the engine choose, which sees finished ones only. A fine-tune that
+    pauses is evaluated, leaves a checkpoint, and goes on from there as if it had never paused, in any process.
+    ``strategy="full"`` trains all of them to their end.
+
     Where the Trainer reports to Weights & Biases, MLflow, TensorBoard or Trackio, each trial has a run of its own:
     "study/trial-0007", in the group of the study (a tag in MLflow), with the parameters as configuration. It ends with
     the trial, as failed where that has failed. An active MLflow run is the parent of all.
@@ -61,7 +68,7 @@ def tune(
             ``eval_loss``; ``eval_reward`` for TRL's Trainers that learn from rewards.
         direction: "maximize" or "minimize". By default, the metric's name decides: losses, errors and perplexities are
             minimised, everything else is maximised. A function needs it.
-        max_evals: the number of fine-tunes in total.
+        max_evals: the number of full fine-tunes in total; one that was stopped counts for the share that it trained.
         keep: "best" leaves the best model and its tokenizer in ``output_dir/best``, ready for ``from_pretrained``,
             with the trial's record in ``trial.json``. Later starts of a stored study replace it by a better one only.
         output_dir: a folder for checkpoints, instead of the Trainer's own ``output_dir``. Each trial of each study has
@@ -71,6 +78,9 @@ def tune(
             has run again. All machines of an executor must share this folder if models are kept.
         overwrite: True to replace the best model of another search in this ``output_dir``. Without it, such a model is
             an error before the first trial.
+        max_paused: the number of paused fine-tunes that keep their checkpoints, the best ones; another one that goes on
+            all the same begins anew.
+        max_disk_gb: the gigabytes (10^9 bytes) that these checkpoints may take together; by default any number.
         executor: runs the fine-tunes; this and the next four are as in :meth:`LlamaTune.optimize`, but threads cannot
             run several at a time. The factory may be any function; see there.
         n_workers: the number of fine-tunes that run at the same time.
@@ -114,6 +124,7 @@ def tune(
         )
     fine_tune: dict[str, Any] = {"metric": metric, "direction": direction, "keep": keep}
     fine_tune |= {"output_dir": output_dir, "overwrite": overwrite}
+    fine_tune |= {"max_paused": max_paused, "max_disk_gb": max_disk_gb}
     return prepare(trainer_factory, space, max_evals=max_evals, **fine_tune, **search).run(runner)
 
 
