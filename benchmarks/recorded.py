@@ -6,7 +6,7 @@
                           pre-training over learning rate and batch size, at two sizes (arXiv:2503.04715)
     nmt_lora              LoRA for translation, six base models x 27 settings (Zhang and Duh, AMTA 2024, MIT)
 
-Runs are looked up at run time. None is part of this repository: they lie in ``shared/data`` next to the checkout, or nowhere.
+They are looked up at run time, in ``shared/data`` next to the checkout; none is part of this repository.
 """
 
 from __future__ import annotations
