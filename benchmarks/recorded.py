@@ -1,11 +1,12 @@
-"""Problems made of other people's recorded runs, for ``regret.py``: looked up at run time, where they are there.
+"""Problems made of other people's recorded runs, for ``regret.py`` and ``fidelity.py``, where those are there.
 
-    deberta               1,024 fine-tunes of DeBERTa-base on MultiNLI (arXiv:2311.09480, CC BY-SA 4.0)
+    deberta, deberta_curves
+                          1,024 fine-tunes of DeBERTa-base on MultiNLI (arXiv:2311.09480, CC BY-SA 4.0)
     steplaw, steplaw_large
                           pre-training over learning rate and batch size, at two sizes (arXiv:2503.04715)
     nmt_lora              LoRA for translation, six base models x 27 settings (Zhang and Duh, AMTA 2024, MIT)
 
-None of them is part of this repository: they lie in ``shared/data`` next to the checkout, or nowhere.
+They are looked up at run time, in ``shared/data`` next to the checkout; none is part of this repository.
 """
 
 from __future__ import annotations
@@ -15,16 +16,39 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from llamatune_torch import Categorical, Integer, Real, SearchSpace
-from llamatune_torch.problems import Problem
+from llamatune_torch.problems import NUM_STEPS, CurveProblem, Problem
 from llamatune_torch.space import Params
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def deberta() -> Problem:
+    space, rows = _deberta()
+    accuracy = [row["curve"][-1][1] for row in rows]
+    return Problem("deberta", space, "maximize", max(accuracy), recorded_value(space, rows, accuracy))
+
+
+def deberta_curves() -> CurveProblem:
+    """The same with learning curves: accuracy at ten equal steps of the run, between two evaluations on a line.
+
+    Before its first evaluation a run is on the line from chance, of three classes, to there.
+    """
+    space, rows = _deberta()
+    shares = np.arange(1, NUM_STEPS + 1) / NUM_STEPS
+    curves = []
+    for row in rows:
+        steps, values = zip(*row["curve"], strict=True)
+        curves.append(np.interp(shares, [0, *np.divide(steps, row["total_steps"])], [1 / 3, *values]).tolist())
+    best = max(curve[-1] for curve in curves)
+    run = recorded_run(space, rows)
+    return CurveProblem("deberta_curves", space, "maximize", best, lambda params: curves[run(params)])
+
+
+def _deberta() -> tuple[SearchSpace, list[dict[str, Any]]]:
     space = SearchSpace(
         {
             "learning_rate": Real(1e-6, 1e-3, prior="log-uniform"),
@@ -34,9 +58,7 @@ def deberta() -> Problem:
             "dropout": Real(0, 0.3),
         }
     )
-    rows = _json_lines("deberta_base_mnli.jsonl")
-    accuracy = [row["curve"][-1][1] for row in rows]
-    return Problem("deberta", space, "maximize", max(accuracy), recorded_value(space, rows, accuracy))
+    return space, _json_lines("deberta_base_mnli.jsonl")
 
 
 def steplaw() -> Problem:
@@ -92,7 +114,13 @@ def _json_lines(name: str) -> list[dict[str, Any]]:
 
 
 def recorded_value(space: SearchSpace, rows: list[Params], values: list[float]) -> Callable[[Params], float]:
-    """The value of the nearest recorded run that no other parameters have got yet.
+    """The value of the recorded run that parameters are given."""
+    run = recorded_run(space, rows)
+    return lambda params: float(values[run(params)])
+
+
+def recorded_run(space: SearchSpace, rows: list[Params]) -> Callable[[Params], int]:
+    """The nearest recorded run that no other parameters have got yet.
 
     Each run is used once: training close to an earlier configuration means a new seed, not the same luck again.
     """
@@ -100,15 +128,15 @@ def recorded_value(space: SearchSpace, rows: list[Params], values: list[float]) 
     X = torch.from_numpy(space.encode_all(runs))
     assigned: dict[str, int] = {}
 
-    def value(params: Params) -> float:
+    def run(params: Params) -> int:
         key = repr(params)
         if key not in assigned:
             distance = torch.cdist(torch.from_numpy(space.encode(params))[None], X)[0]
             distance[list(assigned.values())] = torch.inf
             assigned[key] = int(distance.argmin())
-        return float(values[assigned[key]])
+        return assigned[key]
 
-    return value
+    return run
 
 
 MAKERS: dict[str, Callable[[], Problem]] = {
@@ -117,3 +145,4 @@ MAKERS: dict[str, Callable[[], Problem]] = {
     "steplaw_large": steplaw_large,
     "nmt_lora": nmt_lora,
 }
+CURVE_MAKERS: dict[str, Callable[[], CurveProblem]] = {"deberta_curves": deberta_curves}

@@ -8,20 +8,31 @@
     switched_off          regularisation that is best off, though the least of it does harm; and some best left on
     adapters              full fine-tuning, LoRA or QLoRA, each with parameters that only it has
 
-Each problem maps parameters to the value of a run; ``true_value`` is that value without noise.
+Each problem maps parameters to the value of a run; ``true_value`` is that value without noise. Others map them to
+a learning curve, and differ in what its begin says of its end (``CURVES``, and ``NOISY_CURVES``):
+
+    fine_tune_4, _7, _12  tells good from bad, not the best from the good; in so many parameters
+    crossing, reversed    the opposite, until the curves cross
+    useless               nothing, until 80 % of the run
+    late_divergence       what leads until it diverges
+    cliffs                what falls soon, not what falls deep
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llamatune_torch.parameters import Categorical, Integer, Real
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.trial import Direction
+
+Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -235,3 +246,142 @@ adapters = Problem(
 )
 
 ALL = (branin, hartmann6, mixed, fine_tuning, memory_limited, switched_off, adapters)
+
+#: Steps of a run after which its value is known, all of one length.
+NUM_STEPS = 10
+
+
+@dataclass(frozen=True)
+class CurveProblem:
+    """A problem whose evaluations are runs with learning curves, of ``NUM_STEPS`` equal steps.
+
+    Args:
+        name, space, direction, optimum: as of ``Problem``; a run's value is the last one of its curve.
+        true_curve: parameters -> the value after each step, without noise.
+        noise: standard deviation of the noise that ``curve`` adds to each value.
+
+    Example:
+        >>> curve = crossing.curve({f"x{j}": 0.5 for j in range(5)}, seed=0)
+        >>> len(curve)
+        10
+    """
+
+    name: str
+    space: SearchSpace
+    direction: Direction
+    optimum: float
+    true_curve: Callable[[Params], Sequence[float]]
+    noise: float = 0.0
+
+    def curve(self, params: Params, seed: int) -> list[float]:
+        """The values that a run at ``params`` shows, step by step; the noise is of these parameters and this seed."""
+        generator = np.random.default_rng([seed, zlib.crc32(repr(sorted(params.items())).encode())])
+        noise = self.noise * generator.standard_normal(NUM_STEPS)
+        return [float(value) for value in np.asarray(self.true_curve(params)) + noise]
+
+    def true_value(self, params: Params) -> float:
+        """The value at the end of a run, without noise."""
+        return float(self.true_curve(params)[-1])
+
+    def regret(self, params: Params) -> float:
+        """The distance of the true value at ``params`` from the optimum; never negative but for rounding."""
+        difference = self.true_value(params) - self.optimum
+        return difference if self.direction == "minimize" else -difference
+
+
+_SHARES = np.arange(1, NUM_STEPS + 1) / NUM_STEPS  # of a run, at its steps
+_CHANCE_LOSS = 3.0
+
+
+def _bowl(x: Array, centre: Array) -> Array:
+    """Losses above the best, 0 at ``centre``: a bowl with dents, in which each next parameter matters less.
+
+    Args:
+        x: parameters in [0, 1], of shape ``d``.
+        centre: the best of them, ``... x d``.
+    """
+    away = x - centre
+    return np.asarray((0.7 ** np.arange(len(x)) * (away**2 + 0.002 * (1 - np.cos(25 * away)))).sum(axis=-1))
+
+
+def _centre(dim: int) -> Array:
+    return np.asarray(0.5 + 0.25 * np.cos(1.7 * np.arange(dim) + 1))
+
+
+def _other_centre(dim: int) -> Array:
+    """The centre's opposite on a circle: half of the range away in each parameter."""
+    return (_centre(dim) + 0.5) % 1.0
+
+
+def _turn(begin: float, end: float) -> Array:
+    """Share of a change that happens between two shares of a run, at its steps."""
+    return np.asarray(np.clip((_SHARES - begin) / (end - begin), 0.0, 1.0))
+
+
+def _fine_tune_curve(x: Array) -> Array:
+    # Early in a run, other parameters are best, and move to those of its end with the logarithm of the steps; so early
+    # values tell good from bad, not the best from the good. Runs with a rate much too high diverge soon.
+    if x[0] > 0.9:
+        return np.full(NUM_STEPS, _CHANCE_LOSS)
+    early = 1 - np.log10(NUM_STEPS * _SHARES) / np.log10(NUM_STEPS)
+    shift = 0.28 * np.sin(2.3 * np.arange(len(x)) + 0.5)
+    luck = 0.065 * np.sin(23 * x[:4] + np.arange(4)).sum()
+    return np.asarray(1 + early * (1 + luck) + _bowl(x, _centre(len(x)) + early[:, None] * shift))
+
+
+def _crossing_curve(x: Array) -> Array:
+    # Until 40 % those lead that are far from the best at the end; by 80 % all have crossed.
+    late = _turn(0.4, 0.8)
+    return 2 - _SHARES + (1 - late) * _bowl(x, _other_centre(len(x))) + late * _bowl(x, _centre(len(x)))
+
+
+def _reversed_curve(x: Array) -> Array:
+    # The order of the ends, upside down, until half of the run is over.
+    return 2 - _SHARES + (2 * _turn(0.2, 0.8) - 1) * _bowl(x, _centre(len(x)))
+
+
+def _useless_curve(x: Array) -> Array:
+    # Until 80 % differences mean nothing.
+    late = _turn(0.8, 1.0)
+    noise = 0.1 * np.sin(17 * x + np.arange(len(x))).sum()
+    return np.asarray(2 - _SHARES + (1 - late) * noise + late * _bowl(x, _centre(len(x))))
+
+
+def _late_divergence_curve(x: Array) -> Array:
+    # The higher the rate beyond an edge, the better, until the run diverges: the higher, the sooner.
+    edge = _centre(len(x))[0] + 0.1
+    hot = max(0.0, (x[0] - edge) / (1 - edge))
+    losses = 2 - _SHARES + _bowl(x, _centre(len(x))) - 0.5 * hot
+    return np.where((hot > 0) & (_SHARES >= 0.95 - 0.5 * hot), _CHANCE_LOSS, losses)
+
+
+def _cliffs_curve(x: Array) -> Array:
+    # At chance, then down a cliff; those that fall first are not those that fall deepest.
+    falls_at = 0.05 + 1.2 * abs(x[0] - _other_centre(len(x))[0])
+    return np.where(_SHARES >= falls_at, 1 + _bowl(x, _centre(len(x))), _CHANCE_LOSS)
+
+
+def _curve_problems(noise: float, ending: str) -> tuple[CurveProblem, ...]:
+    def made(name: str, dim: int, curve: Callable[[Array], Array]) -> CurveProblem:
+        space = SearchSpace({f"x{j}": Real(0, 1) for j in range(dim)})
+
+        def true_curve(params: Params) -> Sequence[float]:
+            return [float(value) for value in curve(np.array([params[name] for name in space.names]))]
+
+        return CurveProblem(name + ending, space, "minimize", 1.0, true_curve, noise)  # best at the centre of the bowl
+
+    return (
+        made("fine_tune_4", 4, _fine_tune_curve),
+        made("fine_tune_7", 7, _fine_tune_curve),
+        made("fine_tune_12", 12, _fine_tune_curve),
+        made("crossing", 5, _crossing_curve),
+        made("reversed", 4, _reversed_curve),
+        made("useless", 6, _useless_curve),
+        made("late_divergence", 5, _late_divergence_curve),
+        made("cliffs", 8, _cliffs_curve),
+    )
+
+
+CURVES = _curve_problems(0.0, "")
+#: The same, with noise of about a tenth of what lies between the quartiles of the best quarter.
+NOISY_CURVES = _curve_problems(0.0065, "_noisy")
