@@ -24,6 +24,7 @@ except ModuleNotFoundError as error:
         f"tune() needs {error.name}: pip install 'llamatune-torch[hf]'", name=error.name
     ) from error
 
+from llamatune_torch.curve import Point
 from llamatune_torch.errors import (
     CheckpointWarning,
     IgnoredParameterWarning,
@@ -199,7 +200,14 @@ class FineTune:
         folders, args, settled = self.orders.folders, trainer.args, self.settled
         self._check_meaning(settled, trainer, self._values_of(trial))
         trainer.args = with_checkpoints(args, folders.trial(trial), self.orders.resumable, pauses=trial.until < 1)
-        recorder = Recorder(trainer, settled, report)
+        known = set(trial.curve)  # of a run that goes on
+
+        def report_new(step: float, value: float, progress: float | None) -> None:
+            if Point(step, value, progress) not in known:
+                known.clear()  # the curve is another one from here on
+                report(step, value, progress)
+
+        recorder = Recorder(trainer, settled, report_new)
         pauser = Pauser(trainer, recorder, trial.until)
 
         def record(step: int, metrics: Mapping[str, Any]) -> None:
@@ -208,8 +216,8 @@ class FineTune:
 
         try:
             study = folders.study.name if folders.name == "study" else folders.name
-            with runs.of(trainer, study), recorder:
-                train(trainer, checkpoint, record, pauser)
+            with runs.of(trainer, study), recorder, pauser:
+                train(trainer, checkpoint, record)
                 outcome = Outcome(paused=True) if pauser.paused else recorder.outcome()
                 runs.failed = outcome.value is None and not outcome.paused
             if checkpoint is not None and not trial.pauses:
