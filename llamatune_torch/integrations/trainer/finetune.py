@@ -218,8 +218,11 @@ class FineTune:
             study = folders.study.name if folders.name == "study" else folders.name
             with runs.of(trainer, study), recorder, pauser:
                 train(trainer, checkpoint, record)
+                runs.paused = pauser.paused
                 outcome = Outcome(paused=True) if pauser.paused else recorder.outcome()
                 runs.failed = outcome.value is None and not outcome.paused
+            if outcome.paused:
+                outcome = replace(outcome, notes=runs.notes)
             if checkpoint is not None and not trial.pauses:
                 notes = {**outcome.notes, "resumed": f"from a checkpoint, at step {step_of(checkpoint)}"}
                 outcome = replace(outcome, notes=notes)

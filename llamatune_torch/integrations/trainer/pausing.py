@@ -57,12 +57,13 @@ class Pauser(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         is_over = control.should_training_stop or state.global_step >= state.max_steps
-        self._due = not is_over and self.until < 1 and state.global_step >= (self.until - _ROUNDING) * state.max_steps
-        if self._due and (state.epoch or 0) > 1 and not has_length(kwargs["train_dataloader"]):
-            self._go_on("its stream of data has begun again, and a Trainer cannot go on in the middle of that")
         # With load_best_model_at_end, the checkpoint of an evaluation would be taken for one of the Trainer's own.
         awaits = args.load_best_model_at_end and control.should_evaluate and not control.should_save
-        if self._due and not awaits and not float(state.epoch or 0.5).is_integer():  # an epoch may end with an evaluation
+        has_reached = state.global_step >= (self.until - _ROUNDING) * state.max_steps
+        self._due = self.until < 1 and has_reached and not is_over and not awaits
+        if self._due and (state.epoch or 0) > 1 and not has_length(kwargs["train_dataloader"]):
+            self._go_on("its stream of data has begun again, and a Trainer cannot go on in the middle of that")
+        if self._due and not float(state.epoch or 0.5).is_integer():  # an epoch may end with an evaluation
             self._prepare(state, control)
 
     def on_epoch_end(
