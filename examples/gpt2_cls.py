@@ -342,7 +342,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--text-column", help="column with the text (default: guess)")
     parser.add_argument("--label-column", help="column with the class (default: guess)")
     parser.add_argument("--subset", type=int, default=1_200, help="training texts (%(default)s)")
-    parser.add_argument("--trials", type=int, default=12, help="configurations (%(default)s)")
+    parser.add_argument("--trials", type=int, default=12, help="full trainings, as a budget (%(default)s)")
+    parser.add_argument(
+        "--strategy",
+        choices=("auto", "full", "successive_halving", "asha", "hyperband", "median", "top_k"),
+        default="auto",
+        help="which runs are trained to their end: auto pauses those that begin badly (%(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of tuning and training (%(default)s)")
     parser.add_argument("--output-dir", type=Path, default=Path("runs/gpt2_cls"))
     parser.add_argument("--smoke", action="store_true", help="2 trials on 160 texts")
@@ -403,6 +409,7 @@ def run(args: argparse.Namespace) -> None:
             "dropout": Real(0.0, 0.3),
         },
         max_evals=args.trials,
+        strategy=args.strategy,
         metric="eval_accuracy",
         keep="best",
         output_dir=str(args.output_dir),
@@ -414,6 +421,9 @@ def run(args: argparse.Namespace) -> None:
     if not study.completed:  # Ctrl-C in the first trial, or every trial failed
         print(study.summary())
         return
+    tried, trained = len(study.trials), study.trained
+    if any(trial.pauses for trial in study.trials):
+        print(f"{tried} configurations for the price of {trained:.3g} full runs: {tried - trained:.3g} saved.")
     print("Best: " + ", ".join(f"{name} {study.best_params[name]:.3g}" for name in DEFAULTS))
     default = test_accuracy(task, args.output_dir / "defaults")
     tuned = test_accuracy(task, args.output_dir / "best")

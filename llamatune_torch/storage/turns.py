@@ -253,13 +253,18 @@ def wait_for_lease(session: StudySession, pause: float, goes_on: Callable[[], bo
 
 
 def wait_for_others(session: StudySession, ask: Ask, goes_on: Callable[[], bool]) -> bool:
-    """Waits for the trials of other workers, as ``Store.wait_for_others``: ``grace`` and a second look at most."""
+    """Waits for the trials of other workers, as ``Store.wait_for_others``: ``grace`` and a second look at most.
+
+    What was left before is not enough: the strategy has just found nothing to start with it.
+    """
+    before = num_left(session.study, ask.max_evals, ())
 
     def look(locked: LockedStudy) -> tuple[bool, dict[int, float]]:
         mark_stalled(locked, ask.grace, ask.retries, ask.worker, ask.doubts)
         due = to_retry(locked.trials, locked.space, ask.retries)
         left = num_left(locked.study, ask.max_evals, due)
-        return left >= ask.least - ROUNDING, signs_of_life(locked, ask.worker)
+        is_left = left >= ask.least - ROUNDING and (bool(due) or left > before + ROUNDING)
+        return is_left, signs_of_life(locked, ask.worker)
 
     first: dict[int, float] = {}
     while True:

@@ -21,6 +21,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import SaveStrategy
 
 from llamatune_torch.errors import CheckpointWarning
+from llamatune_torch.files import replacing
 from llamatune_torch.integrations.trainer.folders import OURS, checkpoints_in, delete, read_record
 
 #: The file that a Trainer writes last.
@@ -95,34 +96,42 @@ def adopt(checkpoint: Path, folder: Path) -> Path:
     return _copy(checkpoint, folder / checkpoint.name, state)
 
 
+def settle_in(checkpoint: Path) -> None:
+    """Writes the present place of the best checkpoint into the state of a complete one, where both have been moved.
+
+    Raises:
+        OSError: the state cannot be written.
+    """
+    state = json.loads((checkpoint / STATE).read_text())
+    best = _best_beside(checkpoint, state)
+    if best is not None and state["best_model_checkpoint"] != str(best):
+        with replacing(checkpoint / STATE) as file:
+            json.dump({**state, "best_model_checkpoint": str(best)}, file)
+
+
 class ResumeError(Exception):
     """A run could not load its checkpoint; nothing has been trained."""
 
 
-def train(
-    trainer: Trainer,
-    checkpoint: Path | None,
-    record: Callable[[int, Mapping[str, Any]], object],
-    callback: TrainerCallback,
-) -> None:
+def train(trainer: Trainer, checkpoint: Path | None, record: Callable[[int, Mapping[str, Any]], object]) -> None:
     """Trains, from a checkpoint if there is one.
 
     Args:
         trainer: a fresh one, with arguments that may be changed.
         checkpoint: a complete one of the same arguments.
         record: called with the step and the metrics of each evaluation before the checkpoint.
-        callback: hears of the training, before checkpoints are put off to the end of an epoch.
 
     Raises:
         ResumeError: the checkpoint could not be loaded, so that a fresh trainer has to start at the beginning.
     """
     resumption = Resumption(record)
     # With load_best_model_at_end, the Trainer saves at the moment of an evaluation anyway.
-    callbacks = [resumption, callback] + ([] if trainer.args.load_best_model_at_end else [LateSaves()])
+    callbacks = [resumption, *([] if trainer.args.load_best_model_at_end else [LateSaves()])]
     for callback in callbacks:
         trainer.add_callback(callback)
     # The patience of an EarlyStoppingCallback, for example.
     trainer.args.restore_callback_states_from_checkpoint = checkpoint is not None
+    trainer.args.eval_on_start &= checkpoint is None  # a second one would be counted by that patience
     try:
         if checkpoint is None:
             trainer.train()

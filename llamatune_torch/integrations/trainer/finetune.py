@@ -24,6 +24,7 @@ except ModuleNotFoundError as error:
         f"tune() needs {error.name}: pip install 'llamatune-torch[hf]'", name=error.name
     ) from error
 
+from llamatune_torch.curve import Point
 from llamatune_torch.errors import (
     CheckpointWarning,
     IgnoredParameterWarning,
@@ -205,7 +206,14 @@ class FineTune:
         folders, args, settled = self.orders.folders, trainer.args, self.settled
         self._check_meaning(settled, trainer, self._values_of(trial))
         trainer.args = with_checkpoints(args, folders.trial(trial), self.orders.resumable, pauses=trial.until < 1)
-        recorder = Recorder(trainer, settled, report, trial.breakdown)
+        known = set(trial.curve)  # of a run that goes on
+
+        def report_new(step: float, value: float, progress: float | None) -> None:
+            if Point(step, value, progress) not in known:
+                known.clear()  # the curve is another one from here on
+                report(step, value, progress)
+
+        recorder = Recorder(trainer, settled, report_new, trial.breakdown)
         pauser = Pauser(trainer, recorder, trial.until)
 
         def record(step: int, metrics: Mapping[str, Any]) -> None:
@@ -214,10 +222,13 @@ class FineTune:
 
         try:
             study = folders.study.name if folders.name == "study" else folders.name
-            with runs.of(trainer, study), recorder:
-                train(trainer, checkpoint, record, pauser)
+            with runs.of(trainer, study), recorder, pauser:
+                train(trainer, checkpoint, record)
+                runs.paused = pauser.paused
                 outcome = Outcome(paused=True) if pauser.paused else recorder.outcome()
                 runs.failed = outcome.value is None and not outcome.paused
+            if outcome.paused:
+                outcome = replace(outcome, notes=runs.notes)
             if checkpoint is not None and not trial.pauses:
                 notes = {**outcome.notes, "resumed": f"from a checkpoint, at step {step_of(checkpoint)}"}
                 outcome = replace(outcome, notes=notes)

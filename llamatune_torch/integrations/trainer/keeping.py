@@ -16,7 +16,7 @@ from accelerate.utils.memory import clear_device_cache
 from llamatune_torch.engine.strategies.strategy import best_first
 from llamatune_torch.errors import CheckpointWarning
 from llamatune_torch.integrations.trainer.best import Best
-from llamatune_torch.integrations.trainer.checkpoints import adopt, newest_complete
+from llamatune_torch.integrations.trainer.checkpoints import adopt, newest_complete, settle_in
 from llamatune_torch.integrations.trainer.finetune import FineTune, FineTuned, Orders, warn_not_kept
 from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders, checkpoints_in, read_record, size_of
 from llamatune_torch.integrations.trainer.metric import Metric
@@ -127,11 +127,15 @@ class Keeper(Listener):
         """Finds the checkpoint from which a paused fine-tune goes on; without one, it begins anew."""
         self._update_best()
         self._clear(self._left(self._stopped()), set())
-        held = self.folders.holds(trial)
-        checkpoint = newest_complete([self.folders.trial(trial)]) if held else None
+        folder = self.folders.trial(trial)
+        checkpoint, why = None, f"{folder} has no checkpoint of it"
+        try:
+            if self.folders.holds(trial) and (checkpoint := newest_complete([folder])) is not None:
+                settle_in(checkpoint)
+        except OSError as error:
+            checkpoint, why = None, f"its checkpoint cannot be used: {error}"
         if checkpoint is None:
-            message = f"trial {trial.number} starts anew, because {self.folders.trial(trial)} has no checkpoint of it"
-            warnings.warn(message, CheckpointWarning, stacklevel=2)
+            warnings.warn(f"trial {trial.number} starts anew, because {why}", CheckpointWarning, stacklevel=2)
             self.folders.create(trial)
         self._order(checkpoint)
 

@@ -2,7 +2,8 @@
 
 transformers' own callbacks log the training. By themselves they log several trials to one run, or leave the run of a
 trial that failed open. Here each trial has a run of its own. The study is its group, the parameters are its
-configuration, and it ends when the trial ends, as failed where that has failed.
+configuration, and it ends when the trial ends, as failed where that has failed. Where a trial pauses, its run is left
+as one that goes on: "preempted" in W&B, "SCHEDULED" in MLflow. The trial's notes say by which name it is found again.
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ class TrackerRuns(TrainerCallback):
     def __init__(self, trial: Trial) -> None:
         self.study, self.name = "", f"trial-{trial.number:04d}"
         self.params = dict(trial.params)
+        #: By the name of a tracker, what finds the run again in another process.
+        self.notes = {name: note for name, note in trial.notes.items() if trial.pauses and name in _TRACKERS}
+        self.paused = False
+        self._again = trial.pauses > 0
         self.wandb_before, self.mlflow_before = _active("wandb"), _active("mlflow")
         self.failed = True
         self.interrupted = False
@@ -49,7 +54,7 @@ class TrackerRuns(TrainerCallback):
 
     @contextmanager
     def of(self, trainer: Trainer, study: str) -> Iterator[None]:
-        """Ends the runs when the block does: as failed, unless ``failed`` is false by then.
+        """Ends the runs when the block does: as failed, unless ``failed`` is false or ``paused`` true by then.
 
         Args:
             trainer: will train; its arguments are given the name of the run.
@@ -63,6 +68,7 @@ class TrackerRuns(TrainerCallback):
             yield
         except BaseException as error:
             self.interrupted = not isinstance(error, Exception)
+            self.paused = self.interrupted and self._again  # it is given back, as a paused one
             raise
         finally:
             trainer.remove_callback(self)
@@ -116,8 +122,11 @@ def _wandb_run(callback: Any, trial: TrackerRuns, args: TrainingArguments, model
     run = wandb.run
     if run is None or run is trial.wandb_before:
         beside: dict[str, Any] = {} if run is None else {"reinit": "create_new"}
+        if "wandb" in trial.notes:
+            beside |= {"id": trial.notes["wandb"], "resume": "allow"}
         project = os.getenv("WANDB_PROJECT", "huggingface")  # as the callback
         run = wandb.init(project=project, name=trial.name, group=trial.study, config=trial.params, **beside)
+    trial.notes["wandb"] = run.id
     # With another active run, the module's own functions log to that one.
     names = ("config", "summary", "log", "watch", "define_metric", "log_artifact")
     callback._wandb = _Instead(wandb, run=run, **{name: getattr(run, name) for name in names})
@@ -125,7 +134,9 @@ def _wandb_run(callback: Any, trial: TrackerRuns, args: TrainingArguments, model
         yield
     finally:
         callback._wandb, callback._initialized = wandb, False
-        run.finish(exit_code=int(trial.failed))
+        if trial.paused:
+            run.mark_preempting()
+        run.finish(exit_code=int(trial.failed or trial.paused))
 
 
 @contextmanager
@@ -135,17 +146,26 @@ def _mlflow_run(callback: Any, trial: TrackerRuns, args: TrainingArguments, mode
     parent = trial.mlflow_before
     if parent is None and "MLFLOW_RUN_ID" in os.environ:
         parent = mlflow.start_run()  # the whole program's run; otherwise the first trial would be taken for it
-    run = mlflow.active_run()
+    run, instead = mlflow.active_run(), {}
     if run is parent:
-        run = mlflow.start_run(run_name=trial.name, nested=parent is not None, tags={"study": trial.study})
-    with trial.warning("log its parameters"):
-        _log_mlflow_params(trial, args, model)
-    callback._ml_flow = _Instead(mlflow, start_run=_nothing, end_run=_nothing)
+        nested, run = parent is not None, None
+        if "mlflow" in trial.notes:
+            with trial.warning("go on"):  # somebody has deleted it
+                run = mlflow.start_run(run_id=trial.notes["mlflow"], nested=nested)
+        run = run or mlflow.start_run(run_name=trial.name, nested=nested, tags={"study": trial.study})
+    if run.info.run_id == trial.notes.get("mlflow"):  # it has its parameters
+        instead = {"log_params": _nothing}
+    else:
+        with trial.warning("log its parameters"):
+            _log_mlflow_params(trial, args, model)
+    trial.notes["mlflow"] = run.info.run_id
+    callback._ml_flow = _Instead(mlflow, start_run=_nothing, end_run=_nothing, **instead)
     try:
         yield
     finally:
         callback._ml_flow, callback._initialized, callback._auto_end_run = mlflow, False, False
-        status = "KILLED" if trial.interrupted else "FAILED" if trial.failed else "FINISHED"
+        ended = "KILLED" if trial.interrupted else "FAILED" if trial.failed else "FINISHED"
+        status = "SCHEDULED" if trial.paused else ended
         active = mlflow.active_run()
         if active is not None and active.info.run_id == run.info.run_id:
             mlflow.end_run(status)
@@ -169,9 +189,13 @@ def _tensorboard_run(callback: Any, trial: TrackerRuns, args: TrainingArguments,
     if callback.tb_writer is not None:  # the user's
         yield
         return
-    if own is not None:  # else the callback takes the Trainer's output_dir, which is the trial's own
-        study = re.sub(r"[^\w.-]+", "_", trial.study).strip(".")
-        callback.logging_dir = str(_unused(Path(own, study or "study", trial.name.rpartition("/")[2])))
+    # Without a folder of the user's, the callback takes the Trainer's output_dir, which is the trial's own.
+    study = re.sub(r"[^\w.-]+", "_", trial.study).strip(".")
+    root = Path(args.output_dir) if own is None else Path(own, study or "study")
+    if "tensorboard" in trial.notes:
+        callback.logging_dir = str(root / trial.notes["tensorboard"])
+    elif own is not None:
+        callback.logging_dir = str(_unused(root / trial.name.rpartition("/")[2]))
     try:
         yield
     finally:
@@ -179,7 +203,9 @@ def _tensorboard_run(callback: Any, trial: TrackerRuns, args: TrainingArguments,
             callback.tb_writer.close()
         folder, callback.logging_dir, callback.tb_writer = callback.logging_dir, own, None
         if folder is not None:  # else the training has not begun
-            _log_tensorboard_params(trial, folder)
+            trial.notes["tensorboard"] = os.path.relpath(folder, root)
+            if not trial.paused:
+                _log_tensorboard_params(trial, folder)
 
 
 def _unused(folder: Path) -> Path:
@@ -216,9 +242,10 @@ def _trackio_run(callback: Any, trial: TrackerRuns, args: TrainingArguments, mod
 
     def init(**arguments: Any) -> Any:
         # The callback resumes a run by its name, be it of another search. After the training, it is the trial's own.
-        resume = "allow" if started else "never"
+        resume = "allow" if started or "trackio" in trial.notes else "never"
         run = trackio.init(**{**arguments, "group": trial.study, "config": trial.params, "resume": resume})
         started.append(run)
+        trial.notes["trackio"] = trial.name
         return run
 
     callback._trackio = _Instead(trackio, init=init)
@@ -227,13 +254,15 @@ def _trackio_run(callback: Any, trial: TrackerRuns, args: TrainingArguments, mod
     finally:
         callback._trackio, callback._initialized = trackio, False
         current = trackio.context_vars.current_run
-        if trial.failed and started:
+        if trial.failed and not trial.paused and started:
             if current.get() is not started[-1]:
                 init(project=args.project, name=trial.name, space_id=args.trackio_space_id)
             trackio.alert("trial failed", level=trackio.AlertLevel.ERROR)  # runs have no state
         if started and current.get() is started[-1]:
             trackio.finish()
 
+
+_TRACKERS = ("wandb", "mlflow", "tensorboard", "trackio")
 
 #: How the runs of a tracker start and end, by the callback that logs to it.
 _RUNS = {

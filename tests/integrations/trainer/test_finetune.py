@@ -340,7 +340,7 @@ def test_ctrl_c_returns_the_study_so_far(tmp_path: Path, caplog: pytest.LogCaptu
         return trainer
 
     with caplog.at_level(logging.WARNING, logger="llamatune_torch"):
-        study = tuned(tmp_path, factory, max_evals=9)
+        study = tuned(tmp_path, factory, max_evals=9, strategy="full")
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE, TrialState.LOST]
     assert study.best_trial.number == 0
     assert "interrupted after 1 " in caplog.text

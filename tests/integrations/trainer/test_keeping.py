@@ -97,6 +97,7 @@ def test_a_fine_tune_elsewhere_is_sent_the_settled_metric_and_the_best_value(
         *(tmp_path, scored_by_rate),
         metric="score",
         max_evals=4,
+        strategy="full",
         initial_points=points,
         keep="best",
         executor=elsewhere,
@@ -172,7 +173,8 @@ def test_a_kept_model_is_replaced_by_a_better_one_only(tmp_path: Path) -> None:
     def look(optimizer: LlamaTune, trial: Trial) -> None:
         kept.append(json.loads((tmp_path / "out" / "best" / "trial.json").read_text())["trial"])
 
-    tuned(tmp_path, keep="best", metric="score", max_evals=4, callbacks=[look], trainer={"compute_metrics": scores})
+    trainer = {"compute_metrics": scores}
+    tuned(tmp_path, keep="best", metric="score", max_evals=4, callbacks=[look], trainer=trainer, strategy="full")
     assert kept == [0, 0, 0, 3]  # the earliest among equals, like best_trial
 
 

@@ -70,7 +70,9 @@ def test_thirty_trials_hold_no_more_memory_than_three(tmp_path: Path) -> None:
         tensors.append(num_tensors())
         resident.append(resident_mb())
 
-    study = tuned(tmp_path, failing_now_and_then, max_evals=NUM_TRIALS, callbacks=[measure], keep="best")
+    study = tuned(
+        tmp_path, failing_now_and_then, max_evals=NUM_TRIALS, callbacks=[measure], keep="best", strategy="full"
+    )
     assert len(study.failed) == NUM_TRIALS // 5
     assert alive == [0] * NUM_TRIALS
     assert tensors[-1] <= tensors[2]

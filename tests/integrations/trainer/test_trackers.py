@@ -7,11 +7,12 @@ import os
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from test_pausing import Leave, Stages
 from tiny import SPACE, At, Calls, raises, tiny_trainer, tuned
 from transformers import Trainer
 
@@ -34,6 +35,7 @@ class Run:
     config: dict[str, Any]
     metrics: set[str]
     tags: dict[str, str] = field(default_factory=dict)
+    id: str = ""
 
 
 Read = Callable[[], list[Run]]
@@ -50,8 +52,13 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Read]:
 
     def runs() -> list[Run]:
         module.teardown()  # its service writes with a delay
-        found = map(read_wandb, tmp_path.glob("wandb/offline-run-*/*.wandb"))
-        return sorted(found, key=lambda run: run.name)
+        found: dict[str, Run] = {}
+        # A run that was reopened has several files.
+        for file in sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.stat().st_mtime):
+            run = read_wandb(file)
+            earlier = found.get(run.id, run)
+            found[run.id] = replace(run, metrics=run.metrics | earlier.metrics, config=earlier.config | run.config)
+        return sorted(found.values(), key=lambda run: run.name)
 
     yield runs
     module.teardown()
@@ -76,11 +83,14 @@ def read_wandb(file: Path) -> Run:
         for update in (*record.run.config.update, *record.config.update):
             run.config[update.key or ".".join(update.nested_key)] = json.loads(update.value_json)
         if record.HasField("run"):
-            run.name, run.group = record.run.display_name, record.run.run_group
+            run.name, run.group, run.id = record.run.display_name, record.run.run_group, record.run.run_id
+        if record.HasField("preempting"):
+            run.state = "preempting"
         if record.HasField("history"):
             run.metrics |= {item.key or ".".join(item.nested_key) for item in record.history.item}
         if record.HasField("exit"):
-            run.state = "failed" if record.exit.exit_code else "finished"
+            ended = "failed" if record.exit.exit_code else "finished"
+            run.state = "paused" if run.state == "preempting" and record.exit.exit_code else ended
     return run
 
 
@@ -243,6 +253,62 @@ def test_the_last_evaluation_is_in_the_trials_run_even_if_it_comes_after_the_tra
     assert "eval/loss" in run.metrics
     assert run.state == "finished"
     assert not open_run(name)
+
+
+def paused(folder: Path, tracker: str, stage: int, *callbacks: Any, **arguments: Any) -> Study:
+    """One stage of a trial of four steps, which pauses after the first and the third of them."""
+
+    def factory(params: Any) -> Trainer:
+        changes = {"report_to": tracker, "project": folder.name, "callbacks": [*callbacks]}
+        # A metric by which the stage is known again.
+        return tiny_trainer(params, folder, compute_metrics=lambda _: {f"stage_{stage}": 1.0}, **changes)
+
+    search = {"strategy": Stages((0.25, 0.75, 1.0)), "storage": f"sqlite:///{folder}/study.db", "name": "gpt2"}
+    return tuned(folder, factory, **{**search, "callbacks": [Leave()], **arguments})
+
+
+def test_a_trial_that_pauses_goes_on_in_its_run(tracker: tuple[str, Read], tmp_path: Path) -> None:
+    """Each stage may be in another process; none but the last ends the run."""
+    name, read = tracker
+    states = []
+    for stage in range(3):
+        study = paused(tmp_path, name, stage)
+        (run,) = read()
+        states.append(run.state)
+        assert not open_run(name)
+        assert run.name == "gpt2/trial-0000"
+        assert run.metrics >= {f"eval/stage_{before}" for before in range(stage + 1)}
+        assert name in study.trials[0].notes
+    assert study.trials[0].state is TrialState.COMPLETE
+    assert float(run.config["learning_rate"]) == pytest.approx(study.trials[0].params["learning_rate"])
+    between = {"wandb": "paused", "mlflow": "scheduled", "tensorboard": "running", "trackio": "finished"}[name]
+    assert states == [between, between, "finished"]  # a run of Trackio's has no state
+
+
+def test_a_trial_that_fails_while_it_goes_on_ends_its_run(tracker: tuple[str, Read], tmp_path: Path) -> None:
+    name, read = tracker
+    paused(tmp_path, name, 0)
+    study = paused(tmp_path, name, 1, At("on_step_end", 2, raises(ValueError, "no")))
+    assert study.trials[0].state is TrialState.FAILED
+    (run,) = read()
+    assert run.state == "failed"
+
+
+def test_a_trial_that_is_interrupted_while_it_goes_on_leaves_its_run_paused(mlflow: Read, tmp_path: Path) -> None:
+    paused(tmp_path, "mlflow", 0)
+    study = paused(tmp_path, "mlflow", 1, At("on_step_end", 2, raises(KeyboardInterrupt)))
+    assert study.trials[0].state is TrialState.PAUSED
+    assert [run.state for run in mlflow()] == ["scheduled"]
+
+
+def test_a_run_that_somebody_has_deleted_is_followed_by_another(mlflow: Read, tmp_path: Path) -> None:
+    import mlflow as module
+
+    study = paused(tmp_path, "mlflow", 0)
+    module.delete_run(study.trials[0].notes["mlflow"])
+    with pytest.warns(CallbackWarning, match=r"the tracker's run gpt2/trial-0000 could not go on: .*deleted"):
+        paused(tmp_path, "mlflow", 1)
+    assert [run.state for run in mlflow()] == ["scheduled"]
 
 
 # --- Runs of the user's ---------------------------------------------------------------------------

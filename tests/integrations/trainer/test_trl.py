@@ -10,7 +10,7 @@ import pytest
 from tiny import CHECKPOINTS, language_model, text_trainer, tuned
 from transformers import PrinterCallback, Trainer
 
-from llamatune_torch import MetricWarning, Study
+from llamatune_torch import MetricWarning, Real, Study
 
 pytestmark = [
     # TRL calls what transformers deprecates.
@@ -73,7 +73,7 @@ def sft(folder: Path, **space: Any) -> Study:
 
 
 def test_the_perplexity_of_a_supervised_fine_tune_is_offered(tmp_path: Path) -> None:
-    study = sft(tmp_path, learning_rate=(1e-4, 1e-2))
+    study = sft(tmp_path, learning_rate=Real(1e-4, 1e-2, prior="log-uniform"))
     assert study.best_value == pytest.approx(math.exp(study.best_trial.outcomes["eval_loss"]))
     assert study.best_trial.curve.steps == (2,)
 
@@ -117,7 +117,7 @@ def test_the_reward_counts_where_a_trainer_learns_from_rewards(changes: dict[str
             "GRPO", tmp_path, texts(prompt=2), {"reward_funcs": length}, **generation, **params, **changes
         )
 
-    study = tuned(tmp_path, factory, space={"learning_rate": (1e-4, 1e-2)})
+    study = tuned(tmp_path, factory, space={"learning_rate": Real(1e-4, 1e-2, prior="log-uniform")})
     assert (study.metric, study.direction) == ("eval_reward", "maximize")
     assert study.best_value == study.best_trial.outcomes["eval_reward"] > 0
 

@@ -45,7 +45,7 @@ def test_tuning_ends_in_a_study_with_the_best_parameters(tmp_path: Path) -> None
 
 
 def test_the_surrogate_takes_over_after_the_first_trials(tmp_path: Path) -> None:
-    study = tuned(tmp_path, max_evals=4, n_initial=2)
+    study = tuned(tmp_path, max_evals=4, n_initial=2, strategy="full")
     assert [trial.origin for trial in study.trials] == ["sobol", "sobol", "surrogate", "surrogate"]
 
 
@@ -88,7 +88,7 @@ def test_the_arguments_of_the_search_are_handed_on(tmp_path: Path) -> None:
             optimizer.stop()
 
     point = {"learning_rate": 0.012}
-    study = tuned(tmp_path, max_evals=5, initial_points=[point], callbacks=[stop_after_two])
+    study = tuned(tmp_path, max_evals=5, initial_points=[point], callbacks=[stop_after_two], strategy="full")
     assert seen == [0, 1]
     assert study.trials[0].params == point
     assert study.trials[0].origin == "initial"
