@@ -27,6 +27,7 @@ from llamatune_torch.errors import (
     SpecError,
 )
 from llamatune_torch.hints import OTHER_NAMES
+from llamatune_torch.trial import TrialState
 
 DEFAULT_STORAGE = "sqlite:///llamatune.db"
 
@@ -206,7 +207,7 @@ def _add_looks(command: Any) -> None:
 
     trials = command("trials", "results", "all trials, or all about one of them")
     trials.add_argument("number", metavar="NUMBER", type=int, nargs="?", help="all about this one")
-    trials.add_argument("--state", choices=("running", "complete", "failed", "lost"), help="only these")
+    trials.add_argument("--state", choices=tuple(map(str, TrialState)), help="only these")
     trials.add_argument("--by-value", action="store_true", help="the best first")
     trials.add_argument("--last", metavar="N", type=_positive(int), help="only the last N")
 

@@ -175,8 +175,9 @@ def put_started(locked: LockedStudy, ask: Ask, due: Sequence[Trial], decisions: 
             trial = replace(trial, params=written.params, notes=written.notes)
         if trial.state is TrialState.RUNNING:
             trial = replace(trial, worker=ask.worker)
-            started.append(trial)
         locked.put(trial)
+        if trial.state is TrialState.RUNNING:
+            started.append(locked.trials[trial.number])
         return locked.study
 
     register_worker(locked, ask.worker)

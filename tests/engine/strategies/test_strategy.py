@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from simulated import SPACE, record, run
+from simulated import record, run
 
 from llamatune_torch import Curve, Study, Trial, TrialState
 from llamatune_torch.decisions import Finish, Resume, Start
@@ -95,4 +95,3 @@ def test_starts_and_resumes_need_their_share_of_the_budget() -> None:
     assert resume(paused, 1.0, 0.6, "good") == Resume(0, 1.0, "good")
     assert isinstance(resume(paused, 1.0, 0.59, "good"), Finish)
     assert resume(paused, 0.5, 0.1 - 1e-12, "sums of shares miss").until == 0.5  # type: ignore[union-attr]
-    assert SPACE
