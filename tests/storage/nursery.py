@@ -69,11 +69,12 @@ def optimize_in_stages(url: str, name: str, max_evals: int, seconds: float, fold
                 append(str(place / "log"), f"trial {trial.number} has lost its checkpoint")
             if trial.pauses:
                 append(str(place / "resumed"), f"{trial.number} {done}")
-            for step in range(done + 1, 11):
-                time.sleep(seconds)
-                arriving = file.with_suffix(f".{os.getpid()}")
-                arriving.write_text(json.dumps(step))
-                arriving.rename(file)
+            for step in range(max(done, 1), 11):  # it may have been killed between its checkpoint and its pause
+                if step > done:
+                    time.sleep(seconds)
+                    arriving = file.with_suffix(f".{os.getpid()}")
+                    arriving.write_text(json.dumps(step))
+                    arriving.rename(file)
                 report(step, step * hill(params), step / 10)
                 if should_pause():
                     break

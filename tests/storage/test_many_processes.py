@@ -139,7 +139,7 @@ def test_killed_with_all_its_processes_at_random_moments_nothing_is_lost(
 def test_killed_at_random_moments_paused_runs_go_on_from_their_checkpoints(
     kills: int, sqlite_url: str, nursery: Nursery, tmp_path: Path
 ) -> None:
-    """3 workers on one storage, ``kill -9`` of all at once; one process of three is killed alone in between."""
+    """3 workers on one storage, ``kill -9`` of one of them, and of the others a moment later, again and again."""
     budget, chance = 6, random.Random(1)
     for name in ("log", "resumed", "finished"):
         (tmp_path / name).touch()
