@@ -88,6 +88,11 @@ class Curve:
         return None if self._end is None else self._end.point
 
     @property
+    def reached(self) -> float:
+        """The last known share of the run; 0 if there is none."""
+        return next((point.progress for point in reversed(self._points) if point.progress is not None), 0.0)
+
+    @property
     def steps(self) -> tuple[float, ...]:
         return tuple(point.step for point in self._points)
 

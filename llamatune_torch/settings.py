@@ -244,7 +244,9 @@ def name_of_strategy(strategy: StrategyName | Any) -> str:
         source = inspect.getsource(kind)
     except (OSError, TypeError):  # typed at a prompt
         source = ""
-    digest = hashlib.sha256(f"{source}{strategy!r}".encode()).hexdigest()[:12]
+    has_own = any("__repr__" in vars(base) for base in kind.__mro__[:-1])  # object's shows its address in memory
+    shown = strategy if has_own else getattr(strategy, "__dict__", None)
+    digest = hashlib.sha256(f"{source}{shown!r}".encode()).hexdigest()[:12]
     return f"{kind.__module__}.{kind.__qualname__}@{digest}"
 
 

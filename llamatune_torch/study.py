@@ -147,6 +147,11 @@ class Study:
         return self.in_state(TrialState.PAUSED)
 
     @property
+    def can_pause(self) -> bool:
+        """True if a run has paused, so that others may too."""
+        return any(trial.pauses for trial in self.trials)
+
+    @property
     def spent(self) -> float:
         """The number of full runs that count against a budget.
 
@@ -154,7 +159,7 @@ class Study:
         has failed. LOST and added trials do not count; a retry counts once, with what it repeats. Until a first
         run has paused, any may turn out to be one that cannot, and each that runs counts for 1.
         """
-        can_pause = any(trial.pauses for trial in self.trials)
+        can_pause = self.can_pause
         return self._count(lambda trial: trial.share if can_pause else 1.0)
 
     @property

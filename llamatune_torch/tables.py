@@ -152,10 +152,8 @@ STATES: Mapping[str, TrialState] = {
     ),
     **dict.fromkeys(("failed", "fail", "failure", "crashed", "error", "errored"), TrialState.FAILED),
     **dict.fromkeys(("running", "waiting", "pending", "scheduled", "queued", "paused"), TrialState.RUNNING),
-    **dict.fromkeys(
-        ("lost", "pruned", "stopped", "killed", "aborted", "canceled", "cancelled", "preempted", "preempting"),
-        TrialState.LOST,
-    ),
+    **dict.fromkeys(("stopped", "pruned", "early stopped", "early-stopped", "early_stopped"), TrialState.STOPPED),
+    **dict.fromkeys(("lost", "killed", "aborted", "canceled", "cancelled", "preempted", "preempting"), TrialState.LOST),
 }
 #: Columns that a row may have beside its parameters and its value.
 FACTS = ("state", "reason", "error", "cost")
@@ -186,8 +184,8 @@ def read_table(
     An empty cell means that a parameter was inactive. Where cells are not separated by commas, a number may have a
     decimal comma.
 
-    There is a trial for each row. One that failed or crashed is FAILED. One that is running, was stopped, or has no
-    value is LOST, and its reason says which of it.
+    There is a trial for each row. One that failed or crashed is FAILED, and one that was pruned or stopped early is
+    STOPPED. One that is running, paused or killed, or has no value, is LOST, and its reason says which of it.
 
     Args:
         lines: the table.
@@ -284,7 +282,8 @@ class _Row:
             if active and (_is_none(space[name]) or cell.lower() not in EMPTY or _is_choice(space[name], cell)):
                 params[name] = self._parsed(space[name], column)
         state, value, reason = self._end()
-        failed = state is TrialState.FAILED
+        causes = {TrialState.FAILED: cause_of(reason or ""), TrialState.LOST: Cause.ABANDONED}
+        has_failed = state in causes
         outcomes = {
             column.removeprefix("outcomes."): measured
             for column in self.cells
@@ -305,8 +304,8 @@ class _Row:
             outcomes=outcomes,
             cost=self._number(self.facts["cost"]) if "cost" in self.facts else None,
             reason=reason,
-            cause=cause_of(reason or "") if failed else None if reason is None else Cause.ABANDONED,
-            error=self._fact("error") or reason,
+            cause=causes.get(state),
+            error=self._fact("error") or (reason if has_failed else None),
             notes=notes,
         )
 
@@ -319,6 +318,8 @@ class _Row:
         state, value = STATES[word], self._number(self.facts["value"])
         if state in (TrialState.RUNNING, TrialState.LOST):
             return TrialState.LOST, None, word
+        if state is TrialState.STOPPED:
+            return TrialState.STOPPED, None, self._fact("reason") or word
         if state is TrialState.FAILED or (value is not None and math.isnan(value)):
             return TrialState.FAILED, None, self._fact("reason") or ("unknown" if state is TrialState.FAILED else "nan")
         return (TrialState.LOST, None, "without a value") if value is None else (TrialState.COMPLETE, value, None)

@@ -155,6 +155,11 @@ class Outcome:
         for name, value in checked.items():
             object.__setattr__(self, name, value)  # a frozen dataclass sets its fields this way
 
+    @property
+    def has_failed(self) -> bool:
+        """True if it tells of an error."""
+        return self.error is not None or self.reason is not None or self.cause is not None
+
     @classmethod
     def failure(cls, reason: str, error: str | None = None, **rest: Any) -> Self:
         """The outcome of parameters that do not work, e.g. ``Outcome.failure("out of memory")``."""
@@ -171,7 +176,7 @@ def as_outcome(result: Any, direction: Direction) -> Outcome:
         OutcomeError: the result is neither a number nor an ``Outcome``.
     """
     outcome = result if isinstance(result, Outcome) else Outcome(value=as_number(result))
-    if outcome.error is not None or outcome.reason is not None or outcome.cause is not None:
+    if outcome.has_failed:
         reason = outcome.reason or outcome.cause or "error"
         cause = outcome.cause or cause_of(reason)
         error = outcome.error or str(reason)
@@ -268,7 +273,8 @@ class Trial:
             told["curve"] = self.curve
         if outcome.cost is None:
             since = self.started if self.resumed is None else self.resumed
-            told["cost"] = max(0.0, now - (now if since is None else since))
+            since = now if since is None or self.state is TrialState.PAUSED else since
+            told["cost"] = max(0.0, now - since)
         if self.pauses:  # what was trained before counts too
             told["cost"] += self.cost or 0.0
             told["notes"] = {**self.notes, **told["notes"]}
@@ -278,18 +284,37 @@ class Trial:
     def paused_with(self, outcome: Outcome, now: float) -> Trial:
         """The record of a run that has paused; ``now`` in Unix seconds.
 
-        It has reached the progress of its last report, or else the share that it was started for. A trial that was
-        given up meanwhile stays so.
+        It has reached the share that it was started for, or the progress of its last report, if that is beyond. If its
+        newest value is nan, it has FAILED. A trial that was given up meanwhile stays so, and one that has paused too.
+
+        Raises:
+            OutcomeError: the trial was started to train to its end.
         """
+        if self.state is TrialState.PAUSED:
+            return self
+        if self.until >= 1:
+            raise OutcomeError(f"trial {self.number} was started to train to its end: it has a value then, not a pause")
         told = self.finished_with(outcome, now)
-        last = told.curve.last
-        reached = self.until if last is None or last.progress is None else last.progress
         if self.state is not TrialState.RUNNING:
             return replace(
                 told, state=self.state, cause=self.cause, reason=self.reason, error=self.error, finished=self.finished
             )
+        curve, reached, last = told.curve, self.until, told.curve.last
+        if last is not None and math.isnan(last.value):
+            error = f"the value at step {last.step:g} is nan"
+            return self.finished_with(replace(outcome, reason="nan", error=error, cause=Cause.DIVERGED), now)
+        if last is not None and last.progress is None:
+            curve = curve.reported(last.step, last.value, self.until)
+        elif last is not None and last.progress is not None:
+            reached = max(reached, last.progress)
         return replace(
-            told, state=TrialState.PAUSED, worker=None, reached=reached, pauses=self.pauses + 1, finished=None
+            told,
+            state=TrialState.PAUSED,
+            curve=curve,
+            worker=None,
+            reached=reached,
+            pauses=self.pauses + 1,
+            finished=None,
         )
 
     def going_on(self, until: float, reason: str, bounds: tuple[float, float] | None, now: float) -> Trial:

@@ -187,3 +187,140 @@ class StoreContract:
         assert [(t.params, t.seed, t.origin) for t in tuner.study.trials] == [
             (t.params, t.seed, t.origin) for t in alone.study.trials
         ]
+
+    # --- Pausing -------------------------------------------------------------------------------------------------
+
+    def staged(self, make: Make, **changes: Any) -> LlamaTune:
+        """Two runs to a half, the better of which is finished."""
+        return make(**{"strategy": "successive_halving", "rungs": [0.5, 1.0], "max_evals": 4, **changes})
+
+    def test_a_paused_trial_is_on_record_and_goes_on(self, make: Make) -> None:
+        tuner = self.staged(make)
+        first, second = tuner.ask(2)
+        assert (first.until, first.reached, first.pauses) == (0.5, 0.0, 0)
+        for trial, value in ((first, 0.25), (second, 0.125)):
+            tuner.report(trial, 5, value, 0.5)
+        paused = tuner.tell(first, Outcome(paused=True, cost=10.0, outcomes={"memory_gb": 7.5}, notes={"a": "b"}))
+        assert (paused.state, paused.reached, paused.pauses, paused.cost) == (TrialState.PAUSED, 0.5, 1, 10.0)
+        assert (paused.value, paused.finished, paused.worker) == (None, None, None)
+        assert (tuner.study.spent, tuner.study.trained) == (1.0, 0.5)
+        tuner.pause(second)
+        again = tuner.ask()
+        assert (again.number, again.state, again.until) == (0, TrialState.RUNNING, 1.0)
+        assert (again.curve.values, again.pauses, again.seed) == ((0.25,), 1, first.seed)
+        assert (again.started, again.worker) == (first.started, tuner.worker)
+        assert again.resumed is not None
+        stopped = tuner.study.trials[1]
+        assert (stopped.state, stopped.reached, stopped.is_open) == (TrialState.STOPPED, 0.5, False)
+        assert stopped.reason == "not among the best 1 of 2 at 50%"
+        tuner.report(again, 10, 0.75, 1.0)
+        told = tuner.tell(again, Outcome(0.75, cost=5.0, notes={"c": "d"}))
+        assert (told.state, told.cost, told.notes) == (TrialState.COMPLETE, 15.0, {"a": "b", "c": "d"})
+        assert told.curve == Curve((5.0, 10.0), (0.25, 0.75), (0.5, 1.0))
+        assert (tuner.study.spent, tuner.study.trained) == (1.5, 1.5)
+
+    def test_steps_that_are_reported_again_replace_the_former(self, make: Make) -> None:
+        tuner = self.staged(make)
+        for trial in tuner.ask(2):
+            for step in (1, 2, 3):
+                tuner.report(trial, step, trial.number / 10, step / 6)
+            tuner.pause(trial)
+        again = tuner.ask()
+        tuner.report(again, 2, 0.5, 1 / 3)  # its checkpoint was of the first step
+        tuner.report(again, 6, 0.75, 1.0)
+        assert tuner.tell(again, 0.75).curve.values == (0.1, 0.5, 0.75)
+
+    def test_what_was_given_back_is_paused_again(self, make: Make) -> None:
+        tuner = self.staged(make)
+        for trial in tuner.ask(2):
+            tuner.report(trial, 1, trial.number / 10, 0.5)
+            tuner.tell(trial, Outcome(paused=True, cost=1.0))
+        again = tuner.ask()
+        given_back = tuner.abandon(again, "interrupted")
+        assert (given_back.state, given_back.reached, given_back.worker) == (TrialState.PAUSED, 0.5, None)
+        assert tuner.study.spent == 1.0
+        assert tuner.ask().number == again.number
+        first = self.staged(make)
+        lost = first.abandon(first.ask(), "interrupted")  # has no checkpoint
+        assert lost.state is TrialState.LOST
+        assert first.study.spent == 0
+
+    def test_a_second_pause_changes_nothing_and_a_run_to_the_end_has_none(self, make: Make) -> None:
+        tuner = self.staged(make)
+        trial = tuner.ask()
+        paused = tuner.tell(trial, Outcome(paused=True, cost=2.0))
+        assert tuner.tell(trial, Outcome(paused=True, cost=9.0)) == paused
+        tuner.pause(tuner.ask())
+        last = tuner.ask()
+        assert last.until == 1.0
+        with pytest.raises(OutcomeError, match=r"trial \d was started to train to its end: it has a value then"):
+            tuner.pause(last)
+        assert tuner.study.trials[last.number].state is TrialState.RUNNING
+        with pytest.raises(OutcomeError, match="is not paused"):
+            tuner.add_trial({"x": 0.5, "n": 1}, Outcome(paused=True))
+
+    def test_a_pause_with_nan_is_a_failure(self, make: Make) -> None:
+        tuner = self.staged(make)
+        trial = tuner.ask()
+        tuner.report(trial, 7, math.nan, 0.5)
+        failed = tuner.pause(trial)
+        assert (failed.state, failed.cause, failed.reason) == (TrialState.FAILED, Cause.DIVERGED, "nan")
+        assert failed.error == "the value at step 7 is nan"
+        assert tuner.study.spent == 1
+
+    def test_a_pause_without_progress_is_at_the_share_it_was_started_for(self, make: Make) -> None:
+        tuner = self.staged(make)
+        trial = tuner.ask()
+        tuner.report(trial, 7, 0.25)
+        paused = tuner.pause(trial)
+        assert (paused.curve.progress, paused.reached) == ((0.5,), 0.5)
+        later = tuner.ask()
+        tuner.report(later, 7, 0.25, 0.75)  # evaluates seldom
+        assert tuner.pause(later).reached == 0.75
+        assert tuner.study.spent == 1.25
+
+    def test_a_killed_run_that_has_paused_runs_again_from_there(self, make: Make) -> None:
+        tuner = self.staged(make)
+        for trial in tuner.ask(2):
+            tuner.report(trial, 1, trial.number / 10, 0.5)
+            tuner.tell(trial, Outcome(paused=True, cost=1.0))
+        killed = tuner.ask()
+        tuner.tell(killed, Outcome.failure("killed", cause=Cause.KILLED))
+        again = tuner.ask()
+        assert (again.retry_of, again.first, again.until) == (killed.number, killed.number, 1.0)
+        assert (again.reached, again.pauses, again.curve.values) == (0.5, 1, (0.1,))
+        told = tuner.tell(again, Outcome(0.5, cost=3.0))
+        assert told.cost == 3.0  # the first has its own
+        assert tuner.study.spent == 1.5
+
+    def test_what_is_due_takes_its_share_before_anything_starts(self, make: Make) -> None:
+        tuner = self.staged(make, max_evals=2, strategy="asha")
+        tuner.tell(tuner.ask(), 0.5)  # 1
+        trial = tuner.ask()
+        tuner.pause(trial)  # 0.5, so that the next count as halves
+        tuner.tell(tuner.ask(), Outcome.failure("killed", cause=Cause.KILLED))
+        started = tuner.ask(1) if tuner.may_ask() else []
+        assert [t.origin for t in started] == ["retry"]
+        assert tuner.study.spent <= 2.5
+
+    def test_pausing_strategies_do_not_depend_on_the_store(self, make: Make) -> None:
+        from simulated import play
+
+        def record(tuner: LlamaTune) -> list[Any]:
+            play(tuner, lambda params, share: share * hill(params))
+            return [(t.params, t.state, t.until, t.reached, t.pauses, t.value, t.reason) for t in tuner.study.trials]
+
+        changes = {"strategy": "screen", "max_evals": 5}
+        alone = LlamaTune(SPACE, None, n_initial=100, progress=False, **changes)
+        assert record(make(**changes)) == record(alone)
+
+    def test_threads_never_get_the_same_paused_trial(self, make: Make) -> None:
+        tuner = make(strategy="asha", rungs=[0.5, 1.0], max_evals=50)
+        for trial in tuner.ask(12):
+            tuner.report(trial, 1, 0.5, 0.5)
+            tuner.pause(trial)
+        with ThreadPoolExecutor(4) as pool:
+            trials = list(pool.map(lambda _: tuner.ask(), range(10)))
+        numbers = [trial.number for trial in trials]
+        assert len(set(numbers)) == 10
+        assert sum(number < 12 for number in numbers) == 6  # half of twelve

@@ -239,6 +239,13 @@ def test_a_row_that_is_running_is_not_complete_though_it_has_a_value(word: str) 
     assert trial.reason == word.lower().removeprefix("trialstate.")
 
 
+@pytest.mark.parametrize("word", ["stopped", "PRUNED", "TrialState.PRUNED", "early-stopped", "Early_Stopped"])
+def test_a_row_that_was_stopped_early_is_a_stopped_trial(word: str) -> None:
+    (trial,) = read_table(["x,state,value\n", f"0.5,{word},0.25\n"], SearchSpace({"x": Real(0, 1)}), "value")
+    assert (trial.state, trial.value, trial.cause, trial.error) == (TrialState.STOPPED, None, None, None)
+    assert trial.reason == word.lower().removeprefix("trialstate.")
+
+
 @pytest.mark.parametrize("word", ["failed", "FAIL", "crashed", "Error"])
 def test_a_row_that_crashed_is_a_failed_trial(word: str) -> None:
     (trial,) = read_table(["x,Status,value\n", f"0.5,{word},0.25\n"], SearchSpace({"x": Real(0, 1)}), "value")

@@ -28,12 +28,10 @@ from llamatune_torch.storage.store import Change
 from llamatune_torch.study import Study
 from llamatune_torch.tables import decode_table, read_table, to_csv
 from llamatune_torch.text import redact
-from llamatune_torch.trial import Cause, Trial, TrialState, as_outcome
+from llamatune_torch.trial import Trial, TrialState, as_outcome
 
 T = TypeVar("T")
 
-#: The reason of a trial that was stopped early, as Optuna calls it. It has a curve, but no value.
-PRUNED = "pruned"
 #: Larger files are no studies of ours.
 MAX_BYTES = 2**30
 
@@ -162,16 +160,16 @@ def _check_score(mine: Study, theirs: Study, named: bool) -> None:
 def _add(target: _Target, trials: Sequence[Trial], source: str) -> int:
     """Adds finished trials that fit the space, each once, and says what became of all others.
 
-    Each leaves a note where it is from. A pruned one is LOST, with its curve.
+    Each leaves a note where it is from. A stopped one has no value, but its curve.
     """
     study = target.study
     known = {_identity(trial, trial.notes.get("from")) for trial in study.trials}
     chosen: list[tuple[Params, Change]] = []
-    before, pruned, unfit, left_out = 0, 0, list[str](), Counter[str]()
+    before, stopped, unfit, left_out = 0, 0, list[str](), Counter[str]()
     for trial in trials:
         origin = f"{source}, trial {trial.number}"
-        if trial.state is TrialState.LOST and trial.reason != PRUNED:
-            left_out[trial.reason or "lost"] += 1
+        if trial.state in (TrialState.LOST, TrialState.PAUSED):
+            left_out[trial.reason or str(trial.state)] += 1
             continue
         try:
             canonical = replace(trial, params=study.space.validate(trial.params))
@@ -181,14 +179,14 @@ def _add(target: _Target, trials: Sequence[Trial], source: str) -> int:
         if _identity(canonical, origin) in known:
             before += 1
             continue
-        pruned += trial.state is TrialState.LOST
+        stopped += trial.state is TrialState.STOPPED
         chosen.append((canonical.params, _ending(trial, origin, study)))
     if chosen:
         store = target.open()
         for params, ending in chosen:
             store.add(params, store.session.settings.get("seed") or 0, ending)
     shown = f"{len(chosen)} trials added" + (f", {before} were there already" if before else "")
-    say(shown + (f"; {pruned} of them were pruned, and are LOST with their curves" if pruned else ""))
+    say(shown + (f"; {stopped} of them were stopped before their end" if stopped else ""))
     if left_out:
         reasons = ", ".join(f"{count} {reason}" for reason, count in left_out.items())
         say_beside(f"{left_out.total()} left out: {reasons}")
@@ -200,9 +198,9 @@ def _add(target: _Target, trials: Sequence[Trial], source: str) -> int:
 def _ending(trial: Trial, origin: str, study: Study) -> Change:
     """The change that ends an added trial as another one has ended."""
     notes = {**trial.notes, "from": origin}
-    if trial.state is TrialState.LOST:
-        notes["pruned"] = "stopped before its end, so it has no value"
-        told = replace(trial, notes=notes).given_up(Cause.ABANDONED, PRUNED, 0.0)
+    if trial.state is TrialState.STOPPED:
+        notes["stopped"] = "before its end, so it has no value"
+        told = replace(trial, origin="added", worker=None, retry_of=None, notes=notes)
         return lambda new, now: replace(
             told, number=new.number, params=new.params, seed=new.seed, started=now, finished=now
         )

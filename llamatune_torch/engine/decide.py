@@ -15,6 +15,7 @@ from llamatune_torch.engine.strategies.screen import MIN_RUNS, Screen
 from llamatune_torch.engine.strategies.strategy import Strategy
 from llamatune_torch.engine.strategies.top_k import TopK
 from llamatune_torch.engine.suggest import suggest
+from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
 
@@ -65,12 +66,20 @@ def decide(
         SpaceExhaustedError: a finite space has no point left.
     """
     bounds = find_bounds(study)
-    if isinstance(strategy, Full) and left >= n - ROUNDING:  # a batch shares one fit of the surrogate
+    at_once = isinstance(strategy, Full) and left >= n - ROUNDING and not study.paused
+    if at_once:  # a batch shares one fit of the surrogate
         return [Start(*suggestion, bounds=bounds) for suggestion in suggest(study, settings, n)]
     decisions: list[Decision] = []
     started = 0
     while started < n:
-        decision = strategy.decide(study, settings, left)
+        try:
+            decision = strategy.decide(study, settings, left)
+        except SpaceExhaustedError as error:
+            if started or not decisions:
+                raise
+            decision = Finish(str(error))  # what is stopped is stopped all the same
+        if isinstance(decision, Finish) and strategy.least < 1 and study.pending and not study.can_pause:
+            decision = Wait("runs that may pause count as full ones until the first has paused")
         if isinstance(decision, (Start, Resume)):
             decision = decision._replace(bounds=bounds)
         decisions.append(decision)
@@ -78,9 +87,8 @@ def decide(
             break
         if not isinstance(decision, Discard):
             started += 1
-        before = study.trials[decision.number].share if isinstance(decision, (Resume, Discard)) else 0.0
         trial = carried_out(study, decision, settings.seed, 0.0)
         assert trial is not None
-        left -= trial.share - before
-        study = study.with_trial(trial)
+        before, study = study, study.with_trial(trial)
+        left -= study.spent - before.spent
     return decisions

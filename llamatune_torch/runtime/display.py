@@ -99,7 +99,7 @@ def _shown(done: float) -> float:
 
 def log_resumed(trial: Trial) -> None:
     """Logs that a paused trial goes on, and why."""
-    if trial.pauses:
+    if trial.resumed is not None:
         logger.info("trial %d goes on from %.0f%% to %.0f%%: %s", trial.number, *_percents(trial), trial.reason)
 
 

@@ -227,8 +227,11 @@ def run_guarded(evaluate: Evaluate, trial: Trial) -> Outcome:
     run = _run.get()
     if run is not None and run.pauses and run.breakdown is not None:
         result = Outcome.failure("diverged", run.breakdown, cause=Cause.DIVERGED)
-    elif run is not None and run.pauses and not (isinstance(result, Outcome) and result.error is not None):
+    # Unless it was told to pause, and has trained to its end all the same.
+    elif run is not None and run.pauses and run.has_reached and not (isinstance(result, Outcome) and result.has_failed):
         result = replace(result, paused=True) if isinstance(result, Outcome) else Outcome(paused=True)
+    if isinstance(result, Outcome) and result.paused and trial.until >= 1:
+        raise OutcomeError(f"trial {trial.number} has paused, but was started to train to its end: return its score")
     if isinstance(result, Outcome):
         return result if result.cost is not None else replace(result, cost=cost)
     return Outcome(value=as_number(result), cost=cost)

@@ -159,7 +159,7 @@ class _Loop:
             return self.wait_for_a_result()
         self.jobs[trial.number] = None
         log_resumed(trial)
-        notify(self.search.callbacks, "on_resume" if trial.pauses else "on_start", self.search, trial)
+        notify(self.search.callbacks, "on_start" if trial.resumed is None else "on_resume", self.search, trial)
         job = self.submit(trial)
         self.jobs[trial.number] = job
         if hasattr(job, "add_done_callback"):
@@ -314,7 +314,7 @@ class _Loop:
             finished = self.search.tell(trial, outcome)
         except StorageError as error:
             finished = self.search.study.trials[number]
-            if finished.is_open:  # not even here
+            if finished.state is TrialState.RUNNING:  # not even here
                 raise
             self.bear(error)
             return finished

@@ -16,7 +16,7 @@ from llamatune_torch.engine.decide import decide, find_strategy
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.strategies.full import Full
 from llamatune_torch.engine.strategies.strategy import Strategy
-from llamatune_torch.errors import SettingsError, StillRunningError, StorageError
+from llamatune_torch.errors import OutcomeError, SettingsError, StillRunningError, StorageError
 from llamatune_torch.runtime.events import Callback
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import Limits, Settings
@@ -166,7 +166,8 @@ class Search:
 
         Raises:
             TrialStateError: the trial is unknown, has finished, or belongs to another optimizer.
-            OutcomeError: ``outcome`` is neither; the trial keeps running.
+            OutcomeError: ``outcome`` is neither, or it is paused, but the trial was started to train to its end. The
+                trial keeps running.
             StorageError: it could not be written for a minute; the message has the value, and says where it is kept.
         """
         checked = as_outcome(outcome, self.study.direction)
@@ -177,8 +178,10 @@ class Search:
     def pause(self, trial: Trial | int) -> Trial:
         """Records that a trial has trained to the share that it was started for, and can go on from there.
 
+        If its newest value is nan, it has FAILED instead.
+
         Raises:
-            TrialStateError, StorageError: as :meth:`tell`.
+            TrialStateError, OutcomeError, StorageError: as :meth:`tell`.
         """
         return self.tell(trial, Outcome(paused=True))
 
@@ -214,10 +217,12 @@ class Search:
 
         Raises:
             ParamsError: the parameters are not in the space.
-            OutcomeError: as :meth:`tell`.
+            OutcomeError: as :meth:`tell`; or it is paused.
         """
         canonical = self.study.space.validate(params)
         checked = as_outcome(outcome, self.study.direction)
+        if checked.paused:
+            raise OutcomeError("a trial that was evaluated elsewhere has a value, or has failed, but is not paused")
         return self._store.add(canonical, self.settings.seed, lambda new, now: new.finished_with(checked, now))
 
     def recommend(self) -> Trial:

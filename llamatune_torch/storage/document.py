@@ -50,7 +50,7 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
 
 
 def from_document(document: Any) -> Snapshot:
-    """Reads what :func:`to_document` wrote; trials that were running are LOST, since nobody runs them here.
+    """Reads what :func:`to_document` wrote; trials that were running are given back, since nobody runs them here.
 
     The code that the study was run with is left out: a document must not decide what runs here.
 
@@ -135,13 +135,8 @@ def _read_entry(entry: Mapping[str, Any]) -> Trial:
     details["outcomes"] = {name: _to_number(value) for name, value in details["outcomes"].items()}
     trial = read_trial({**row, "params": to_json(entry["params"]), "details": to_json(details)})
     if trial.state is TrialState.RUNNING:
-        return replace(
-            trial,
-            state=TrialState.LOST,
-            cause=Cause.ABANDONED,
-            reason="running elsewhere",
-            error="was running when exported",
-        )
+        given_back = trial.given_up(Cause.ABANDONED, "running elsewhere", 0.0, "was running when exported")
+        return replace(given_back, finished=None)
     return trial
 
 

@@ -30,11 +30,11 @@ from llamatune_torch.space import Params
 from llamatune_torch.storage import heartbeat
 from llamatune_torch.storage.definition import Definition, check_values, compare_scores, describe_mismatch
 from llamatune_torch.storage.heartbeat import Doubts, Heartbeat, beat_interval, give_sign_of_life
-from llamatune_torch.storage.serialization import is_same_record, write_space
+from llamatune_torch.storage.serialization import write_space
 from llamatune_torch.storage.session import LockedStudy, StudySession
 from llamatune_torch.storage.store import Change, Choose, check_number, is_settled
 from llamatune_torch.storage.turns import Ask, start_trials, wait_for_others
-from llamatune_torch.storage.unsaved import Once, UnsavedResults, find_added
+from llamatune_torch.storage.unsaved import Once, UnsavedResults, find_added, has_come_through
 from llamatune_torch.study import Goal, Study
 from llamatune_torch.trial import Cause, Direction, Trial
 
@@ -161,8 +161,8 @@ class DurableStore:
 
         def write(locked: LockedStudy) -> Trial:
             current = locked.read(check_number(trial, len(locked.trials)))
-            if once.result is not None and is_same_record(current, once.result):
-                return once.result  # an earlier attempt has come through, though it seemed to fail
+            if once.result is not None and has_come_through(once.result, current):
+                return once.result  # an earlier attempt did, though it seemed to fail
             changed = once(locked.find_open(trial), locked.now)
             locked.put(changed)
             return changed

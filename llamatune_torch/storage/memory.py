@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
-from llamatune_torch.decisions import ROUNDING, Finish, Start, start_trial
+from llamatune_torch.decisions import Finish, Start, start_trial
 from llamatune_torch.errors import BudgetSpentError, SettingsError, StudyMismatchError
 from llamatune_torch.space import Params
 from llamatune_torch.storage.store import (
@@ -19,6 +19,7 @@ from llamatune_torch.storage.store import (
     check_number,
     check_open,
     is_settled,
+    may_decide,
     num_left,
     to_retry,
 )
@@ -39,8 +40,7 @@ class MemoryStore:
 
     def may_start(self, max_evals: int, least: float = 1.0) -> bool:
         study = self.study
-        left = num_left(study, max_evals, to_retry(study.trials, study.space))
-        return left >= least - ROUNDING or (least < 1 and bool(study.paused))  # what never goes on has to be stopped
+        return may_decide(study, num_left(study, max_evals, to_retry(study.trials, study.space)), 1, least)
 
     def start(
         self,
@@ -55,10 +55,9 @@ class MemoryStore:
         with self._lock:
             study, now = self.study, time.time()
             due = [replace(trial, started=now) for trial in to_retry(study.trials, study.space)[:n]]
-            left = num_left(study, max_evals, due)
             for trial in due:
                 study = study.with_trial(trial)
-            decisions = choose(study, n - len(due), left) if len(due) < n else []
+            decisions = choose(study, n - len(due), num_left(study, max_evals, [])) if len(due) < n else []
             self.study = study
             started = due + carry_out(study, decisions, seed, now, self._put)
         if not started and decisions and isinstance(decisions[-1], Finish):

@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from llamatune_torch.curve import Curve
 from llamatune_torch.errors import OutcomeError, ParamsError, SchemaError, SpaceError
@@ -153,9 +153,7 @@ def write_trial(trial: Trial, *, with_curve: bool = True) -> dict[str, Any]:
                 "notes": dict(trial.notes),
                 "started": trial.started,
                 "finished": trial.finished,
-                **({"bounds": list(trial.bounds)} if trial.bounds else {}),
-                **({"until": trial.until} if trial.until < 1 or trial.pauses else {}),
-                **({name: getattr(trial, name) for name in _PAUSED} if trial.pauses else {}),
+                **{name: getattr(trial, name) for name in _STAGES if getattr(trial, name) != _STAGES[name].default},
             }
         ),
     }
@@ -186,9 +184,8 @@ def read_trial(
         if len(details["curve"]) != details.pop("points"):
             raise SchemaError(f"{place}: the database has {len(details['curve'])} of the {length} points of its curve")
     facts = {name: take(details, name, place, check) for name, check in _DETAILS.items()}
-    more = {"until": _read_share, "bounds": _read_bounds, **_PAUSED}
-    facts |= {name: take(details, name, place, check) for name, check in more.items() if name in details}
-    if unknown := sorted(details.keys() - _DETAILS.keys() - more.keys()):
+    facts |= {name: take(details, name, place, stage.check) for name, stage in _STAGES.items() if name in details}
+    if unknown := sorted(details.keys() - _DETAILS.keys() - _STAGES.keys()):
         raise SchemaError(f"{place}: it has {shorten(unknown)}, which this version does not know")
     trial = Trial(
         number=take(row, "number", place, whole),
@@ -294,8 +291,31 @@ def _read_bounds(value: Any, place: str) -> tuple[float, float]:
     return bounds[0], bounds[1]
 
 
-#: Further fields, of a trial that has paused.
-_PAUSED: Mapping[str, Check[Any]] = {"reached": _read_share, "pauses": whole, "resumed": optional(number)}
+def _read_goal(value: Any, place: str) -> float:
+    if _read_share(value, place) == 0:
+        raise refuse(place, "a share in (0, 1]", value)
+    return float(value)
+
+
+def _read_count(value: Any, place: str) -> int:
+    if whole(value, place) < 0:
+        raise refuse(place, "an integer >= 0", value)
+    return int(value)
+
+
+class _Stage(NamedTuple):
+    check: Check[Any]
+    default: Any
+
+
+#: Further fields, of a trial that does not train to its end in one go: written where they say something.
+_STAGES: Mapping[str, _Stage] = {
+    "until": _Stage(_read_goal, 1.0),
+    "reached": _Stage(_read_share, 0.0),
+    "pauses": _Stage(_read_count, 0),
+    "resumed": _Stage(optional(number), None),
+    "bounds": _Stage(_read_bounds, None),
+}
 
 
 def _is_same(key: str, old: Any, new: Any) -> bool:

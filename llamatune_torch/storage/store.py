@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
-from llamatune_torch.decisions import Decision, carried_out
+from llamatune_torch.decisions import ROUNDING, Decision, carried_out
 from llamatune_torch.errors import ParamsError, TrialStateError
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Study
@@ -191,16 +192,32 @@ def to_retry(trials: Sequence[Trial], space: SearchSpace, retries: int = 0) -> l
         for trial in trials:
             tries.setdefault(trial.first, []).append(trial)
     due: list[Trial] = []
-    for first, same in tries.items():
+    for same in tries.values():
         stalled = sum(trial.cause is Cause.SILENT for trial in same)
         killed = sum(trial.cause is Cause.KILLED for trial in same)
         if stalled + killed == 0 or stalled > retries or killed > 1 or not all(map(is_inconclusive, same)):
             continue
         if same[0].origin != "added" and _fits(same[0].params, space):
-            number = len(trials) + len(due)
-            until = same[-1].until
-            due.append(Trial(number, same[0].params, same[0].seed, "retry", retry_of=first, until=until))
+            due.append(_repeated(same, len(trials) + len(due)))
     return due
+
+
+def _repeated(same: Sequence[Trial], number: int) -> Trial:
+    """Makes the record of a trial that runs again; if it has paused before, it goes on from there."""
+    again = Trial(number, same[0].params, same[0].seed, "retry", retry_of=same[0].first, until=same[-1].until)
+    last = same[-1]
+    return replace(again, curve=last.curve, reached=last.reached, pauses=last.pauses) if last.pauses else again
+
+
+def may_decide(study: Study, left: float, n: int, least: float) -> bool:
+    """Tells whether a strategy may still find something to do, with so many full runs left for ``n`` trials.
+
+    Without budget for another run, it may still stop paused ones. Runs count as full ones until the first has paused,
+    so that there may be more left than it seems.
+    """
+    if left >= n * least - ROUNDING:
+        return True
+    return least < 1 and bool(study.paused or (study.pending and not study.can_pause))
 
 
 def num_left(study: Study, max_evals: int, due: Sequence[Trial]) -> float:

@@ -29,7 +29,7 @@ from llamatune_torch.errors import BudgetSpentError
 from llamatune_torch.storage.database import Transaction
 from llamatune_torch.storage.heartbeat import Doubts, mark_stalled, register_worker, signs_of_life
 from llamatune_torch.storage.session import LockedStudy, StudySession, check_lease
-from llamatune_torch.storage.store import Choose, carry_out, num_left, to_retry
+from llamatune_torch.storage.store import Choose, carry_out, may_decide, num_left, to_retry
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Trial, TrialState
 
@@ -104,7 +104,7 @@ def start_trials(session: StudySession, ask: Ask, choose: Choose) -> list[Trial]
         plan = session.write(lambda locked: make_plan(locked, ask), STARTING, durable=False)
         if plan.started:
             return list(plan.started)
-        if plan.left < ask.n * ask.least - ROUNDING and not (ask.least < 1 and plan.study.paused):
+        if not may_decide(plan.study, plan.left, ask.n, ask.least):
             raise BudgetSpentError(describe_budget(session, ask, plan.left))
         if plan.wait:
             if not wait_for_lease(session, plan.wait, ask.goes_on):
@@ -124,7 +124,7 @@ def make_plan(locked: LockedStudy, ask: Ask) -> Plan:
     study = locked.study
     due = to_retry(study.trials, study.space, ask.retries)[: ask.n]
     left = num_left(study, ask.max_evals, due)
-    needs_lease = ask.n > len(due) and (left >= ask.n * ask.least - ROUNDING or bool(study.paused))
+    needs_lease = ask.n > len(due) and may_decide(study, left, ask.n, ask.least)
     wait = take_lease(locked, ask.worker) if needs_lease else 0.0
     state = _state(study.trials)
     for trial in due:
@@ -143,7 +143,7 @@ def decide_and_start(session: StudySession, ask: Ask, plan: Plan, choose: Choose
     if ask.n > len(plan.due):
         began = time.monotonic()
         try:
-            decisions = choose(plan.study, ask.n - len(plan.due), plan.left)
+            decisions = choose(plan.study, ask.n - len(plan.due), num_left(plan.study, ask.max_evals, []))
         except BaseException:
             session.write(lambda locked: release_lease(locked, ask.worker), "a suggestion to be given up")
             raise
@@ -159,6 +159,8 @@ def decide_and_start(session: StudySession, ask: Ask, plan: Plan, choose: Choose
 
     trials = session.write(start, STARTING)
     if trials == [] and isinstance(decisions[-1], Finish):
+        if stages(session.study) != stages(plan.study):  # a trial has ended meanwhile, or was stopped just now
+            return None
         raise BudgetSpentError(f"study {session.name!r}: {decisions[-1].reason}")
     return trials
 
@@ -168,10 +170,14 @@ def put_started(locked: LockedStudy, ask: Ask, due: Sequence[Trial], decisions: 
     started = []
 
     def put(trial: Trial) -> Study:
+        if trial.number < len(locked.trials):  # as it was written, not as it counts in the space of now
+            written = locked.read(trial.number)
+            trial = replace(trial, params=written.params, notes=written.notes)
         if trial.state is TrialState.RUNNING:
             trial = replace(trial, worker=ask.worker)
-            started.append(trial)
         locked.put(trial)
+        if trial.state is TrialState.RUNNING:
+            started.append(locked.trials[trial.number])
         return locked.study
 
     register_worker(locked, ask.worker)
@@ -184,6 +190,11 @@ def put_started(locked: LockedStudy, ask: Ask, due: Sequence[Trial], decisions: 
 def _state(trials: Sequence[Trial]) -> tuple[int, list[tuple[int, int]]]:
     """Returns what changes whenever a trial starts, goes on or is stopped."""
     return len(trials), [(trial.number, trial.pauses) for trial in trials if trial.state is TrialState.PAUSED]
+
+
+def stages(study: Study) -> list[tuple[TrialState, int]]:
+    """Returns what changes whenever a trial starts, pauses, goes on or ends."""
+    return [(trial.state, trial.pauses) for trial in study.trials]
 
 
 def find_unacknowledged(locked: LockedStudy, ask: Ask) -> list[Trial]:
@@ -255,15 +266,16 @@ def wait_for_lease(session: StudySession, pause: float, goes_on: Callable[[], bo
 def wait_for_others(session: StudySession, ask: Ask, goes_on: Callable[[], bool]) -> bool:
     """Waits for the trials of other workers, as ``Store.wait_for_others``: ``grace`` and a second look at most.
 
-    What was left before is not enough: the strategy has just found nothing to start with it.
+    Where runs pause, something may be left of the budget for which nobody has a use. Then it takes a change of the
+    record since the last ask.
     """
-    before = num_left(session.study, ask.max_evals, ())
+    known = stages(session.study)
 
     def look(locked: LockedStudy) -> tuple[bool, dict[int, float]]:
         mark_stalled(locked, ask.grace, ask.retries, ask.worker, ask.doubts)
         due = to_retry(locked.trials, locked.space, ask.retries)
         left = num_left(locked.study, ask.max_evals, due)
-        is_left = left >= ask.least - ROUNDING and (bool(due) or left > before + ROUNDING)
+        is_left = left >= ask.least - ROUNDING and (ask.least >= 1 or stages(locked.study) != known)
         return is_left, signs_of_life(locked, ask.worker)
 
     first: dict[int, float] = {}

@@ -28,7 +28,7 @@ from llamatune_torch.storage.session import LockedStudy, StudySession
 from llamatune_torch.storage.store import Change, check_number
 from llamatune_torch.storage.validation import mapping, parsed, take
 from llamatune_torch.text import printable, quote
-from llamatune_torch.trial import Trial
+from llamatune_torch.trial import Trial, TrialState
 
 #: Larger files are no results of ours.
 MAX_BYTES = 2**28
@@ -223,9 +223,21 @@ def recover(kept: Trial, locked: LockedStudy) -> None:
             locked.put(replace(kept, number=len(locked.trials)))
         return
     current = locked.read(check_number(kept, len(locked.trials)))
-    if not is_same_record(current, kept):
-        locked.find_open(kept)
-        locked.put(kept)
+    if has_come_through(kept, current):
+        return
+    locked.find_open(kept)
+    if kept.state is TrialState.PAUSED and current.state is not TrialState.RUNNING:
+        raise TrialStateError(f"trial {kept.number} is {current.state} by now, so that it cannot pause")
+    locked.put(kept)
+
+
+def has_come_through(result: Trial, current: Trial) -> bool:
+    """Tells whether a result is on record, though the attempt to write it seemed to fail.
+
+    Since then, a trial that has paused may have gone on, perhaps elsewhere.
+    """
+    has_gone_on = result.state is TrialState.PAUSED and current.pauses >= result.pauses
+    return has_gone_on or is_same_record(current, result)
 
 
 def find_added(trials: Iterable[Trial], like: Trial) -> Trial | None:

@@ -174,11 +174,11 @@ def test_pruned_trials_are_kept_with_their_curves(cli: Cli, url: str, tmp_path: 
         trial.report(0.5, 1)
         state = optuna.trial.TrialState.PRUNED if pruned else optuna.trial.TrialState.COMPLETE
         study.tell(trial, None if pruned else 0.25, state=state)
-    said = "3 trials added; 1 of them were pruned, and are LOST with their curves\n"
+    said = "3 trials added; 1 of them were stopped before their end\n"
     assert cli("import", "--optuna", there).out == said
-    lost = load_study(url, "theirs").trials[1]
-    assert (lost.state, lost.reason, lost.curve.values) == (TrialState.LOST, "pruned", (0.5,))
-    assert "no value" in lost.notes["pruned"]
+    stopped = load_study(url, "theirs").trials[1]
+    assert (stopped.state, stopped.reason, stopped.curve.values) == (TrialState.STOPPED, "pruned", (0.5,))
+    assert "no value" in stopped.notes["stopped"]
     assert cli("import", "--optuna", there).out == "0 trials added, 3 were there already\n"
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import JSON_VALUES
 
-from llamatune_torch import Categorical, LlamaTune, Outcome, Real
+from llamatune_torch import Categorical, LlamaTune, Outcome, Real, TrialState
 from llamatune_torch.cli.results import arguments
 from llamatune_torch.parameter_base import compact
 from llamatune_torch.tables import plain
@@ -123,7 +123,9 @@ def test_some_of_the_trials(cli: Cli, mine: LlamaTune) -> None:
     assert numbers(cli("trials", "--state", "complete").out) == [0, 1]
     assert numbers(cli("trials", "--by-value").out) == [0, 1]  # small is good here
     assert numbers(cli("trials", "--last", 2).out) == [1, 2]
-    assert numbers(cli("trials", "--state", "lost").out) == []
+    for state in TrialState:
+        expected = {"complete": [0, 1], "failed": [2]}.get(state, [])
+        assert numbers(cli("trials", "--state", state).out) == expected
 
 
 def test_all_about_one_trial(cli: Cli, mine: LlamaTune) -> None:

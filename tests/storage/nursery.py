@@ -7,6 +7,7 @@ leaves ``{"done": ...}`` or ``{"error": ...}`` in its file ``out``.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -22,7 +23,8 @@ with warnings.catch_warnings():
     import psycopg  # noqa: F401  (so that no worker has to)
 
     import llamatune_torch.storage.durable  # noqa: F401  (the same)
-    from llamatune_torch import BudgetSpentError, Integer, LlamaTune, Real, Trial
+    from llamatune_torch import BudgetSpentError, Integer, LlamaTune, Real, Trial, report
+    from llamatune_torch.runtime.evaluation import current_trial, should_pause
 
 SPACE = {"x": Real(-1, 1), "n": Integer(1, 8)}
 
@@ -48,6 +50,41 @@ def optimize(url: str, name: str, max_evals: int, seconds: float, log: str, **ch
         append(log, f"{trial.number} {trial.value!r}")
 
     return tuner(url, name, slow_hill, max_evals=max_evals, callbacks=[note], **changes).optimize()[1]
+
+
+def optimize_in_stages(url: str, name: str, max_evals: int, seconds: float, folder: str, **changes: Any) -> Any:
+    """Runs that pause, with a checkpoint at each step and a lock while they run; ``log`` says what is wrong."""
+    place = Path(folder)
+
+    def train(params: dict[str, Any]) -> float:
+        trial = current_trial()
+        file = place / f"{trial.first}.json"
+        with (place / f"{trial.first}.lock").open("w") as lock:  # a process that is killed releases it
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                append(str(place / "log"), f"trial {trial.number} runs in two places")
+            done = json.loads(file.read_text()) if file.exists() else 0
+            if done < round(10 * trial.reached):
+                append(str(place / "log"), f"trial {trial.number} has lost its checkpoint")
+            if trial.pauses:
+                append(str(place / "resumed"), f"{trial.number} {done}")
+            for step in range(max(done, 1), 11):  # it may have been killed between its checkpoint and its pause
+                if step > done:
+                    time.sleep(seconds)
+                    arriving = file.with_suffix(f".{os.getpid()}")
+                    arriving.write_text(json.dumps(step))
+                    arriving.rename(file)
+                report(step, step * hill(params), step / 10)
+                if should_pause():
+                    break
+        return 10 * hill(params)
+
+    def note(_: LlamaTune, trial: Trial) -> None:
+        append(str(place / "finished"), f"{trial.first} {trial.value!r}")
+
+    own = tuner(url, name, train, max_evals=max_evals, callbacks=[note], strategy="screen", **changes)
+    return own.optimize()[1]
 
 
 def ask_and_tell(url: str, name: str, count: int) -> Any:
@@ -114,7 +151,10 @@ def forked(url: str, name: str) -> Any:
     return {"code": code, "curve": mine.tell(trial, 0.5).curve.values, "next": mine.ask().number}
 
 
-JOBS = {job.__name__: job for job in (forked, optimize, ask_and_tell, ask_at, one_slow_trial, until_spent)}
+JOBS = {
+    job.__name__: job
+    for job in (forked, optimize, optimize_in_stages, ask_and_tell, ask_at, one_slow_trial, until_spent)
+}
 
 
 def append(path: str, line: str) -> None:

@@ -134,6 +134,44 @@ def test_killed_with_all_its_processes_at_random_moments_nothing_is_lost(
         assert {repr(t.params) for t in again} == {repr(trial.params)}
 
 
+@pytest.mark.parametrize("kills", [8, pytest.param(30, marks=pytest.mark.slow)])
+@POSIX
+def test_killed_at_random_moments_paused_runs_go_on_from_their_checkpoints(
+    kills: int, sqlite_url: str, nursery: Nursery, tmp_path: Path
+) -> None:
+    """3 workers on one storage, ``kill -9`` of one of them, and of the others a moment later, again and again."""
+    budget, chance = 6, random.Random(1)
+    for name in ("log", "resumed", "finished"):
+        (tmp_path / name).touch()
+    job = {"job": "optimize_in_stages", "url": sqlite_url, "name": "s", "max_evals": budget, "folder": str(tmp_path)}
+    job |= {"grace": 1.5, "retries": 1000, "seconds": 0.04}
+    for _ in range(kills):
+        groups = [nursery.start(job)[0] for _ in range(3)]
+        time.sleep(chance.uniform(0.1, 0.5))
+        kill(groups.pop(chance.randrange(3)))
+        time.sleep(chance.uniform(0.0, 0.3))
+        for group in groups:
+            kill(group)
+    nursery.results(*nursery.start(*[job] * 3), 120)
+
+    study = load_study(sqlite_url, "s")
+    assert (tmp_path / "log").read_text() == ""
+    assert study.spent <= budget + 1e-6
+    assert budget - study.spent < 1
+    assert len(study.completed) >= 2
+    firsts = [trial.first for trial in study.completed]
+    assert len(set(firsts)) == len(firsts)
+    for trial in study.completed:
+        assert trial.value == 10 * hill(trial.params)
+        assert trial.curve.steps == tuple(range(1, 11)) or trial.retry_of is not None
+    for line in (tmp_path / "finished").read_text().splitlines():  # what was heard of is on record
+        first, value = line.split()
+        assert [t.value for t in study.completed if t.first == int(first)] == [float(value)]
+    assert (tmp_path / "resumed").read_text()
+    assert not study.pending
+    assert not study.failed
+
+
 @SLOW_ON_POSTGRES
 @POSIX
 def test_eight_processes_of_fifty_trials(url: str, nursery: Nursery) -> None:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from llamatune_torch.decisions import Decision
-from llamatune_torch.engine.strategies.strategy import own_runs, resume, start, value_at
+from llamatune_torch.engine.strategies.strategy import best_at, best_first, next_rung, own_runs, resume, start
+from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
 from llamatune_torch.trial import TrialState
@@ -35,10 +36,14 @@ class Asha:
         """See ``Strategy``."""
         runs = own_runs(study)
         for rung, above in reversed(list(pairwise(self.rungs))):
-            there = [run for run in runs if not math.isnan(value_at(run, rung))]
-            there.sort(key=lambda run: value_at(run, rung), reverse=study.direction == "maximize")
+            there = best_at(study, runs, rung)
             best = there[: math.floor(len(there) * rung / above + 1e-9)]
             for run in best:
                 if run.state is TrialState.PAUSED and run.reached < above:
                     return resume(run, above, left, f"among the best {len(best)} of {len(there)} at {rung:.0%}")
-        return start(study, settings, self.rungs[0], left)
+        try:
+            return start(study, settings, self.rungs[0], left)
+        except SpaceExhaustedError:
+            for run in best_first(study, study.paused):
+                return resume(run, next_rung(self.rungs, run.reached), left, "the best, since nothing new is left")
+            raise

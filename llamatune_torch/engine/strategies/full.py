@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llamatune_torch.decisions import ROUNDING, Decision, Finish, Start
+from llamatune_torch.engine.strategies.strategy import resume
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
@@ -18,6 +19,8 @@ class Full:
 
     def decide(self, study: Study, settings: Settings, left: float) -> Decision:
         """See ``Strategy``."""
+        for trial in study.paused:
+            return resume(trial, 1.0, left, "every run is trained to its end")
         return propose(study, settings, left)
 
 

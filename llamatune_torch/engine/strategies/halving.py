@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import cycle
 
 from llamatune_torch.decisions import Decision, Discard, Wait
-from llamatune_torch.engine.strategies.strategy import own_runs, resume, start, value_at
+from llamatune_torch.engine.strategies.strategy import best_at, own_runs, resume, start
+from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Trial, TrialState
@@ -50,21 +52,21 @@ class Halving:
 
     def decide(self, study: Study, settings: Settings, left: float) -> Decision:
         """See ``Strategy``."""
-        runs, played = own_runs(study), 0
-        waiting: Wait | None = None
-        while True:  # a bracket whose runs are all busy leaves room for the next one
-            bracket = self.brackets[played % len(self.brackets)]
-            played += 1
+        runs = own_runs(study)
+        for bracket in cycle(self.brackets):
             own, runs = runs[: bracket.num_runs[0]], runs[bracket.num_runs[0] :]
+            exhausted: SpaceExhaustedError | None = None
             if len(own) < bracket.num_runs[0]:
-                if waiting is not None and not own:
-                    return waiting
-                return start(study, settings, bracket.rungs[0], left)
+                try:
+                    return start(study, settings, bracket.rungs[0], left)
+                except SpaceExhaustedError as error:  # then the bracket is played with the runs that there are
+                    exhausted = error
             decision = self._go_on(study, bracket, own, left)
-            if isinstance(decision, Wait):
-                waiting = decision
-            elif decision is not None:
+            if decision is not None:
                 return decision
+            if exhausted is not None:
+                raise exhausted
+        raise AssertionError("there is no bracket")
 
     def _go_on(self, study: Study, bracket: Bracket, runs: list[Trial], left: float) -> Decision | None:
         """Decides within a bracket whose runs have all started; ``None`` if it is over."""
@@ -73,8 +75,7 @@ class Halving:
         ):
             if any(run.state is TrialState.RUNNING and run.until <= rung for run in runs):
                 return Wait(f"runs of this rung are still on their way to {rung:.0%}")
-            there = [run for run in runs if not math.isnan(value_at(run, rung))]
-            there.sort(key=lambda run: value_at(run, rung), reverse=study.direction == "maximize")
+            there = best_at(study, runs, rung)
             for run in there[n:]:
                 if run.state is TrialState.PAUSED:
                     return Discard(run.number, f"not among the best {n} of {len(runs)} at {rung:.0%}")

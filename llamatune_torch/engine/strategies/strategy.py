@@ -88,6 +88,21 @@ def best_first(study: Study, trials: Iterable[Trial]) -> list[Trial]:
     return sorted(trials, key=key)
 
 
+def best_at(study: Study, runs: Iterable[Trial], share: float) -> list[Trial]:
+    """The runs that have got to a share, the best value there first; those without one come last."""
+    sign = -1.0 if study.direction == "maximize" else 1.0
+
+    def key(run: Trial) -> float:
+        value = value_at(run, share)
+        return math.inf if math.isnan(value) else sign * value
+
+    return sorted((run for run in runs if _is_at(run, share)), key=key)
+
+
+def _is_at(run: Trial, share: float) -> bool:
+    return run.reached >= share - 1e-6 or not math.isnan(value_at(run, share))
+
+
 def newest(trial: Trial) -> float:
     """The value that a trial has reported last; nan if there is none."""
     return math.nan if trial.curve.last is None else trial.curve.last.value

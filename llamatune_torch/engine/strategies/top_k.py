@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 
 from llamatune_torch.decisions import Decision, Discard, Finish, Wait
-from llamatune_torch.engine.strategies.strategy import own_runs, resume, start, value_at
+from llamatune_torch.engine.strategies.strategy import best_at, own_runs, resume, start
+from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
 from llamatune_torch.trial import TrialState
@@ -38,11 +39,14 @@ class TopK:
         num_runs = max(k, math.floor((total - k * (1 - self.rung)) / self.rung + 1e-6))
         runs = own_runs(study)
         if len(runs) < num_runs:
-            return start(study, settings, self.rung, left)
+            try:
+                return start(study, settings, self.rung, left)
+            except SpaceExhaustedError:
+                if not any(run.is_open for run in runs):
+                    raise
         if any(run.state is TrialState.RUNNING and run.until <= self.rung for run in runs):
             return Wait(f"runs are still on their way to {self.rung:.0%}")
-        there = [run for run in runs if not math.isnan(value_at(run, self.rung))]
-        there.sort(key=lambda run: value_at(run, self.rung), reverse=study.direction == "maximize")
+        there = best_at(study, runs, self.rung)
         for run in there[:k]:
             if run.state is TrialState.PAUSED:
                 return resume(run, 1.0, left, f"among the best {k} of {len(there)} at {self.rung:.0%}")

@@ -26,12 +26,12 @@ except ModuleNotFoundError as error:
 
 from llamatune_torch.errors import LlamaTuneError, ParamsError, SettingsError, SpaceError, StorageError
 from llamatune_torch.integrations.optuna.spaces import infer_space
-from llamatune_torch.integrations.optuna.trials import SPECIAL, from_frozen_trial, to_frozen_trial
+from llamatune_torch.integrations.optuna.trials import SPECIAL, STATES, from_frozen_trial, to_frozen_trial
 from llamatune_torch.space import SearchSpace
 from llamatune_torch.storage.serialization import read_space, write_space
 from llamatune_torch.study import Goal, Study
 from llamatune_torch.text import redact
-from llamatune_torch.trial import Direction, Trial, TrialState
+from llamatune_torch.trial import Direction, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +43,10 @@ FINISHED = (OptunaState.COMPLETE, OptunaState.FAIL, OptunaState.PRUNED)
 
 
 def to_optuna(study: Study, storage: str, name: str) -> int:
-    """Writes the COMPLETE and FAILED trials of a study as a new Optuna study, and returns their number.
+    """Writes the COMPLETE, STOPPED and FAILED trials of a study as a new Optuna study, and returns their number.
 
-    Running and lost trials are left out, so Optuna may number the others differently. The user attributes of a trial
+    STOPPED ones are PRUNED there. Running, paused and lost trials are left out, so Optuna may number the others
+    differently. The user attributes of a trial
     hold its ``number`` here, its ``seed``, ``origin``, ``outcomes``, ``cost`` (seconds), ``reason``, ``cause``,
     ``error`` and ``notes``. A learning curve becomes intermediate values. Their steps are integers in Optuna, so the
     last of several points that round to the same step counts. If Optuna would confuse two choices of a parameter
@@ -74,7 +75,7 @@ def to_optuna(study: Study, storage: str, name: str) -> int:
     for parameter in study.space.names:
         if study.space[parameter].special and parameter + SPECIAL in study.space.names:
             raise SpaceError(f"parameter {parameter + SPECIAL!r} has the name that special values of another need")
-    trials = [to_frozen_trial(trial, study.space) for trial in study.in_state(TrialState.COMPLETE, TrialState.FAILED)]
+    trials = [to_frozen_trial(trial, study.space) for trial in study.in_state(*STATES)]
     with _open_storage(storage, create=True) as there:
         if name in optuna.get_all_study_names(there):
             raise StorageError(f"{redact(storage)} has an Optuna study {name!r} already: choose another name")
@@ -92,7 +93,7 @@ def to_optuna(study: Study, storage: str, name: str) -> int:
 def from_optuna(storage: str, name: str | None = None, space: SearchSpace | None = None) -> Study:
     """Reads an Optuna study, and leaves the storage as it is.
 
-    A COMPLETE trial stays COMPLETE, and a failed one is FAILED ("failed in Optuna"). A pruned one is LOST ("pruned"),
+    A COMPLETE trial stays COMPLETE, and a failed one is FAILED ("failed in Optuna"). A pruned one is STOPPED,
     with its curve: it has no final value, but its parameters do work. All others are left out. The origin of each is
     "added", they are numbered anew from 0, and their cost is the time from start to end, in seconds.
 

@@ -24,6 +24,12 @@ from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.serialization import to_json
 from llamatune_torch.trial import KEEPERS_OWN, Cause, Direction, Outcome, Trial, TrialState, as_outcome, cause_of
 
+#: The states of trials that are written, as Optuna calls them.
+STATES = {
+    TrialState.COMPLETE: OptunaState.COMPLETE,
+    TrialState.STOPPED: OptunaState.PRUNED,
+    TrialState.FAILED: OptunaState.FAIL,
+}
 #: The end of the name of the choice among a parameter's special values.
 SPECIAL = " (special)"
 
@@ -35,10 +41,9 @@ def to_frozen_trial(trial: Trial, space: SearchSpace) -> FrozenTrial:
         name, written, distribution = _write_parameter(name, space[name], value)
         params[name], distributions[name] = written, distribution
     curve = {round(step): (value, progress) for step, value, progress in trial.curve}
-    complete = trial.state is TrialState.COMPLETE
     exported = create_trial(
-        state=OptunaState.COMPLETE if complete else OptunaState.FAIL,
-        value=trial.value if complete else None,  # infinity too: Optuna takes all but nan
+        state=STATES[trial.state],
+        value=trial.value if trial.state is TrialState.COMPLETE else None,  # infinity too: Optuna takes all but nan
         params=params,
         distributions=distributions,
         intermediate_values={step: value for step, (value, _) in curve.items()},
@@ -75,20 +80,23 @@ def from_frozen_trial(
         None if moment is None else moment.timestamp() for moment in (frozen.datetime_start, frozen.datetime_complete)
     )
     lasted = None if own or started is None or finished is None else finished - started
-    outcome = _read_outcome(frozen, attributes, direction)
-    state = TrialState.FAILED if outcome.value is None else TrialState.COMPLETE
+    pruned = frozen.state == OptunaState.PRUNED
+    outcome = Outcome() if pruned else _read_outcome(frozen, attributes, direction)
+    ended = TrialState.FAILED if outcome.value is None else TrialState.COMPLETE
+    curve = _read_curve(frozen, attributes.get("progress"))
     return Trial(
         number,
         params,
         seed=attributes.get("seed", 0),
         origin="added",
-        state=TrialState.LOST if frozen.state == OptunaState.PRUNED else state,
+        state=TrialState.STOPPED if pruned else ended,
         value=outcome.value,
-        curve=_read_curve(frozen, attributes.get("progress")),
+        curve=curve,
+        reached=curve.reached if pruned else 0.0,
         outcomes=attributes.get("outcomes", {}),
         cost=attributes.get("cost", lasted),
         error=outcome.error,
-        reason=outcome.reason,
+        reason=attributes.get("reason", "pruned") if pruned else outcome.reason,
         cause=outcome.cause,
         notes=attributes.get("notes", {}),
         started=started,
@@ -143,8 +151,6 @@ def _to_datetime(seconds: float) -> datetime:
 
 
 def _read_outcome(frozen: FrozenTrial, attributes: dict[str, Any], direction: Direction) -> Outcome:
-    if frozen.state == OptunaState.PRUNED:
-        return Outcome.failure("pruned")
     if frozen.state == OptunaState.FAIL:
         reason = attributes.get("reason", "failed in Optuna")
         cause = attributes.get("cause")

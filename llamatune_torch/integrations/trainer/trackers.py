@@ -191,7 +191,7 @@ def _tensorboard_run(callback: Any, trial: TrackerRuns, args: TrainingArguments,
         return
     # Without a folder of the user's, the callback takes the Trainer's output_dir, which is the trial's own.
     study = re.sub(r"[^\w.-]+", "_", trial.study).strip(".")
-    root = Path(args.output_dir) if own is None else Path(own, study or "study")
+    root = Path(str(args.output_dir)) if own is None else Path(own, study or "study")
     if "tensorboard" in trial.notes:
         callback.logging_dir = str(root / trial.notes["tensorboard"])
     elif own is not None:

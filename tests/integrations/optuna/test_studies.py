@@ -309,7 +309,7 @@ def test_a_study_of_optunas_tpe_is_imported_and_continued(url: str) -> None:
     assert tuner.study.best_value >= imported.best_value
 
 
-def test_pruned_trials_are_lost_with_their_curve(url: str) -> None:
+def test_pruned_trials_are_stopped_with_their_curve(url: str) -> None:
     def pruned(trial: optuna.Trial) -> float:
         x = trial.suggest_float("x", 0, 1)
         trial.report(math.nan, step=5)
@@ -324,14 +324,14 @@ def test_pruned_trials_are_lost_with_their_curve(url: str) -> None:
         study.enqueue_trial({"x": 0.5})  # stays waiting
         xs = [trial.params["x"] for trial in study.trials[:3]]
     imported = from_optuna(url)
-    assert [trial.state for trial in imported.trials] == ["complete", "lost", "complete"]
-    lost = imported.trials[1]
-    assert (lost.value, lost.reason, lost.is_open) == (None, "pruned", False)
-    assert lost.curve.steps == (1.0, 5.0)
-    assert lost.curve.values[0] == xs[1]
-    assert math.isnan(lost.curve.values[1])
-    assert lost.cost is not None
-    assert lost.cost >= 0
+    assert [trial.state for trial in imported.trials] == ["complete", "stopped", "complete"]
+    stopped = imported.trials[1]
+    assert (stopped.value, stopped.reason, stopped.is_open) == (None, "pruned", False)
+    assert stopped.curve.steps == (1.0, 5.0)
+    assert stopped.curve.values[0] == xs[1]
+    assert math.isnan(stopped.curve.values[1])
+    assert stopped.cost is not None
+    assert stopped.cost >= 0
 
 
 def test_an_infinity_that_no_training_can_earn_is_a_failure(url: str) -> None:

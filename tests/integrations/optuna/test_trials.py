@@ -12,6 +12,7 @@ pytest.importorskip("optuna", reason="the extra `optuna` is not installed")
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
+from strategies import make_trial
 
 from llamatune_torch import Categorical, Curve, Integer, ParamsError, Real, SearchSpace, Trial, TrialState
 from llamatune_torch.integrations.optuna.trials import from_frozen_trial, to_frozen_trial
@@ -62,12 +63,26 @@ def test_of_somebody_elses_trial_the_user_attributes_mean_nothing() -> None:
     assert trial.cost != 9.0
 
 
-def test_a_pruned_trial_is_lost_and_a_value_too_good_to_be_true_a_failure() -> None:
+def test_a_pruned_trial_is_stopped_and_a_value_too_good_to_be_true_a_failure() -> None:
     x = {"params": {"x": 0.5}, "distributions": {"x": FloatDistribution(0, 1)}}
     pruned = create_trial(state=OptunaState.PRUNED, intermediate_values={1: 0.5}, **x)
-    assert from_frozen_trial(pruned, 0, SPACE, "maximize").state is TrialState.LOST
+    stopped = from_frozen_trial(pruned, 0, SPACE, "maximize")
+    assert (stopped.state, stopped.reason, stopped.cause, stopped.reached) == (TrialState.STOPPED, "pruned", None, 0.0)
     for direction, state in (("maximize", TrialState.FAILED), ("minimize", TrialState.COMPLETE)):
         assert from_frozen_trial(create_trial(value=float("inf"), **x), 0, SPACE, direction).state is state
+
+
+def test_a_stopped_trial_is_pruned_there_and_stopped_again_here() -> None:
+    curve = Curve((1.0, 2.0, 3.0), (0.1, 0.3, 0.2), (0.1, 0.2, None))
+    stopped = make_trial(
+        4, {"x": 0.5}, state=TrialState.STOPPED, curve=curve, reason="not among the best", reached=0.2, pauses=1
+    )
+    there = to_frozen_trial(stopped, SPACE)
+    assert there.state == OptunaState.PRUNED
+    assert there.intermediate_values == {1: 0.1, 2: 0.3, 3: 0.2}
+    back = from_frozen_trial(there, 0, SPACE, "maximize", exported=True)
+    assert (back.state, back.reason, back.curve, back.reached) == (TrialState.STOPPED, stopped.reason, curve, 0.2)
+    assert (back.cause, back.error, back.value, back.is_open) == (None, None, None, False)
 
 
 def test_parameters_that_do_not_fit_are_refused() -> None:
