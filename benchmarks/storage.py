@@ -29,18 +29,18 @@ import sqlalchemy
 from postgres import NoServer, server
 
 from llamatune_torch import Integer, Real, SearchSpace, Study, Trial, TrialState
+from llamatune_torch.decisions import Start
 from llamatune_torch.storage.durable import DurableStore
 from llamatune_torch.storage.memory import MemoryStore
 from llamatune_torch.storage.store import Store
-from llamatune_torch.trial import Suggestion
 
 SPACE = SearchSpace({"lr": Real(1e-5, 1e-3, prior="log-uniform"), "batch": Integer(8, 32), "method": ["full", "lora"]})
 PARAMS = {"lr": 1e-4, "batch": 16, "method": "lora"}
 RESULTS = Path(__file__).parent / "results" / "storage.json"
 
 
-def choose(study: Study, n: int) -> list[Suggestion]:
-    return [Suggestion(PARAMS, "sobol")] * n
+def choose(study: Study, n: int, left: float) -> list[Start]:
+    return [Start(PARAMS, "sobol")] * n
 
 
 def finished(trial: Trial, now: float) -> Trial:

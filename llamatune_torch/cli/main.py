@@ -28,8 +28,9 @@ from llamatune_torch.errors import (
 )
 from llamatune_torch.hints import OTHER_NAMES
 from llamatune_torch.settings import StrategyName
-from llamatune_torch.trial import TrialState
 
+# As of TrialState, whose module loads NumPy: --help is to show at once.
+STATES = ("running", "paused", "complete", "stopped", "failed", "lost")
 DEFAULT_STORAGE = "sqlite:///llamatune.db"
 
 _PLAIN = (
@@ -225,7 +226,7 @@ def _add_looks(command: Any) -> None:
 
     trials = command("trials", "results", "all trials, or all about one of them")
     trials.add_argument("number", metavar="NUMBER", type=int, nargs="?", help="all about this one")
-    trials.add_argument("--state", choices=[str(state) for state in TrialState], help="only these")
+    trials.add_argument("--state", choices=STATES, help="only these")
     trials.add_argument("--by-value", action="store_true", help="the best first")
     trials.add_argument("--last", metavar="N", type=_positive(int), help="only the last N")
 

@@ -11,7 +11,8 @@ import pytest
 from commands import Cli, finish, start
 
 from llamatune_torch import LlamaTune, Outcome, Real
-from llamatune_torch.cli.main import FLAGS
+from llamatune_torch.cli.main import FLAGS, STATES
+from llamatune_torch.trial import TrialState
 
 COMMANDS = ("run", "resume", "worker", "status", "best", "trials", "tell", "export", "import")
 
@@ -31,6 +32,10 @@ def test_help_loads_nothing_that_takes_long() -> None:
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "--trials" in shown
     assert not {"torch", "numpy", "sqlalchemy", "rich", "tqdm"} & set(shown.splitlines()[-1].split())
+
+
+def test_trials_are_shown_in_every_state() -> None:
+    assert set(STATES) == set(TrialState)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -99,7 +99,7 @@ def test_optunas_asynchronous_halving_agrees_on_who_is_good_enough() -> None:
             promoted += goes_on
         if decision[0].startswith("resume"):  # it goes on, and holds its place
             n = int(decision[0].split()[1])
-            runs[n] = runs[n].going_on(1 / 3, "", 0.0)
+            runs[n] = runs[n].going_on(1 / 3, "", None, 0.0)
     assert agreed == 38
     assert promoted > 5
 

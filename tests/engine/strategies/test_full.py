@@ -7,6 +7,7 @@ from random import Random
 from simulated import kinds, next_of, play, record, run, search
 
 from llamatune_torch.decisions import Start
+from llamatune_torch.engine.breakdown import find_bounds
 from llamatune_torch.engine.decide import decide
 from llamatune_torch.engine.strategies.full import Full
 from llamatune_torch.engine.suggest import suggest
@@ -15,7 +16,9 @@ from llamatune_torch.settings import Settings
 
 def test_it_is_the_engine() -> None:
     study, knobs = record(*(run(i, [i / 10] * 10) for i in range(6))), Settings(n_initial=4)
-    assert decide(study, knobs, Full(), 3) == [Start(*suggestion) for suggestion in suggest(study, knobs, 3)]
+    bounds = find_bounds(study)
+    expected = [Start(*suggestion, bounds=bounds) for suggestion in suggest(study, knobs, 3)]
+    assert decide(study, knobs, Full(), 3) == expected
 
 
 def test_it_ends_with_the_budget() -> None:
