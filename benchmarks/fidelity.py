@@ -47,7 +47,7 @@ RESULTS = Path(__file__).parent / "results" / "fidelity.jsonl"
 COSTS = (4, 8, 12, 16, 20, 30)
 CAP = 3.0
 GROUPS = {
-    "fine-tune-like": ("fine_tune_4", "fine_tune_7", "fine_tune_12", "deberta_curves"),
+    "fine-tune-like": ("fine_tune_4", "fine_tune_7", "fine_tune_12", "deberta_curves", "nmt_curves"),
     "adversarial": ("crossing", "reversed", "useless", "late_divergence", "cliffs"),
     "fine-tune-like, with noise": ("fine_tune_4_noisy", "fine_tune_7_noisy", "fine_tune_12_noisy"),
     "adversarial, with noise": (

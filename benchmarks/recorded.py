@@ -4,7 +4,7 @@
                           1,024 fine-tunes of DeBERTa-base on MultiNLI (arXiv:2311.09480, CC BY-SA 4.0)
     steplaw, steplaw_large
                           pre-training over learning rate and batch size, at two sizes (arXiv:2503.04715)
-    nmt_lora              LoRA for translation, six base models x 27 settings (Zhang and Duh, AMTA 2024, MIT)
+    nmt_lora, nmt_curves  LoRA for translation, six base models x 27 settings (Zhang and Duh, AMTA 2024, MIT)
 
 They are looked up at run time, in ``shared/data`` next to the checkout; none is part of this repository.
 """
@@ -92,8 +92,26 @@ def _steplaw(name: str, choose: Callable[[list[tuple[float, float]]], tuple[floa
 
 def nmt_lora() -> Problem:
     """A finite grid: which of six models, and how to train it."""
-    rows = _json_lines("nmt_lora_fr_en.jsonl")
+    space, rows = _nmt()
     bleu = [row["bleu_best"] for row in rows]
+    return Problem("nmt_lora", space, "maximize", max(bleu), recorded_value(space, rows, bleu))
+
+
+def nmt_curves() -> CurveProblem:
+    """The same with learning curves: the best BLEU so far, at ten shares of a run that early stopping has ended."""
+    space, rows = _nmt()
+    curves = []
+    for row in rows:
+        best_so_far = np.maximum.accumulate(row["bleu_curve"])
+        last = np.ceil(np.arange(1, NUM_STEPS + 1) / NUM_STEPS * len(best_so_far)).astype(int) - 1
+        curves.append(best_so_far[last].tolist())
+    best = max(curve[-1] for curve in curves)
+    run = recorded_run(space, rows)
+    return CurveProblem("nmt_curves", space, "maximize", best, lambda params: curves[run(params)])
+
+
+def _nmt() -> tuple[SearchSpace, list[dict[str, Any]]]:
+    rows = _json_lines("nmt_lora_fr_en.jsonl")
 
     def choices(name: str) -> list[Any]:
         return sorted({row[name] for row in rows})
@@ -106,7 +124,7 @@ def nmt_lora() -> Problem:
             "learning_rate": Categorical(choices("learning_rate"), ordered=True),
         }
     )
-    return Problem("nmt_lora", space, "maximize", max(bleu), recorded_value(space, rows, bleu))
+    return space, rows
 
 
 def _json_lines(name: str) -> list[dict[str, Any]]:
@@ -145,4 +163,4 @@ MAKERS: dict[str, Callable[[], Problem]] = {
     "steplaw_large": steplaw_large,
     "nmt_lora": nmt_lora,
 }
-CURVE_MAKERS: dict[str, Callable[[], CurveProblem]] = {"deberta_curves": deberta_curves}
+CURVE_MAKERS: dict[str, Callable[[], CurveProblem]] = {"deberta_curves": deberta_curves, "nmt_curves": nmt_curves}

@@ -207,7 +207,7 @@ class Real(Number):
         scaled = low + (high - low) * inner
         values = np.exp(scaled) if self.prior == "log-uniform" else scaled
         return [
-            float(self.low) if u <= 0 else float(self.high) if u >= 1 else self._canonical(value)
+            self._canonical(self.low if u <= 0 else self.high if u >= 1 else value)
             for u, value in zip(inner.tolist(), values.tolist(), strict=True)
         ]
 
@@ -223,7 +223,7 @@ class Real(Number):
             rounded = self._rounded(value)
             # Next to a bound the coordinates of both may coincide: then the value is the bound.
             value = low if rounded == self._rounded(low) else high if rounded == self._rounded(high) else rounded
-        return min(max(value, low), high)
+        return min(max(value, low), high) + 0.0  # of the two zeros, the one without a sign
 
     def _rounded(self, value: float) -> float:
         if self.prior == "log-uniform":
