@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import functools
+import heapq
 import importlib.metadata
 import importlib.util
 import json
@@ -39,7 +40,7 @@ import recorded
 import torch
 from scores import markdown
 
-from llamatune_torch import BudgetSpentError, LlamaTune, problems
+from llamatune_torch import BudgetSpentError, LlamaTune, StillRunningError, Trial, problems
 from llamatune_torch.problems import NUM_STEPS, CurveProblem
 from llamatune_torch.space import Params
 
@@ -88,19 +89,31 @@ class Training:
         return values
 
 
-def search(training: Training, budget: int, seed: int, strategy: Any, rungs: list[float] | None = None) -> None:
-    """This engine, by ask, report, pause and tell."""
+def search(
+    training: Training, budget: int, seed: int, strategy: Any, rungs: list[float] | None = None, workers: int = 1
+) -> None:
+    """This engine, by ask, report, pause and tell; with several workers, whoever is free asks.
+
+    Time is simulated: each step of a run takes the same.
+    """
     problem = training.problem
     tuner = LlamaTune(
         problem.space, max_evals=budget, direction=problem.direction, seed=seed, strategy=strategy, rungs=rungs,
         progress=False,
     )  # fmt: skip
-    while tuner.may_ask():
-        try:
-            trial = tuner.ask()
-        except BudgetSpentError:
+    now, running = 0, list[tuple[int, int, Trial]]()  # when each ends
+    while True:
+        while len(running) < workers and tuner.may_ask():
+            try:
+                trial = tuner.ask()
+            except (BudgetSpentError, StillRunningError):
+                break
+            steps = last_step(trial) - first_step(trial)
+            heapq.heappush(running, (now + steps, trial.number, trial))
+        if not running:
             return
-        first, last = round(trial.reached * NUM_STEPS), math.ceil(trial.until * NUM_STEPS - 1e-6)
+        now, _, trial = heapq.heappop(running)
+        first, last = first_step(trial), last_step(trial)
         values = training.train(trial.params, first, last)
         for step, value in enumerate(values, start=first + 1):
             tuner.report(trial, step, value, step / NUM_STEPS)
@@ -108,6 +121,14 @@ def search(training: Training, budget: int, seed: int, strategy: Any, rungs: lis
             tuner.tell(trial, values[-1])
         else:
             tuner.pause(trial)
+
+
+def first_step(trial: Trial) -> int:
+    return round(trial.reached * NUM_STEPS)
+
+
+def last_step(trial: Trial) -> int:
+    return math.ceil(trial.until * NUM_STEPS - 1e-6)
 
 
 def search_at_random(training: Training, budget: int, seed: int) -> None:
@@ -137,6 +158,7 @@ def search_optuna(training: Training, budget: int, seed: int) -> None:
 
 METHODS: dict[str, Callable[[Training, int, int], None]] = {
     "screen": functools.partial(search, strategy="screen"),
+    "screen, 4 workers": functools.partial(search, strategy="screen", workers=4),
     "full": functools.partial(search, strategy="full"),
     "top_k": functools.partial(search, strategy="top_k"),
     "asha": functools.partial(search, strategy="asha", rungs=RUNGS),

@@ -205,7 +205,7 @@ def test_what_runs_takes_its_share_until_a_run_has_paused_a_whole_one() -> None:
 
 def test_what_is_stopped_is_stopped_where_nothing_new_is_left_to_start() -> None:
     space = {"x": [0.0, 0.5], "y": [0.0]}
-    done = Trial(0, {"x": 0.0, "y": 0.0}, 0, "sobol", TrialState.COMPLETE, value=0.5)
+    done = Trial(0, {"x": 0.0, "y": 0.0}, 0, "sobol", TrialState.COMPLETE, value=0.5, pauses=3)
     left_over = Trial(1, {"x": 0.5, "y": 0.0}, 1, "sobol", TrialState.PAUSED, until=0.1, reached=0.1, pauses=1)
     assert kinds(next_of(record(done, left_over, space=space), "screen"))[0] == "discard 1"
     assert kinds(next_of(record(done, left_over, space=space), "screen"))[1:] == ["finish"]

@@ -1,12 +1,18 @@
 """The page of "screen": a wide, cheap opening, then the engine on finished runs alone.
 
     twice:  ten new points of the initial design train to a tenth of their run;
-            then the open run with the best newest value goes on, 10 -> 20 -> 40 -> 100 %, until one has finished
-    then:   what is still open is stopped, and every proposal of the engine is trained to its end
+            then the open run with the best newest value goes on, 10 -> 20 -> 40 -> 100 %, until one has finished;
+            what is still open is stopped
+    once:   the control, the next point of the initial design, trains to its end;
+            if it beats one of those that were chosen, so do the points after it, until six runs have finished
+    then:   every proposal of the engine trains to its end
 
 A partial value tells good from bad, not the best from the good. So it decides which runs of the opening are worth
 finishing, for about four full runs in all, and nothing later: the engine never sees one. Newest values are compared,
 whatever share they are from, because the best at a tenth may diverge before the end.
+
+Where curves cross, or diverge late, the opening chooses the wrong runs, and an engine that starts from those alone
+searches near them for long. The control was chosen by nobody: that it is the better run tells of such curves.
 """
 
 from __future__ import annotations
@@ -34,12 +40,14 @@ class Screen:
         num_batches: how often the opening is played.
         batch_size: new runs in each batch.
         max_batches: batches at most, where runs of earlier ones ended without a finite value.
+        num_finals: finished runs that make an initial design by themselves; also of trials that were added.
     """
 
     rungs: tuple[float, ...] = (0.1, 0.2, 0.4, 1.0)
     num_batches: int = 2
     batch_size: int = 10
     max_batches: int = 4
+    num_finals: int = 6
 
     @property
     def least(self) -> float:
@@ -47,32 +55,56 @@ class Screen:
 
     def decide(self, study: Study, settings: Settings, left: float) -> Decision:
         """See ``Strategy``."""
-        runs = own_runs(study)
-        opening = [run for run in runs if run.origin != "surrogate"]
-        batches = [opening[i : i + self.batch_size] for i in range(0, len(opening), self.batch_size)]
+        design = [run for run in own_runs(study) if run.origin != "surrogate"]
+        full = [run for run in design if run.until >= 1 and not run.pauses]
+        chosen = [run for run in design if run not in full]
+        num_finals = sum(map(_is_final, study.completed))
+        if num_finals < self.num_finals:
+            decision = self._open(study, settings, chosen, left)
+            if decision is not None:
+                return decision
+        for trial in study.paused:
+            return Discard(trial.number, "left over from the opening, in which others were better")
+        num_expected = num_finals + sum(run.state is TrialState.RUNNING for run in full)
+        if num_expected < self.num_finals and (not full or _is_misled(study, chosen, full)):
+            try:
+                return start(study, settings, 1.0, left)
+            except SpaceExhaustedError:
+                pass
+        known = replace(settings, n_initial=len(study.completed)) if settings.n_initial is None else settings
+        return propose(study, known if study.completed else settings, left)
+
+    def _open(self, study: Study, settings: Settings, runs: list[Trial], left: float) -> Decision | None:
+        """Decides within the opening, which has started ``runs``; ``None`` if it is over."""
         is_running = False
         for i in range(self.max_batches):
             if i >= self.num_batches and sum(map(_is_final, runs)) >= self.num_batches:
                 break
-            batch = batches[i] if i < len(batches) else []
+            batch = runs[i * self.batch_size : (i + 1) * self.batch_size]
+            idle = best_first(study, [run for run in batch if run.state is TrialState.PAUSED])
             if any(map(_is_final, batch)):
+                if idle:
+                    return Discard(idle[0].number, f"batch {i + 1} of the opening has finished a better run")
                 continue
             if len(batch) < self.batch_size:
                 try:
                     return start(study, settings, self.rungs[0], left)
                 except SpaceExhaustedError:
                     pass
-            idle = best_first(study, [run for run in batch if run.state is TrialState.PAUSED])
             if idle:
                 until = next_rung(self.rungs, idle[0].reached)
                 return resume(idle[0], until, left, f"the best open run of batch {i + 1} of the opening")
             is_running |= any(run.state is TrialState.RUNNING for run in batch)
-        if is_running and not study.completed:
-            return Wait("the opening has not finished a run yet")
-        for trial in study.paused:
-            return Discard(trial.number, "left over from the opening, in which others were better")
-        known = replace(settings, n_initial=len(study.completed)) if settings.n_initial is None else settings
-        return propose(study, known if study.completed else settings, left)
+        return Wait("the opening has not finished a run yet") if is_running and not study.completed else None
+
+
+def _is_misled(study: Study, chosen: list[Trial], others: list[Trial]) -> bool:
+    """True if the first finished one of the others, which nobody has chosen, beats one that was chosen."""
+    control = next((run for run in others if run.state is not TrialState.FAILED), None)
+    finals = [run.value for run in chosen if _is_final(run)]
+    if control is None or control.value is None:
+        return False
+    return any(study.better(control.value, value) for value in finals if value is not None)
 
 
 def _is_final(run: Trial) -> bool:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from random import Random
-from typing import Any
 
 import pytest
 from simulated import carry, kinds, next_of, play, record, run, search
 
-from llamatune_torch import Trial, TrialState
+from llamatune_torch import Study, Trial, TrialState
 from llamatune_torch.decisions import Discard, Finish, Start
 from llamatune_torch.engine.decide import decide
 from llamatune_torch.engine.initial import initial_suggestions
 from llamatune_torch.engine.strategies.screen import Screen
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.settings import Settings
+from llamatune_torch.trial import Direction
 
 COMPLETE, FAILED, RUNNING, STOPPED = TrialState.COMPLETE, TrialState.FAILED, TrialState.RUNNING, TrialState.STOPPED
 
@@ -25,7 +25,13 @@ def batch(first: int = 0, best: int = 3, n: int = 10) -> list[Trial]:
     return [run(first + i, [1.0 if i == best else i / 100]) for i in range(n)]
 
 
+def chosen(number: int, value: float = 0.5) -> Trial:
+    """A finished run that paused on its way."""
+    return run(number, [value] * 10, pauses=3)
+
+
 def finished(number: int, value: float = 0.5) -> Trial:
+    """A run that was started to train to its end."""
     return run(number, [value] * 10)
 
 
@@ -59,7 +65,8 @@ def test_newest_values_count_whatever_share_they_are_from() -> None:
 
 
 def test_a_batch_ends_with_its_first_final_and_the_next_begins() -> None:
-    runs = [*batch()[:3], finished(3, -9.0), *batch()[4:]]  # however bad it has turned out
+    runs = [*batch()[:3], chosen(3, -9.0), *batch()[4:]]  # however bad it has turned out
+    runs = [t if t.state is COMPLETE else t.stopped("left over", 0.0) for t in runs]
     assert kinds(next_of(record(*runs), "screen")) == ["start 0.1"]
     runs += batch(10, best=4)
     assert kinds(next_of(record(*runs), "screen")) == ["resume 14 0.2"]  # none of the first batch any more
@@ -93,46 +100,88 @@ def opened(*values: tuple[float, float]) -> list[Trial]:
     """Batches in which the fourth run is finished, with its value; the others are at a tenth."""
     runs: list[Trial] = []
     for i, (value, rest) in enumerate(values):
-        runs += [finished(10 * i + j, value) if j == 3 else run(10 * i + j, [rest]) for j in range(10)]
+        runs += [chosen(10 * i + j, value) if j == 3 else run(10 * i + j, [rest]) for j in range(10)]
     return runs
 
 
-def test_leftovers_are_stopped_when_the_opening_has_ended() -> None:
-    study = record(*opened((0.5, 0.1), (0.6, 0.9)))
-    decisions = next_of(study, "screen", n_initial=None)
-    stopped, last = decisions[:-1], decisions[-1]
-    assert [d.number for d in stopped if isinstance(d, Discard)] == [i for i in range(20) if i % 10 != 3]
-    assert {d.reason for d in stopped if isinstance(d, Discard)} == {
-        "left over from the opening, in which others were better"
+def test_the_leftovers_of_a_batch_are_stopped_when_one_of_it_has_finished() -> None:
+    decisions = next_of(record(*opened((0.5, 0.9))), "screen")
+    assert [d.number for d in decisions if isinstance(d, Discard)] == [i for i in range(10) if i != 3]
+    assert {d.reason for d in decisions if isinstance(d, Discard)} == {
+        "batch 1 of the opening has finished a better run"
     }
-    assert isinstance(last, Start)
-    assert (last.until, last.origin) == (1.0, "surrogate")
+    assert kinds(decisions)[-1] == "start 0.1"
 
 
-def closed(*values: tuple[float, float]) -> Any:
-    """The record after an opening and its leftovers."""
-    return record(*(t if t.state is COMPLETE else t.stopped("left over", 0.0) for t in opened(*values)))
+def closed(*more: Trial, values: tuple[float, float] = (0.5, 0.6), rest: float = 0.1) -> Study:
+    """The record after an opening, with a final of each value and stopped runs; then ``more`` runs."""
+    runs = [t if t.state is COMPLETE else t.stopped("left over", 0.0) for t in opened(*((v, rest) for v in values))]
+    return record(*runs, *more)
 
 
-def test_then_the_engine_goes_on_from_the_finished_runs() -> None:
-    study = closed((0.5, 0.1), (0.6, 0.9))
-    settings = Settings(strategy="screen")
-    (decision,) = decide(study, settings, Screen())
-    (expected,) = suggest(study, Settings(n_initial=2))
+def test_the_control_is_the_next_point_of_the_initial_design() -> None:
+    study = closed()
+    (decision,) = decide(study, Settings(), Screen())
+    (expected,) = initial_suggestions(study, Settings(n_initial=10**6), 1)
     assert decision == Start(*expected, 1.0)
+
+
+def test_a_control_that_beats_none_of_the_chosen_hands_over_to_the_engine() -> None:
+    study = closed(finished(20, 0.4))
+    (decision,) = decide(study, Settings(strategy="screen"), Screen())
+    (expected,) = suggest(study, Settings(n_initial=3))
+    assert decision[:3] == Start(*expected, 1.0)[:3]
+    assert expected.origin == "surrogate"
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+@pytest.mark.parametrize("control", [0.55, 0.7])
+def test_a_control_that_beats_one_of_the_chosen_prolongs_the_design_until_six_have_finished(
+    control: float, direction: Direction
+) -> None:
+    sign = 1.0 if direction == "maximize" else -1.0
+    runs = list(closed(finished(20, sign * control), values=(sign * 0.5, sign * 0.6)).trials)
+    origins = []
+    for number in range(21, 25):
+        (decision,) = decide(record(*runs, direction=direction), Settings(), Screen())
+        assert isinstance(decision, Start)
+        origins.append((decision.origin, decision.until))
+        runs.append(finished(number, 0.0))
+    assert origins == [("sobol", 1.0)] * 3 + [("surrogate", 1.0)]
+
+
+def test_meanwhile_others_take_what_the_engine_proposes() -> None:
+    decisions = decide(closed(), Settings(), Screen(), n=3)
+    assert [(d.origin, d.until) for d in decisions if isinstance(d, Start)] == [
+        ("sobol", 1.0), ("surrogate", 1.0), ("surrogate", 1.0)
+    ]  # fmt: skip
+
+
+def test_a_control_that_failed_says_nothing() -> None:
+    (decision,) = decide(closed(run(20, [], FAILED, 1.0)), Settings(), Screen())
+    assert isinstance(decision, Start)
     assert decision.origin == "surrogate"
+
+
+def test_a_search_that_has_finished_six_runs_has_no_opening() -> None:
+    runs = [finished(i, i / 10) for i in range(6)]
+    (decision,) = decide(record(*runs), Settings(), Screen())
+    assert isinstance(decision, Start)
+    assert (decision.origin, decision.until) == ("surrogate", 1.0)
 
 
 def test_what_is_stopped_says_nothing_to_the_engine() -> None:
     """A partial value is no observation: other ones would give the same proposal."""
-    one, other = closed((0.5, 0.1), (0.6, 0.9)), closed((0.5, 0.4), (0.6, -7.0))
-    assert decide(one, Settings(), Screen()) == decide(other, Settings(), Screen())
+    one, other = (closed(finished(20, 0.4), rest=rest) for rest in (0.1, -7.0))
+    (mine,), (theirs,) = decide(one, Settings(), Screen()), decide(other, Settings(), Screen())
+    assert isinstance(mine, Start)
+    assert mine[:3] == theirs[:3]
 
 
 def test_n_initial_says_how_many_more_come_before_the_engine() -> None:
-    study = closed((0.5, 0.1), (0.6, 0.9))
+    study = closed(finished(20, 0.4))
     origins = []
-    for n_initial in (20, 21):  # twenty are on record
+    for n_initial in (21, 22):  # 21 are on record
         (decision,) = decide(study, Settings(n_initial=n_initial), Screen())
         assert isinstance(decision, Start)
         assert decision.until == 1.0
@@ -142,7 +191,7 @@ def test_n_initial_says_how_many_more_come_before_the_engine() -> None:
 
 @pytest.mark.parametrize(("left", "word"), [(1.0, "start 1"), (0.9, "finish"), (0.0, "finish")])
 def test_no_run_starts_that_cannot_be_finished(left: float, word: str) -> None:
-    assert kinds(next_of(closed((0.5, 0.1), (0.6, 0.9)), "screen", left)) == [word]
+    assert kinds(next_of(closed(), "screen", left)) == [word]
 
 
 def test_nothing_goes_on_that_has_no_budget() -> None:
@@ -154,8 +203,8 @@ def test_nothing_goes_on_that_has_no_budget() -> None:
 def test_finals_that_have_diverged_prolong_the_opening() -> None:
     bad = -math.inf
     assert kinds(next_of(record(*opened((bad, 0.1))), "screen")) == ["resume 0 0.2"]  # of the same batch
-    third = record(*opened((0.5, 0.1)), *batch(10))
-    assert kinds(next_of(third, "screen")) == ["resume 13 0.2"]
+    third = [*closed(values=(0.5, bad)).trials, *batch(20)]
+    assert kinds(next_of(record(*third), "screen")) == ["resume 23 0.2"]
 
 
 def test_rungs_are_the_users() -> None:
@@ -170,7 +219,7 @@ def test_it_costs_about_four_full_runs_until_the_engine_takes_over() -> None:
     spent = []
     play(tuner, check=lambda asked: spent.append(asked.study.spent) if len(asked.study.trials) == 20 else None)
     assert max(spent) == pytest.approx(2 * (10 * 0.1 + 0.9))
-    assert tuner.study.completed[2].number == 20
+    assert (tuner.study.completed[2].number, tuner.study.completed[2].origin) == (20, "sobol")
     assert len(tuner.study.in_state(STOPPED)) == 18
     assert len(tuner.study.completed) == 2 + 26
 
