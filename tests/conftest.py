@@ -39,9 +39,11 @@ hypothesis.settings.load_profile("repeatable")
 
 STARTED = time.monotonic()
 
-# The command line remembers there what was run: not in the home of whoever runs the tests.
+# The command line remembers there what was run: not in the home of whoever runs the tests. So does Trackio, which reads
+# the name of its folder when it is imported.
 STATE = tempfile.TemporaryDirectory(prefix="llamatune-state-")
 os.environ["XDG_STATE_HOME"] = STATE.name
+os.environ["TRACKIO_DIR"] = str(Path(STATE.name, "trackio"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -107,7 +107,7 @@ class FineTune:
     keep: Literal["best"] | None = None
     output_dir: str | Path = "llamatune_output"
     overwrite: bool = False
-    max_paused: int = 4
+    max_paused: int = 10
     max_disk_gb: float | None = None
     #: The metric that counts, from the first Trainer on, which knows its own.
     settled: Metric | None = field(default=None, init=False)

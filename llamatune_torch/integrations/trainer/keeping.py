@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -107,20 +108,26 @@ class Keeper(Listener):
 
         The others would begin anew if they went on. That is rare: it is the best that go on.
         """
-        most, room = self.fine_tune.max_paused, self.fine_tune.max_disk_gb
+        study, most, room = self.optimizer.study, self.fine_tune.max_paused, self.fine_tune.max_disk_gb
+        sizes = {
+            paused.number: sum(size_of(path) for _, path in checkpoints_in(self.folders.trial(paused))) / 1e9
+            for paused in self._left(study.paused)
+        }
+        if not any(sizes.values()):
+            return
+        if room is None:
+            room = (shutil.disk_usage(self.folders.study).free / 1e9 + sum(sizes.values())) / 2
         used = kept = 0.0
-        for paused in best_first(self.optimizer.study, self._left(self.optimizer.study.paused)):
-            size = sum(size_of(checkpoint) for _, checkpoint in checkpoints_in(self.folders.trial(paused))) / 1e9
-            if size == 0:
-                continue
-            if kept < most and (room is None or used + size <= room):
+        for paused in best_first(study, (study.trials[number] for number, size in sizes.items() if size > 0)):
+            size = sizes[paused.number]
+            if kept < most and used + size <= room:
                 used, kept = used + size, kept + 1
                 continue
             self.folders.clear_checkpoints(paused)
-            limits = f"max_paused={most}" if room is None else f"max_paused={most}, max_disk_gb={room:g}"
             logger.info(
-                "trial %d: its checkpoint of %.2g GB is deleted, since %d better paused runs have theirs (%s, %.2g GB)",
-                *(paused.number, size, kept, limits, used),
+                "trial %d: its checkpoint of %.2g GB is deleted, since %d better paused runs have theirs "
+                "(max_paused=%d, max_disk_gb=%.3g)",
+                *(paused.number, size, kept, most, room),
             )
 
     def on_resume(self, search: Any, trial: Trial) -> None:

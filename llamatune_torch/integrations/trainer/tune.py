@@ -36,7 +36,7 @@ def tune(
     keep: Literal["best"] | None = None,
     output_dir: str | Path = "llamatune_output",
     overwrite: bool = False,
-    max_paused: int = 4,
+    max_paused: int = 10,
     max_disk_gb: float | None = None,
     executor: Executor | None = None,
     n_workers: int | None = None,
@@ -80,7 +80,8 @@ def tune(
             an error before the first trial.
         max_paused: the number of paused fine-tunes that keep their checkpoints, the best ones; another one that goes on
             all the same begins anew.
-        max_disk_gb: the gigabytes (10^9 bytes) that these checkpoints may take together; by default any number.
+        max_disk_gb: the gigabytes (10^9 bytes) that these checkpoints may take together; by default half of what the
+            disk has.
         executor: runs the fine-tunes; this and the next four are as in :meth:`LlamaTune.optimize`, but threads cannot
             run several at a time. The factory may be any function; see there.
         n_workers: the number of fine-tunes that run at the same time.

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,7 +50,7 @@ def test_the_best_paused_runs_keep_their_checkpoints(tmp_path: Path, caplog: pyt
     first = {trial.number: trial.curve.values[0] for trial in study.trials}
     for i, held in enumerate(seen[1:6], 1):
         assert held == sorted(sorted(range(i), key=lambda number: (first[number], number))[:2])  # a loss
-    assert sum("better paused runs have theirs (max_paused=2, " in line for line in caplog.messages) == 4
+    assert sum("better paused runs have theirs (max_paused=2, max_disk_gb=" in line for line in caplog.messages) == 4
 
 
 def test_a_run_without_room_for_its_checkpoint_begins_anew(tmp_path: Path) -> None:
@@ -58,6 +60,14 @@ def test_a_run_without_room_for_its_checkpoint_begins_anew(tmp_path: Path) -> No
     for trial in study.completed:
         assert trial.curve.progress[-1] == 1.0
         assert len(set(trial.curve.steps)) == len(trial.curve)
+
+
+def test_by_default_they_take_half_of_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=0))  # all is taken by checkpoints
+    with pytest.warns(CheckpointWarning, match=r"trial \d starts anew, because .* has no checkpoint of it"):
+        _, seen = search(tmp_path)
+    assert seen[1:3] == [[]] * 2  # one is more than half of itself
+    assert all(len(held) <= 2 for held in seen)
 
 
 def test_the_size_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 import sys
 from collections.abc import Callable, Iterator
@@ -149,15 +148,8 @@ def tensorboard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
     return runs
 
 
-@pytest.fixture(scope="session")
-def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Trackio reads its folder when it is imported."""
-    os.environ.setdefault("TRACKIO_DIR", str(tmp_path_factory.mktemp("trackio")))
-    return os.environ["TRACKIO_DIR"]
-
-
 @pytest.fixture
-def trackio(trackio_folder: str, tmp_path: Path) -> Read:
+def trackio(tmp_path: Path) -> Read:
     pytest.importorskip("trackio", reason="needs Trackio: pip install 'llamatune-torch[trackers]'")
 
     def runs() -> list[Run]:
