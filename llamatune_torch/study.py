@@ -152,6 +152,11 @@ class Study:
         return any(trial.pauses for trial in self.trials)
 
     @property
+    def has_worked(self) -> bool:
+        """True once a run has completed or paused, so that what is evaluated is known to work."""
+        return any(trial.state is TrialState.COMPLETE or trial.pauses for trial in self.trials)
+
+    @property
     def spent(self) -> float:
         """The number of full runs that count against a budget.
 

@@ -248,11 +248,11 @@ def failure_of(error: BaseException) -> Outcome:
 
 
 def is_of_one_trial(error: LlamaTuneError, study: Study) -> bool:
-    """True if an error that an evaluation raised is the failure of its trial only: others have completed.
+    """True if an error that an evaluation raised is the failure of its trial only: others have worked.
 
     Errors of the place where trials run, of the storage and of the Trainer factory would hit all other trials too.
     """
-    return bool(study.completed) and not isinstance(error, (ExecutorError, StorageError, TrainerError))
+    return study.has_worked and not isinstance(error, (ExecutorError, StorageError, TrainerError))
 
 
 def place_of(failed: Trial) -> str | None:

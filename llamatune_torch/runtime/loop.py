@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 #: Called in the loop's thread with a trial and its outcome; returns the outcome to record.
 OnOutcome = Callable[[Trial, Outcome], Outcome]
 
-#: The same exception in so many trials in a row is a mistake in the code, unless something has completed.
+#: The same exception in so many trials in a row is a mistake in the code, unless something has worked.
 SAME_ERRORS = 3
 
 #: So many times an outcome is put off, each after the patience of the storage, which is a minute.
@@ -91,7 +91,7 @@ class _Loop:
         self.thread, self.pid = threading.get_ident(), os.getpid()
         self.exhausted = self.spent = False
         self.lost_in_a_row = 0
-        #: How often the same exception has come, with nothing else between and nothing completed.
+        #: How often the same exception has come, with nothing else between and nothing that worked.
         self.repeated: Counter[str] = Counter()
         self.said: set[str] = set()
         #: How often the outcome of a finished trial could not be taken.
@@ -332,7 +332,7 @@ class _Loop:
     def check_repeated(self, finished: Trial) -> None:
         """Raises an exception that comes from the same line in each trial, before it has cost the whole budget."""
         place = place_of(finished)
-        if place is None or self.search.study.completed:
+        if place is None or self.search.study.has_worked:
             return
         self.repeated = Counter({place: self.repeated[place] + 1})
         if self.repeated[place] == SAME_ERRORS:

@@ -156,19 +156,18 @@ def check_open(own: Trial, given: Trial | int) -> Trial:
 
 
 def is_settled(study: Study, own: str | None) -> bool:
-    """Tells whether values depend on the direction: a trial has completed, or runs at a worker other than ``own``."""
-    complete, running = TrialState.COMPLETE, TrialState.RUNNING
-    return any(t.state is complete or (t.state is running and t.worker != own) for t in study.trials)
+    """Tells whether values depend on the direction: a trial has worked, or runs at a worker other than ``own``."""
+    return study.has_worked or any(t.state is TrialState.RUNNING and t.worker != own for t in study.trials)
 
 
 def check_direction(study: Study, direction: Direction) -> None:
     """Refuses another direction for values that have been read in this one.
 
     Raises:
-        TrialStateError: a trial has completed, and ``direction`` is not the study's.
+        TrialStateError: a trial has completed or paused, and ``direction`` is not the study's.
     """
-    if study.completed and direction != study.direction:
-        raise TrialStateError(f"the direction cannot become {direction!r} after a trial has completed")
+    if study.has_worked and direction != study.direction:
+        raise TrialStateError(f"the direction cannot become {direction!r} after a trial has completed or paused")
 
 
 def to_retry(trials: Sequence[Trial], space: SearchSpace, retries: int = 0) -> list[Trial]:

@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -255,6 +255,23 @@ def test_the_same_exception_three_times_before_anything_completes_ends_the_searc
     again = tuner(broken, 12)
     with pytest.raises(EvaluationError):  # as tune() does
         again.run(OnParams(broken, again.study.space))
+
+
+def test_exceptions_do_not_end_a_search_in_which_runs_have_paused() -> None:
+    """A run that has paused shows, as one that has completed, that the function works."""
+    started: list[float] = []
+
+    def train(params: dict[str, Any]) -> Iterator[tuple[int, float, float]]:
+        started.append(params["x"])
+        if 2 <= len(started) <= 5:
+            raise KeyError("too little data")
+        for step in range(1, 11):
+            yield step, 1 / step, step / 10
+
+    optimizer = tuner(train, 12, strategy="screen")
+    optimizer.optimize()
+    assert states(optimizer)[1:5] == ["failed"] * 4
+    assert len(optimizer.study.completed) > 2
 
 
 def test_exceptions_that_differ_or_speak_of_the_parameters_do_not_end_the_search() -> None:

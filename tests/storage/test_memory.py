@@ -5,12 +5,25 @@ from __future__ import annotations
 import pytest
 from strategies import make_study, make_trial
 
-from llamatune_torch import Cause, Real, SettingsError, Study, StudyMismatchError, TrialState, TrialStateError
+from llamatune_torch import (
+    Cause,
+    Curve,
+    Outcome,
+    Real,
+    SettingsError,
+    Study,
+    StudyMismatchError,
+    Trial,
+    TrialState,
+    TrialStateError,
+)
 from llamatune_torch.decisions import Decision, Start
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 
 SPACE = {"x": Real(0, 1)}
 RANK_0 = "host:1:abc"
+
+PAUSED = Outcome(paused=True, curve=Curve((1.0,), (0.5,), (0.1,)))
 
 
 def choose(study: Study, n: int, left: float) -> list[Decision]:
@@ -69,4 +82,8 @@ def test_a_follower_does_not_go_on_alone_when_rank_0_cannot_settle_the_metric() 
 def test_the_direction_stays_once_values_have_been_read() -> None:
     store = MemoryStore(make_study(SPACE, [({"x": 0.5}, 1.0)]))
     with pytest.raises(TrialStateError, match="the direction cannot become 'minimize' after a trial has completed"):
+        store.settle("eval_loss", "minimize")
+    started = Trial(0, {"x": 0.5}, 0, "sobol", started=0.0, until=0.1)
+    store = MemoryStore(make_study(SPACE, []).with_trial(started).with_trial(started.paused_with(PAUSED, 1.0)))
+    with pytest.raises(TrialStateError, match="cannot become 'minimize' after a trial has completed or paused"):
         store.settle("eval_loss", "minimize")

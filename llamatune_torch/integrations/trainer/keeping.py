@@ -155,8 +155,8 @@ class Keeper(Listener):
         if isinstance(outcome, FineTuned):  # unless the training raised an exception, or its process died
             if outcome.metric is not None:
                 self.settle(outcome.metric)
-            # After a completed trial, a missing metric is this trial's failure, and no reason to lose the others.
-            if outcome.no_metric is not None and not self.optimizer.study.completed:
+            # After a trial that has worked, a missing metric is this trial's failure, and no reason to lose the others.
+            if outcome.no_metric is not None and not self.optimizer.study.has_worked:
                 raise outcome.no_metric
             if outcome.saved is not None:
                 self._saved.add(trial.number)
