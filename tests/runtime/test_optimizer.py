@@ -266,7 +266,7 @@ def test_exceptions_do_not_end_a_search_in_which_runs_have_paused() -> None:
         if 2 <= len(started) <= 5:
             raise KeyError("too little data")
         for step in range(1, 11):
-            yield step, 1 / step, step / 10
+            yield step, -1 / step, step / 10
 
     optimizer = tuner(train, 12, strategy="screen")
     optimizer.optimize()
