@@ -34,6 +34,9 @@ from llamatune_torch.runtime.cgroup import OomKills
 from llamatune_torch.runtime.evaluation import Evaluate, run_trial
 from llamatune_torch.trial import Cause, Outcome
 
+#: An environment variable, set for a process that runs one trial and nothing else.
+ISOLATED = "LLAMATUNE_ISOLATED"
+
 #: Called with the kind, "report" or "warning", and its content.
 Listen = Callable[[str, Any], None]
 
@@ -112,7 +115,7 @@ class TrialProcess:
                 raise CancelledError
             self._process = subprocess.Popen(
                 command,
-                env={**os.environ, **self._environment},
+                env={**os.environ, **self._environment, **({ISOLATED: "1"} if self._fresh else {})},
                 pass_fds=[there.fileno()],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
-import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llamatune_torch.errors import MetricError
@@ -144,12 +143,9 @@ class Recorder(TrainerCallback):
             self.trainer.evaluate()
         if self.failure is not None:
             return self.failure
-        outcomes = numbers_among(self.evaluations[step])
-        if torch.cuda.is_available():
-            outcomes["peak_memory_gb"] = torch.cuda.max_memory_allocated() / 1e9
         return Outcome(
             value=self.values[step],
-            outcomes=outcomes,
+            outcomes=numbers_among(self.evaluations[step]),
             notes={"value": f"{self._which()} evaluation, at step {step} of {self.trainer.state.max_steps}"},
         )
 

@@ -36,6 +36,7 @@ from llamatune_torch.errors import (
 from llamatune_torch.integrations.trainer.callback import Recorder, evaluation_prefixes, is_stock, keeps_best
 from llamatune_torch.integrations.trainer.checkpoints import ResumeError, train, with_checkpoints
 from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders, step_of
+from llamatune_torch.integrations.trainer.measuring import Meter
 from llamatune_torch.integrations.trainer.metric import (
     Metric,
     MetricFunction,
@@ -170,34 +171,37 @@ class FineTune:
         owned = folders.create(trial)
         if owned and self.orders.resume is None and world_size() == 1:
             folders.clear_checkpoints(trial)  # of the same trial, which an executor runs again after a worker's death
+        meter = Meter(trial.outcomes if trial.pauses else {})
         try:
-            outcome = run_guarded(partial(self._fine_tune, on_metric=on_metric), trial)
+            with meter.watching():
+                outcome = run_guarded(partial(self._fine_tune, on_metric=on_metric, meter=meter), trial)
         except MetricError as error:
             outcome = FineTuned.failure("no metric", str(error), no_metric=error, metric=self.settled)
         finally:
             # No frame holds the trainer any more, so its memory can be released.
             clear_device_cache(garbage_collection=True)
+        outcome = replace(outcome, outcomes={**meter.outcomes(), **outcome.outcomes})
         if owned and not shared and world_size() == 1 and not outcome.paused:
             folders.clear_checkpoints(trial)
             if not isinstance(outcome, FineTuned) or outcome.saved is None:
                 folders.clear(trial)
         return outcome
 
-    def _fine_tune(self, trial: Trial, on_metric: Callable[[Metric], Any]) -> FineTuned:
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+    def _fine_tune(self, trial: Trial, on_metric: Callable[[Metric], Any], meter: Meter) -> FineTuned:
         resume = self.orders.resume
         if resume is not None:
             try:
-                return self._train(trial, on_metric, resume)
+                return self._train(trial, on_metric, meter, resume)
             except ResumeError as error:
                 message = f"trial {trial.number} starts anew, because {resume} could not be loaded: {error}"
                 warnings.warn(message, CheckpointWarning, stacklevel=2)
             self.orders.folders.clear_checkpoints(trial)  # a later retry would meet it again
             clear_device_cache(garbage_collection=True)
-        return self._train(trial, on_metric)
+        return self._train(trial, on_metric, meter)
 
-    def _train(self, trial: Trial, on_metric: Callable[[Metric], Any], checkpoint: Path | None = None) -> FineTuned:
+    def _train(
+        self, trial: Trial, on_metric: Callable[[Metric], Any], meter: Meter, checkpoint: Path | None = None
+    ) -> FineTuned:
         runs = TrackerRuns(trial)
         trainer = self._build(trial)
         if self.settled is None:
@@ -222,11 +226,12 @@ class FineTune:
 
         try:
             study = folders.study.name if folders.name == "study" else folders.name
-            with runs.of(trainer, study), recorder, pauser:
+            with runs.of(trainer, study), recorder, pauser, meter.of(trainer):
                 train(trainer, checkpoint, record)
                 runs.paused = pauser.paused
                 outcome = Outcome(paused=True) if pauser.paused else recorder.outcome()
                 runs.failed = outcome.value is None and not outcome.paused
+                meter.agree()
             if outcome.paused:
                 outcome = replace(outcome, notes=runs.notes)
             if checkpoint is not None and not trial.pauses:

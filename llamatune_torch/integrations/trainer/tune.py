@@ -94,7 +94,8 @@ def tune(
     Returns:
         The study: ``best_params``, ``best_value``, ``best_trial``, ``trials``, ``dataframe()``, ``summary()``. The
         value of a trial is its best evaluation if the Trainer keeps its best checkpoint (``load_best_model_at_end``),
-        else its last one; ``trial.notes["value"]`` says which.
+        else its last one; ``trial.notes["value"]`` says which. ``trial.outcomes`` has the metrics of that evaluation,
+        and what the trial took (``measuring.py``): memory, seconds, throughput, sizes.
 
     Raises:
         SpaceError, ParamsError, SettingsError, StorageError: before the factory is called.

@@ -138,7 +138,10 @@ class Steps(TrainerCallback):
 
 
 def same_result(one: Trial, other: Trial) -> bool:
-    measured = [{k: v for k, v in t.outcomes.items() if "second" not in k and "runtime" not in k} for t in (one, other)]
+    measured = [
+        {k: v for k, v in t.outcomes.items() if not any(word in k for word in ("second", "runtime", "memory"))}
+        for t in (one, other)
+    ]
     return (one.value, one.curve, *measured[:1]) == (other.value, other.curve, *measured[1:])
 
 
