@@ -132,6 +132,64 @@ leave(study, metric=[study.metric, study.direction])
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["best"]
 
 
+PAUSES = """
+from llamatune_torch import current_trial, should_pause
+reached = {}
+def train(params):
+    first = current_trial().first
+    for epoch in range(reached.get(first, 0) + 1, 11):
+        report(epoch, params["x"] + epoch / 10 + RANK, epoch / 10)
+        reached[first] = epoch
+        seen.append([first, epoch])
+        if should_pause():
+            break
+    return params["x"] + 1 + RANK
+tuner = LlamaTune({"x": (0.0, 1.0)}, train, 6, n_initial=50, strategy="screen", seed=3)
+tuner.optimize()
+leave(tuner)
+"""
+
+
+def test_ranks_pause_and_go_on_together_as_one_process_does(tmp_path: Path) -> None:
+    one, other = on_two_ranks(tmp_path, PAUSES)
+    assert one == other
+    states = [state for _, state, *_ in one["trials"]]
+    assert states.count("complete") >= 2
+    assert states.count("stopped") == 18
+    (tmp_path / "alone.py").write_text(HEAD + PAUSES)
+    environment = {**os.environ, "RANK": "0", "PYTHONPATH": os.pathsep.join(map(str, [TESTS.parent, TESTS]))}
+    subprocess.run([sys.executable, "alone.py"], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert json.loads((tmp_path / "rank-0").read_text()) == one
+
+
+def test_a_trainer_of_two_ranks_pauses_and_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+    pytest.importorskip("transformers", reason="the extra `hf` is not installed")
+    one, other = on_two_ranks(
+        tmp_path,
+        """
+from tiny import SPACE, tiny_trainer
+from transformers import TrainerCallback
+class Steps(TrainerCallback):
+    def on_step_end(self, args, state, control, **kwargs):
+        seen.append(state.global_step)
+def factory(params):
+    trainer = tiny_trainer(params, Path("."), max_steps=10, eval_strategy="no")
+    trainer.add_callback(Steps())
+    return trainer
+study = tune(factory, SPACE, metric="accuracy", max_evals=3, n_initial=9, output_dir="out", seed=1,
+             strategy="successive_halving", rungs=[0.5, 1.0])
+leave(study, outcomes=[sorted(t.outcomes) for t in study.trials], pauses=[t.pauses for t in study.trials])
+""",
+    )
+    assert one == other
+    states = [state for _, state, *_ in one["trials"]]
+    assert (states.count("complete"), states.count("stopped")) == (2, 2)
+    assert one["pauses"] == [1] * 4
+    assert sorted(one["seen"]) == sorted([*range(1, 6)] * 4 + [*range(6, 11)] * 2)  # none was trained twice
+    assert all("memory_gb" in outcomes for outcomes in one["outcomes"])
+    assert not list((tmp_path / "out").rglob("checkpoint-*"))
+
+
 def test_a_stored_study_is_opened_by_rank_0_alone_and_known_to_all(tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="the extra `hf` is not installed")
     one, other = on_two_ranks(
