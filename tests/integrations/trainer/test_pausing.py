@@ -157,6 +157,7 @@ STEPS = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at
         (best_first, [1, 4]),
         (best_first, [4, 6]),
         (plain(train_dataset=Stream(512), num_train_epochs=1, max_steps=12), [2, 5]),
+        (plain(lr_scheduler_type="cosine_with_restarts", lr_scheduler_kwargs={"num_cycles": 2}), [3, 7]),
         (plain(max_steps=12, warmup_steps=4, max_grad_norm=0.1, optim="sgd"), [3]),
     ],
     ids=[
@@ -173,6 +174,7 @@ STEPS = {"eval_strategy": "steps", "save_strategy": "steps", "load_best_model_at
         "early stopping, in the middle",
         "early stopping, at an end",
         "streamed data",
+        "a schedule that restarts",
         "warm-up",
     ],
 )
