@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from llamatune_torch.categorical import Categorical
+    from llamatune_torch.constraints import Constraint
     from llamatune_torch.curve import Curve
     from llamatune_torch.errors import (
         BudgetSpentError,
         CallbackWarning,
         CheckpointWarning,
+        ConstraintError,
         EvaluationError,
         ExecutorError,
         FolderError,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
         MetricError,
         MetricWarning,
         NoCompletedTrialError,
+        NoFeasibleTrialError,
         OutcomeError,
         OutputError,
         ParamsError,
@@ -61,6 +64,8 @@ __all__ = [
     "Categorical",
     "Cause",
     "CheckpointWarning",
+    "Constraint",
+    "ConstraintError",
     "Curve",
     "EvaluationError",
     "ExecutorError",
@@ -74,6 +79,7 @@ __all__ = [
     "MetricError",
     "MetricWarning",
     "NoCompletedTrialError",
+    "NoFeasibleTrialError",
     "Outcome",
     "OutcomeError",
     "OutputError",
@@ -108,6 +114,7 @@ __all__ = [
 _HOMES = {
     "Categorical": "categorical",
     "Cause": "trial",
+    "Constraint": "constraints",
     "Curve": "curve",
     "Integer": "parameters",
     "Listener": "runtime.events",

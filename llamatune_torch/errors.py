@@ -6,6 +6,7 @@
     ├── SpaceError             (ValueError)   a search space that cannot be: reversed bounds, no choices
     ├── ParamsError            (ValueError)   parameters that are not in the space: unknown, missing, outside
     ├── SettingsError          (ValueError)   a knob out of its range
+    │   └── ConstraintError                   a limit that is none, or on an outcome that nobody reports
     ├── SpecError              (ValueError)   what the command line is to run cannot be loaded
     ├── OutputError                           a command has nowhere to write its result
     ├── FolderError            (OSError)      the working directory is gone
@@ -19,6 +20,7 @@
     │   ├── SchemaError                       the database is damaged, foreign, or of a newer version
     │   └── StudyMismatchError (ValueError)   the stored study has another space, direction or metric
     ├── NoCompletedTrialError                 asked for the best of nothing
+    │   └── NoFeasibleTrialError              no completed trial keeps the limits
     ├── ExecutorError          (RuntimeError) trials cannot run there: no pickle of them, a pool that keeps breaking
     └── TrainerError                          what a Trainer factory returned cannot be tuned
         └── MetricError        (KeyError)     the metric is not among those the Trainer reports
@@ -51,6 +53,10 @@ class ParamsError(LlamaTuneError, ValueError):
 
 class SettingsError(LlamaTuneError, ValueError):
     """A setting is unknown or out of its range."""
+
+
+class ConstraintError(SettingsError):
+    """A limit is none that can be kept, or is on an outcome that no evaluation reports."""
 
 
 class SpecError(LlamaTuneError, ValueError):
@@ -103,6 +109,10 @@ class StudyMismatchError(StorageError, ValueError):
 
 class NoCompletedTrialError(LlamaTuneError):
     """There is no best trial, because no trial has completed."""
+
+
+class NoFeasibleTrialError(NoCompletedTrialError):
+    """There is no best trial, because no completed one keeps the constraints."""
 
 
 class ExecutorError(LlamaTuneError, RuntimeError):

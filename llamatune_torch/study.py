@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from llamatune_torch.errors import NoCompletedTrialError, SettingsError, TrialStateError
+from llamatune_torch.constraints import Constraint, read_constraints
+from llamatune_torch.errors import NoCompletedTrialError, NoFeasibleTrialError, SettingsError, TrialStateError
 from llamatune_torch.parameter_base import to_python
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.tables import html_table, show_value, to_dataframe, to_row
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 #: Trials that a notebook shows.
 NUM_SHOWN = 20
+#: A limit binds if the best trial lies within this share of it.
+BINDING = 0.1
 
 
 @dataclass(frozen=True)
@@ -32,13 +35,15 @@ class Goal:
         direction: whether large values are good ("maximize") or small ones ("minimize").
         metric: the name of the value, for tables and messages; ``None`` until the first trial teaches it, as a Trainer
             does, and the direction with it.
+        constraints: limits on other outcomes, which the best trial has to keep.
 
     Raises:
-        SettingsError: the direction is neither, or the metric is no text.
+        SettingsError: the direction is neither, or the metric is no text; as ConstraintError, a limit is none.
     """
 
     direction: Direction = "maximize"
     metric: str | None = "value"
+    constraints: tuple[Constraint, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("direction", "metric"):  # a frozen dataclass sets its fields this way
@@ -47,6 +52,7 @@ class Goal:
             raise SettingsError(f"direction must be 'maximize' or 'minimize', but got {self.direction!r}")
         if self.metric is not None and not (isinstance(self.metric, str) and self.metric.isprintable()):
             raise SettingsError(f"metric must be a line of text or None, but got {self.metric!r}")
+        object.__setattr__(self, "constraints", read_constraints(self.constraints))
 
 
 @dataclass(frozen=True)
@@ -195,16 +201,34 @@ class Study:
         return value > than if self.direction == "maximize" else value < than
 
     @property
+    def constraints(self) -> tuple[Constraint, ...]:
+        """The limits on outcomes, in the order of their names."""
+        return self.goal.constraints
+
+    def is_feasible(self, trial: Trial) -> bool:
+        """True for a completed trial that keeps all constraints, as far as it has measured what they limit."""
+        kept = all(limit.is_kept(trial.outcomes) for limit in self.constraints)
+        return kept and trial.state is TrialState.COMPLETE
+
+    @property
+    def feasible(self) -> list[Trial]:
+        """The completed trials that keep all constraints; without constraints, all completed ones."""
+        return [trial for trial in self.completed if self.is_feasible(trial)]
+
+    @property
     def best_trial(self) -> Trial:
-        """The completed trial with the best value, the earliest among equals.
+        """The feasible trial with the best value, the earliest among equals.
 
         Raises:
-            NoCompletedTrialError: no trial has completed; the message counts the failures by reason.
+            NoCompletedTrialError: no trial has completed; the message counts the failures by reason. As
+                NoFeasibleTrialError: none that has keeps the constraints; the message says how near they came.
         """
         best: Trial | None = None
-        for trial in self.completed:
+        for trial in self.feasible:
             if best is None or self.better(_value(trial), _value(best)):
                 best = trial
+        if best is None and self.completed:
+            raise NoFeasibleTrialError(self._why_nothing_feasible())
         if best is None:
             raise NoCompletedTrialError(self._why_nothing_completed())
         return best
@@ -242,15 +266,32 @@ class Study:
         lines += [f"  failed: {reason} ({n})" for reason, n in self.failures_by_reason().items()]
         if not self.completed:
             return printable("\n".join([*lines, "no trial has completed"]))
+        if not self.feasible:
+            return printable("\n".join([*lines, self._why_nothing_feasible()]))
         best = self.best_trial
         lines.append(f"best {self.metric} ({self.direction}): {best.value:.6g} in trial {best.number}")
         lines += [f"  {name} = {show_value(value)}" for name, value in best.params.items()]
         lines += [f"  ({key}: {note})" for key, note in best.notes.items()]
+        lines += [f"limit {self._how_kept(limit)}" for limit in self.constraints]
         return printable("\n".join(lines))
 
     def by_value(self) -> list[Trial]:
-        """The completed trials, the best first, the earliest first among equals."""
-        return sorted(self.completed, key=_value, reverse=self.direction == "maximize")
+        """The completed trials, the best first, the earliest first among equals; those that break a limit come last."""
+        ordered = sorted(self.completed, key=_value, reverse=self.direction == "maximize")
+        return sorted(ordered, key=lambda trial: not self.is_feasible(trial))
+
+    def binding(self) -> list[Constraint]:
+        """The constraints within a tenth of whose bounds the best trial lies: to relax them may pay.
+
+        Raises:
+            NoCompletedTrialError: there is no best trial.
+        """
+        best, near = self.best_trial, []
+        for limit in self.constraints:
+            bounds = [bound for bound in (limit.lower, limit.upper) if bound is not None]
+            if any(abs(limit.value_in(best.outcomes) - bound) <= BINDING * max(map(abs, bounds)) for bound in bounds):
+                near.append(limit)
+        return near
 
     def _repr_html_(self) -> str:
         """The study in a notebook: its summary, and the best trials, then the newest of the others."""
@@ -264,6 +305,25 @@ class Study:
     def failures_by_reason(self) -> dict[str, int]:
         """The number of failed trials for each reason, the most frequent first."""
         return dict(Counter(trial.reason or "unknown" for trial in self.failed).most_common())
+
+    def _how_kept(self, limit: Constraint) -> str:
+        kept = sum(limit.is_kept(trial.outcomes) for trial in self.completed)
+        found = limit.value_in(self.best_trial.outcomes)
+        binds = ", it binds" if limit in self.binding() else ""
+        return f"{limit}: {found:.4g} in the best{binds}; kept by {kept} of {len(self.completed)}"
+
+    def _why_nothing_feasible(self) -> str:
+        near = []
+        for limit in self.constraints:
+            values = [(limit.excess(limit.value_in(trial.outcomes)), trial) for trial in self.completed]
+            known = [(excess, trial) for excess, trial in values if not math.isnan(excess)]
+            if not known:
+                near.append(f"{limit} (never measured)")
+                continue
+            _, nearest = min(known, key=lambda pair: pair[0])
+            value = limit.value_in(nearest.outcomes)
+            near.append(f"{limit} (nearest: {value:.4g} in trial {nearest.number})")
+        return f"none of {len(self.completed)} completed trials keeps the limits: {'; '.join(near)}"
 
     def _why_nothing_completed(self) -> str:
         if not self.failed:

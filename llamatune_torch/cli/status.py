@@ -101,7 +101,7 @@ def age(trial: Trial, now: float) -> float:
 def record(stored: Snapshot) -> dict[str, Any]:
     """The same as :func:`shown`, for programs."""
     study, left = stored.study, remaining(stored)
-    best = study.best_trial if study.completed else None
+    best = study.best_trial if study.feasible else None
     return {
         "study": stored.name,
         "state": state_of(stored),
@@ -148,7 +148,7 @@ def shown(stored: Snapshot, url: str) -> RenderableType:
         lines.append(
             f"{study.trained:.3g} full runs trained, {study.saved:.3g} saved, {duration(study.cost)} of all runs"
         )
-    if study.completed:
+    if study.feasible:
         best = study.best_trial
         lines.append(f"best {study.metric} ({study.direction}): {best.value:.6g} in trial {best.number}")
         lines.append(f"  {show_params(best.params)}")

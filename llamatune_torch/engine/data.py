@@ -39,6 +39,7 @@ class TrainingData(NamedTuple):
     X_unused   k x d     tried, but no model is given them: those that somebody killed, since their parameters are not
                          to blame, and those above the number that ``thinning.py`` keeps
     rows       n         the places of ``X`` among the study's completed trials
+    feasible   n         which of them keep all constraints
     features             what the kernels see of such points
     """
 
@@ -48,12 +49,18 @@ class TrainingData(NamedTuple):
     X_pending: Tensor
     X_unused: Tensor
     rows: Tensor
+    feasible: Tensor
     features: Features
 
     @property
     def tried(self) -> Tensor:
         """All points that are done or running, which are not suggested again."""
         return torch.cat([self.X, self.X_failed, self.X_pending, self.X_unused])
+
+    @property
+    def baseline(self) -> Tensor:
+        """The points to improve on: those of feasible trials, or of all while there is none."""
+        return self.X[self.feasible] if bool(self.feasible.any()) else self.X
 
     def with_pending(self, x: Tensor) -> TrainingData:
         """The same with one more running trial at ``x``, shape ``d``."""
@@ -89,6 +96,7 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
         X_pending=torch.cat([points(study.pending), cube.encode_all(also_pending).to(device)]),
         X_unused=torch.cat(unused),
         rows=rows,
+        feasible=torch.tensor([study.is_feasible(trial) for trial in study.completed], device=device)[rows.to(device)],
         features=Features(study.space),
     )
 

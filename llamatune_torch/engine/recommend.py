@@ -6,6 +6,8 @@ has seen all of them: its mean estimates the average outcome of each.
 
 from __future__ import annotations
 
+import torch
+
 from llamatune_torch.engine.acquisition import posterior_mean
 from llamatune_torch.engine.data import choose_device, training_data, with_own_modes
 from llamatune_torch.engine.suggest import fit_surrogate
@@ -16,7 +18,7 @@ from llamatune_torch.trial import Trial
 
 @with_own_modes
 def recommend(study: Study, settings: Settings | None = None) -> Trial:
-    """The completed trial for whose parameters the surrogate's mean is best; the earliest among equals.
+    """The feasible trial for whose parameters the surrogate's mean is best; the earliest among equals.
 
     If outcomes hold little noise this is ``study.best_trial``. Like ``suggest`` a pure function of the record.
 
@@ -30,9 +32,9 @@ def recommend(study: Study, settings: Settings | None = None) -> Trial:
     """
     best = study.best_trial
     completed = study.completed
-    if len(completed) < 3:  # too few to tell luck from merit
+    if len(completed) < 3 or len(study.feasible) == 1:  # too few to tell luck from merit
         return best
     settings = settings or Settings()
     data = training_data(study, choose_device(settings.device, len(completed)), [])
-    mean = posterior_mean(fit_surrogate(data), data.X)
+    mean = posterior_mean(fit_surrogate(data), data.X).where(data.feasible, -torch.inf)
     return completed[int(data.rows[int(mean.argmax())])]

@@ -1,6 +1,6 @@
 """THE page: a study goes in, the next parameters come out.
 
-    study -> data -> surrogate, crash model -> acquisition -> candidates -> parameters
+    study -> data -> surrogate, crash model, limits -> acquisition -> candidates -> parameters
 
 A pure function: advice depends on the settings and the recorded trials alone, so a resumed study goes on exactly as it
 would have. ``examples/minimal_bo.py`` does the same by hand.
@@ -8,13 +8,17 @@ would have. ``examples/minimal_bo.py`` does the same by hand.
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from llamatune_torch.engine.acquisition import Factor, make_acquisition, posterior_mean
+import torch
+from torch import Tensor
+
+from llamatune_torch.engine.acquisition import Acquisition, Factor, make_acquisition, posterior_mean
 from llamatune_torch.engine.candidates import maximize
 from llamatune_torch.engine.crash import CrashModel
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import TrainingData, choose_device, training_data, with_own_modes
+from llamatune_torch.engine.feasibility import limit_factors
 from llamatune_torch.engine.filling import fill_space, knows_nothing
 from llamatune_torch.engine.initial import initial_suggestions
 from llamatune_torch.engine.kernel import ProductKernel
@@ -35,7 +39,8 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     The user's initial points come first. A scrambled Sobol sequence follows until ``n_initial`` trials are on record
     and one of them has completed. It goes on while outcomes say nothing about parameters (``filling.py``). From then on
     it is the maximiser of the acquisition under the surrogate, or the point that is least known if the search is stuck
-    (``stagnation.py``). A batch is chosen one by one, each point knowing those before it.
+    (``stagnation.py``). While no trial keeps the constraints, it is the point that most probably does. A batch is
+    chosen one by one, each point knowing those before it.
 
     Raises:
         SpaceExhaustedError: a finite space has fewer than ``n`` points left.
@@ -53,16 +58,20 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     space, device = Cube(study.space), choose_device(settings.device, len(study.completed))
     data = training_data(study, device, [s.params for s in suggestions])
     surrogate = fit_surrogate(data)
-    further = further_factors(data)
+    limits = limit_factors(study, data)
+    further = [*further_factors(data), *limits]
     if knows_nothing(surrogate):
         return suggestions + fill_space(study, settings, data, further, n - len(suggestions))
-    incumbents = data.X[posterior_mean(surrogate, data.X).topk(min(NUM_INCUMBENTS, len(data.X))).indices]
+    incumbents = find_incumbents(data, surrogate, limits)
+    nothing_to_improve_on = bool(limits) and not bool(data.feasible.any())
     while len(suggestions) < n:
         seed = derived_seed(settings.seed, len(study.trials), len(suggestions))
-        if is_stuck(study, data, surrogate):
+        if nothing_to_improve_on and len(data.X_pending) == 0:
+            acquisition = Acquisition(further)
+        elif nothing_to_improve_on or is_stuck(study, data, surrogate):
             acquisition = exploration(data, further)
         else:
-            acquisition = make_acquisition(settings, surrogate, data.X, data.X_pending, further, seed)
+            acquisition = make_acquisition(settings, surrogate, data.baseline, data.X_pending, further, seed)
         x = maximize(acquisition, space, incumbents, data.tried, settings.num_restarts, settings.num_screened, seed)
         suggestions.append(Suggestion(space.decode(x), "surrogate"))
         data = data.with_pending(x)
@@ -72,6 +81,17 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
 def fit_surrogate(data: TrainingData) -> Surrogate:
     """The surrogate of the completed trials."""
     return fit_gp(ProductKernel(data.features), data.X, data.Y)
+
+
+def find_incumbents(data: TrainingData, surrogate: Surrogate, limits: Sequence[Factor]) -> Tensor:
+    """The best few observed points: feasible ones by the surrogate's mean, else those likeliest to keep the limits."""
+    X = data.baseline
+    if not bool(data.feasible.any()) and limits:
+        with torch.no_grad():
+            score = torch.stack([limit.log_value(X.unsqueeze(-2)) for limit in limits]).sum(dim=0)
+    else:
+        score = posterior_mean(surrogate, X)
+    return X[score.topk(min(NUM_INCUMBENTS, len(X))).indices]
 
 
 def fit_crash_model(data: TrainingData) -> CrashModel | None:

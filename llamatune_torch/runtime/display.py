@@ -130,5 +130,10 @@ def log_trial(study: Study, trial: Trial) -> None:
         last = (trial.error or "").strip().splitlines()[-1:] or [""]
         logger.warning("%s %s: %s (%s)", line, trial.state, printable(trial.reason), printable(last[0]))
         return
+    broken = [str(limit) for limit in study.constraints if not limit.is_kept(trial.outcomes)]
+    line = f"{line} -> {show_value(trial.value)}" + (f", breaks {', '.join(broken)}" if broken else "")
+    if not study.feasible:
+        logger.info("%s | none keeps the limits yet", line)
+        return
     best = study.best_trial
-    logger.info("%s -> %s | best %s (trial %d)", line, show_value(trial.value), show_value(best.value), best.number)
+    logger.info("%s | best %s (trial %d)", line, show_value(best.value), best.number)

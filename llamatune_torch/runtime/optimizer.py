@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Never, Unpack
 
+from llamatune_torch.constraints import Constraints, read_constraints
 from llamatune_torch.errors import ParamsError, SettingsError
 from llamatune_torch.hints import RUNNING, describe_unknown
 from llamatune_torch.partial import validate_part
@@ -33,6 +34,8 @@ class LlamaTune(Search):
         max_evals: how many full runs in total, failed ones included, ``add_trial`` not.
         direction: "maximize" (scores) or "minimize" (losses).
         metric: the name of the score, for tables and messages; ``None`` if ``settle_metric`` will say.
+        constraints: limits on other outcomes of an evaluation: ``{"memory_gb": "<= 8"}``, or a list of
+            :class:`Constraint`. The best trial keeps them; the search learns where they can be kept.
         initial_points: parameters to try first; of choices with labels, the label or the value. A point may leave some
             out, which the search then fills in.
         callbacks: functions, called as ``callback(optimizer, trial)`` after each finished trial; and instances of
@@ -62,6 +65,7 @@ class LlamaTune(Search):
         *,
         direction: Direction = "maximize",
         metric: str | None = "value",
+        constraints: Constraints = (),
         initial_points: Sequence[Mapping[str, Any]] = (),
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
@@ -74,7 +78,7 @@ class LlamaTune(Search):
             raise SettingsError(f"model_eval_fn must be callable, but got {model_eval_fn!r}")
         check_callbacks(callbacks)
         self.model_eval_fn = model_eval_fn
-        study = Study(space, Goal(direction, metric), _validated(space, initial_points))
+        study = Study(space, Goal(direction, metric, read_constraints(constraints)), _validated(space, initial_points))
         store, settings = _open(groups, study)
         super().__init__(store, settings, groups.limits, callbacks, progress)
         self.can_pause = can_pause(model_eval_fn)
@@ -167,6 +171,7 @@ class LlamaTune(Search):
 class Arguments(Knobs, total=False):
     """The keyword arguments of ``LlamaTune`` beside the goal and ``max_evals``, for type checkers."""
 
+    constraints: Constraints
     initial_points: Sequence[Mapping[str, Any]]
     callbacks: Sequence[Callback]
     progress: bool

@@ -16,7 +16,7 @@ from llamatune_torch.engine.decide import decide, find_strategy
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.strategies.full import Full
 from llamatune_torch.engine.strategies.strategy import Strategy
-from llamatune_torch.errors import OutcomeError, SettingsError, StillRunningError, StorageError
+from llamatune_torch.errors import ConstraintError, OutcomeError, SettingsError, StillRunningError, StorageError
 from llamatune_torch.runtime.events import Callback
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import Limits, Settings
@@ -67,7 +67,7 @@ class Search:
     def __repr__(self) -> str:
         """One line: the name, the goal, the number of trials, the best value."""
         study = self.study
-        found = f"best {show_value(study.best_value)}" if study.completed else "none complete"
+        found = f"best {show_value(study.best_value)}" if study.feasible else "none complete"
         goal = f"{study.direction} {study.metric!r}" if study.is_settled else "no metric yet"
         return f"<{type(self).__name__} {self.name!r}: {goal}, {len(study.trials)} trials, {found}>"
 
@@ -168,9 +168,11 @@ class Search:
             TrialStateError: the trial is unknown, has finished, or belongs to another optimizer.
             OutcomeError: ``outcome`` is neither, or it is paused, but the trial was started to train to its end. The
                 trial keeps running.
+            ConstraintError: a constraint is on an outcome that neither this trial nor any other has reported.
             StorageError: it could not be written for a minute; the message has the value, and says where it is kept.
         """
         checked = as_outcome(outcome, self.study.direction)
+        self._check_measured(checked)
         if checked.paused:
             return self._change(trial, lambda running, now: running.paused_with(checked, now))
         return self._change(trial, lambda running, now: running.finished_with(checked, now))
@@ -283,6 +285,15 @@ class Search:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _store=MemoryStore(state["_store"]), _lock=threading.RLock(), _pid=os.getpid())
+
+    def _check_measured(self, outcome: Outcome) -> None:
+        """Refuses an outcome without what a constraint limits, while no trial has ever measured that."""
+        if outcome.value is None:
+            return
+        for limit in self.study.constraints:
+            if limit.name not in outcome.outcomes and not any(limit.name in t.outcomes for t in self.study.trials):
+                measured = sorted(outcome.outcomes) or "nothing besides its value"
+                raise ConstraintError(f"{limit}: the evaluation does not report {limit.name!r}; it reports {measured}")
 
     def _change(self, trial: Trial | int, change: Change) -> Trial:
         """Ends a trial, unless it is the parent's, which a forked child on its way out must not end."""

@@ -15,9 +15,11 @@ from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.storage.serialization import (
     compare_spaces,
+    read_constraints,
     read_extension,
     read_space,
     to_json,
+    write_constraints,
     write_extension,
     write_space,
 )
@@ -94,6 +96,9 @@ def compare(stored: Definition, given: Definition) -> tuple[list[str], bool]:
     old, new = (str(definition.settings.get("strategy", "")) for definition in (stored, given))
     if old and new and old != new and "@" in old + new:  # a user's own: others decide otherwise
         lines.append(f"strategy: stored {old!r}, given {new!r}")
+    limits = [", ".join(map(str, definition.study.constraints)) or "none" for definition in (stored, given)]
+    if limits[0] != limits[1]:  # old trials are judged by the new ones, since what they have measured is on record
+        lines.append(f"constraints: stored {limits[0]}, given {limits[1]}")
     if stored.study.is_settled and given.study.is_settled:
         score = compare_scores(stored.study, given.study, named=True)
         lines, extensible = lines + score, extensible and not score
@@ -170,7 +175,7 @@ def merge(stored: Definition, given: Definition, values: Mapping[str, Any]) -> D
     )
     study = replace(given.study, space=space, extension=extension)
     if not study.is_settled:
-        study = replace(study, goal=stored.study.goal)
+        study = replace(study, goal=replace(stored.study.goal, constraints=study.constraints))
     points = [change.applied_to(point, space) for point in before.initial_points]
     known = {_to_key(point) for point in points}
     new = [
@@ -208,10 +213,10 @@ def read_definition(row: Mapping[str, Any]) -> Definition:
     except SettingsError as error:
         raise SchemaError(f"{place} cannot be read: {clip(error)}") from error
     settings = read_settings(mapping(parsed(row["settings"], place), f"{place}: settings"), place)
-    changes = settings.pop("extension", None)
+    changes, limits = settings.pop("extension", None), settings.pop("constraints", {})
     study = Study(
         read_space(row["space"]),
-        goal,
+        replace(goal, constraints=read_constraints(limits, f"{place}: constraints")),
         tuple(mapping(point, f"{place}: initial_points") for point in points),
         extension=UNCHANGED if changes is None else read_extension(changes, f"{place}: extension"),
     )
@@ -248,7 +253,9 @@ def remember(url: str, name: str, settings: Mapping[str, Any]) -> None:
 
 def _to_columns(definition: Definition) -> dict[str, Any]:
     study = definition.study
-    changes = {} if study.extension == UNCHANGED else {"extension": write_extension(study.extension)}
+    changes: dict[str, Any] = {} if study.extension == UNCHANGED else {"extension": write_extension(study.extension)}
+    if study.constraints:
+        changes["constraints"] = write_constraints(study.constraints)
     return {
         "space": write_space(study.space),
         "direction": study.direction,

@@ -16,11 +16,13 @@ from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transac
 from llamatune_torch.storage.definition import Definition, open_study, read_settings
 from llamatune_torch.storage.reader import Snapshot, show_trials
 from llamatune_torch.storage.serialization import (
+    read_constraints,
     read_extension,
     read_space,
     read_trial,
     to_json,
     to_strict,
+    write_constraints,
     write_extension,
     write_space,
     write_trial,
@@ -44,6 +46,7 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
         "space": json.loads(write_space(study.space)),
         "initial_points": list(study.initial_points),
         "extension": write_extension(study.extension),
+        **({"constraints": write_constraints(study.constraints)} if study.constraints else {}),
         "settings": dict(stored.settings),
         "trials": [_to_entry(stored.written.get(trial.number, trial)) for trial in study.trials],
     }
@@ -76,7 +79,7 @@ def from_document(document: Any) -> Snapshot:
             if trial.first not in range(i + 1):
                 raise SchemaError(f"trials[{i}].retry_of must be a number before it, but got {trial.retry_of!r}")
         settings = read_settings(take(document, "settings", place, mapping), place)
-        for name in ("launch", "extension"):  # what runs here is decided here; the other stands by itself
+        for name in ("launch", "extension", "constraints"):  # what runs here is decided here; the others stand alone
             settings.pop(name, None)
         study, written = show_trials(study, trials)
         return Snapshot(take(document, "name", place, text), study, settings, {}, 0.0, written)
@@ -113,7 +116,8 @@ def _to_entry(trial: Trial) -> dict[str, Any]:
 
 def _read_goal(document: Mapping[str, Any], place: str) -> Goal:
     direction: Any = take(document, "direction", place, text)  # `Goal` checks it
-    return Goal(direction, take(document, "metric", place, optional(text)))
+    limits = read_constraints(document.get("constraints", {}), f"{place}: constraints")
+    return Goal(direction, take(document, "metric", place, optional(text)), limits)
 
 
 def _to_trial(entry: Any, number: int) -> Trial:

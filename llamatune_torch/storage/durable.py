@@ -35,7 +35,7 @@ from llamatune_torch.storage.session import LockedStudy, StudySession
 from llamatune_torch.storage.store import Change, Choose, check_number, is_settled
 from llamatune_torch.storage.turns import Ask, start_trials, wait_for_others
 from llamatune_torch.storage.unsaved import Once, UnsavedResults, find_added, has_come_through
-from llamatune_torch.study import Goal, Study
+from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Direction, Trial
 
 logger = logging.getLogger(__name__)
@@ -229,7 +229,7 @@ class DurableStore:
         """
 
         def write(locked: LockedStudy) -> None:
-            given = replace(locked.study, goal=Goal(direction, metric))
+            given = replace(locked.study, goal=replace(locked.study.goal, direction=direction, metric=metric))
             lines = compare_scores(locked.study, given, named=locked.row["metric"] is not None)
             if lines and is_settled(locked.study, self.worker):
                 database = self.session.database.display_url

@@ -23,7 +23,7 @@ from llamatune_torch.storage.store import (
     num_left,
     to_retry,
 )
-from llamatune_torch.study import Goal, Study
+from llamatune_torch.study import Study
 from llamatune_torch.trial import Direction, Trial
 
 
@@ -90,7 +90,7 @@ class MemoryStore:
     def settle(self, metric: str, direction: Direction) -> None:
         with self._lock:
             check_direction(self.study, direction)
-            self.study = replace(self.study, goal=Goal(direction, metric))
+            self.study = replace(self.study, goal=replace(self.study.goal, direction=direction, metric=metric))
 
 
 class FollowerStore(MemoryStore):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, cast, get_args
 
+from llamatune_torch.constraints import Constraint
 from llamatune_torch.curve import Curve
-from llamatune_torch.errors import OutcomeError, ParamsError, SchemaError, SpaceError
+from llamatune_torch.errors import ConstraintError, OutcomeError, ParamsError, SchemaError, SpaceError
 from llamatune_torch.parameter_base import Parameter, describe, to_python
 from llamatune_torch.parameters import Categorical, Integer, Real
 from llamatune_torch.space import SearchSpace
@@ -124,6 +125,29 @@ def read_extension(written: Any, place: str) -> Extension:
     entry = mapping(written, place)
     dropped = take(entry, "dropped", place, sequence)
     return Extension(take(entry, "values", place, mapping), tuple(text(name, place) for name in dropped))
+
+
+def write_constraints(constraints: Iterable[Constraint]) -> dict[str, list[float | None]]:
+    """Writes limits as JSON values: the lower and the upper bound by the outcome's name."""
+    return {limit.name: [limit.lower, limit.upper] for limit in constraints}
+
+
+def read_constraints(written: Any, place: str) -> tuple[Constraint, ...]:
+    """Reads what :func:`write_constraints` wrote; ``place`` names it in errors.
+
+    Raises:
+        SchemaError: it is anything else.
+    """
+    read = []
+    for name, bounds in mapping(written, place).items():
+        given = [optional(number)(bound, place) for bound in sequence(bounds, place)]
+        if len(given) != 2:
+            raise refuse(place, "a lower and an upper bound", bounds)
+        try:
+            read.append(Constraint(name, *given))
+        except ConstraintError as error:
+            raise SchemaError(f"{place}: {clip(error)}") from error
+    return tuple(read)
 
 
 def write_trial(trial: Trial, *, with_curve: bool = True) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from llamatune_torch.storage.points import read_curves, write_points
 from llamatune_torch.storage.serialization import as_seen_by, read_trial, write_trial
 from llamatune_torch.storage.store import check_number, check_open
 from llamatune_torch.storage.validation import number, optional, take, words
-from llamatune_torch.study import Goal, Study
+from llamatune_torch.study import Study
 from llamatune_torch.trial import Direction, Trial
 
 T = TypeVar("T")
@@ -75,7 +75,9 @@ class LockedStudy:
         self.space = known.space
         self.trials = list(known.trials)
         self.written = dict(written)
-        self._known = replace(known, goal=Goal(self.row["direction"], self.row["metric"]))
+        self._known = replace(
+            known, goal=replace(known.goal, direction=self.row["direction"], metric=self.row["metric"])
+        )
         newer = transaction.rows(
             f"SELECT {COLUMNS} FROM llamatune_trials WHERE study = :study AND revision > :known ORDER BY number",
             study=id,
@@ -151,7 +153,7 @@ class LockedStudy:
             metric=metric,
             direction=direction,
         )
-        self._known = replace(self._known, goal=Goal(direction, metric))
+        self._known = replace(self._known, goal=replace(self._known.goal, direction=direction, metric=metric))
 
     def _written_curve(self, number: int) -> Curve:
         """Returns the curve that the database has of a trial."""

@@ -224,7 +224,7 @@ class Keeper(Listener):
 
     def _update_best(self) -> None:
         study = self.optimizer.study
-        self.fine_tune.best = study.best_value if study.completed else None
+        self.fine_tune.best = study.best_value if study.feasible else None
 
     def _keep(self) -> None:
         """Puts the model of the best trial in ``output_dir/best``, if it has been saved and not moved yet.
@@ -232,7 +232,7 @@ class Keeper(Listener):
         A model that cannot be moved stays where it is, and the next start tries again.
         """
         study, self._waiting = self.optimizer.study, None
-        if self.best is None or not study.completed:
+        if self.best is None or not study.feasible:
             return
         trial = study.best_trial
         saved = self.folders.model(trial)
