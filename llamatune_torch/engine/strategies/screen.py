@@ -18,9 +18,10 @@ searches near them for long. The control was chosen by nobody: that it is the be
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from llamatune_torch.decisions import Decision, Discard, Wait
+from llamatune_torch.decisions import ROUNDING, Decision, Discard, Wait
 from llamatune_torch.engine.strategies.full import propose
 from llamatune_torch.engine.strategies.strategy import best_first, next_rung, own_runs, resume, start
 from llamatune_torch.errors import SpaceExhaustedError
@@ -60,42 +61,67 @@ class Screen:
         chosen = [run for run in design if run not in full]
         num_finals = sum(map(_is_final, study.completed))
         if num_finals < self.num_finals:
-            decision = self._open(study, settings, chosen, left)
+            decision = self._open(study, settings, chosen, bool(full), left)
             if decision is not None:
                 return decision
         for trial in study.paused:
             return Discard(trial.number, "left over from the opening, in which others were better")
         num_expected = num_finals + sum(run.state is TrialState.RUNNING for run in full)
         if num_expected < self.num_finals and (not full or _is_misled(study, chosen, full)):
-            try:
+            with suppress(SpaceExhaustedError):
                 return start(study, settings, 1.0, left)
-            except SpaceExhaustedError:
-                pass
         known = replace(settings, n_initial=len(study.completed)) if settings.n_initial is None else settings
         return propose(study, known if study.completed else settings, left)
 
-    def _open(self, study: Study, settings: Settings, runs: list[Trial], left: float) -> Decision | None:
-        """Decides within the opening, which has started ``runs``; ``None`` if it is over."""
-        is_running = False
+    def _open(
+        self, study: Study, settings: Settings, runs: list[Trial], has_control: bool, left: float
+    ) -> Decision | None:
+        """Decides within the opening, which has started ``runs``; ``None`` if it is over.
+
+        A worker that is free while others run begins what has not begun, then takes up the next run of a batch in
+        which none is on its last leg, then the control. A second run on its last leg is a spare one, and comes last.
+        """
+        opened: list[_Batch] = []
         for i in range(self.max_batches):
-            if i >= self.num_batches and sum(map(_is_final, runs)) >= self.num_batches:
+            if i >= self.num_batches and (opened or sum(map(_is_final, runs)) >= self.num_batches):
                 break
-            batch = runs[i * self.batch_size : (i + 1) * self.batch_size]
-            idle = best_first(study, [run for run in batch if run.state is TrialState.PAUSED])
-            if any(map(_is_final, batch)):
-                if idle:
-                    return Discard(idle[0].number, f"batch {i + 1} of the opening has finished a better run")
+            batch = _Batch(study, i, runs[i * self.batch_size : (i + 1) * self.batch_size])
+            if batch.is_over:
+                if batch.idle:
+                    return Discard(batch.idle[0].number, f"batch {i + 1} of the opening has finished a better run")
                 continue
-            if len(batch) < self.batch_size:
-                try:
+            if len(batch.runs) < self.batch_size:
+                with suppress(SpaceExhaustedError):
                     return start(study, settings, self.rungs[0], left)
-                except SpaceExhaustedError:
-                    pass
-            if idle:
-                until = next_rung(self.rungs, idle[0].reached)
-                return resume(idle[0], until, left, f"the best open run of batch {i + 1} of the opening")
-            is_running |= any(run.state is TrialState.RUNNING for run in batch)
-        return Wait("the opening has not finished a run yet") if is_running and not study.completed else None
+            if batch.idle and not batch.running:
+                return self._take_up(batch, left)
+            if batch.running:
+                opened.append(batch)
+        for batch in opened:
+            if batch.idle and not any(run.until >= 1 for run in batch.running):
+                return self._take_up(batch, left)
+        if opened and not has_control and left >= 1 - ROUNDING:
+            with suppress(SpaceExhaustedError):
+                return start(study, settings, 1.0, left)
+        for batch in opened:
+            if batch.idle and left >= next_rung(self.rungs, batch.idle[0].reached) - batch.idle[0].reached - ROUNDING:
+                return self._take_up(batch, left)
+        return Wait("runs of the opening are on their last leg") if opened else None
+
+    def _take_up(self, batch: _Batch, left: float) -> Decision:
+        run = batch.idle[0]
+        reason = f"the best open run of batch {batch.number + 1} of the opening"
+        return resume(run, next_rung(self.rungs, run.reached), left, reason)
+
+
+class _Batch:
+    """The runs of one batch: those that are ``idle``, the best first, and those that are ``running``."""
+
+    def __init__(self, study: Study, number: int, runs: list[Trial]) -> None:
+        self.number, self.runs = number, runs
+        self.idle = best_first(study, [run for run in runs if run.state is TrialState.PAUSED])
+        self.running = [run for run in runs if run.state is TrialState.RUNNING]
+        self.is_over = any(map(_is_final, runs))
 
 
 def _is_misled(study: Study, chosen: list[Trial], others: list[Trial]) -> bool:

@@ -227,30 +227,44 @@ def test_it_costs_about_four_full_runs_until_the_engine_takes_over() -> None:
 # --- Several workers -------------------------------------------------------------------------------------------------
 
 
-def test_four_start_what_has_not_started_before_they_take_up_a_run() -> None:
-    runs = batch(n=8)
-    assert kinds(next_of(record(*runs), "screen", n=4)) == ["start 0.1", "start 0.1", "resume 3 0.2", "resume 7 0.2"]
+def both(*changed: Trial) -> list[Trial]:
+    """Two batches at a tenth, their fourth runs the best, with some runs in the place of others."""
+    runs = [*batch(), *batch(10)]
+    for other in changed:
+        runs[other.number] = other
+    return runs
 
 
-def test_a_run_goes_on_before_its_batch_is_complete() -> None:
-    runs = [*batch(n=8), run(8, [], RUNNING, 0.1), run(9, [], RUNNING, 0.1)]
-    assert kinds(next_of(record(*runs), "screen")) == ["resume 3 0.2"]
+def on_its_way(number: int, until: float) -> Trial:
+    return run(number, [1.0], RUNNING, until, pauses=1)
 
 
-def test_what_runs_is_not_taken_up_again() -> None:
-    runs = batch()
-    runs[3] = run(3, [1.0], RUNNING, 0.2, pauses=1)
-    assert kinds(next_of(record(*runs), "screen")) == ["resume 9 0.2"]
+def test_a_free_worker_begins_what_has_not_begun_before_it_takes_up_a_run() -> None:
+    assert kinds(next_of(record(*batch(n=8)), "screen", n=4)) == ["start 0.1"] * 4
+    running = [*batch(n=8), run(8, [], RUNNING, 0.1), run(9, [], RUNNING, 0.1)]
+    assert kinds(next_of(record(*running), "screen")) == ["start 0.1"]
 
 
-def test_a_free_worker_begins_the_next_batch_where_all_of_the_first_runs() -> None:
-    runs = [run(i, [0.1], RUNNING, 0.2, pauses=1) for i in range(10)]
-    assert kinds(next_of(record(*runs), "screen", n=2)) == ["start 0.1", "start 0.1"]
+def test_then_the_best_idle_run_of_each_batch() -> None:
+    assert kinds(next_of(record(*both()), "screen", n=2)) == ["resume 3 0.2", "resume 13 0.2"]
+    assert kinds(next_of(record(*both(on_its_way(3, 0.2), on_its_way(13, 0.4))), "screen")) == ["resume 9 0.2"]
+
+
+def test_a_batch_with_a_run_on_its_last_leg_takes_up_no_other() -> None:
+    study = record(*both(on_its_way(3, 1.0), on_its_way(13, 0.4)))
+    assert kinds(next_of(study, "screen")) == ["resume 19 0.2"]
+
+
+def test_where_all_are_on_their_last_leg_the_control_begins_and_then_spare_runs_go_on() -> None:
+    study = record(*both(on_its_way(3, 1.0), on_its_way(13, 1.0)))
+    assert kinds(next_of(study, "screen", n=3)) == ["start 1", "resume 9 0.2", "resume 8 0.2"]
+    assert kinds(next_of(study, "screen", left=0.9)) == ["resume 9 0.2"]
+    assert kinds(next_of(study, "screen", left=0.05)) == ["wait"]
 
 
 def test_it_waits_while_nothing_has_finished_and_all_of_the_opening_runs() -> None:
-    four = [run(i, [0.1], RUNNING, 1.0, pauses=1) for i in range(40)]
-    assert kinds(next_of(record(*four), "screen")) == ["wait"]
+    four = [on_its_way(i, 1.0) for i in range(20)]
+    assert kinds(next_of(record(*four), "screen", n=2)) == ["start 1", "wait"]
 
 
 def test_four_workers_take_little_more_than_one() -> None:
@@ -260,11 +274,11 @@ def test_four_workers_take_little_more_than_one() -> None:
         play(tuner, workers=workers, chance=Random(0))
         opening = [t for t in tuner.study.trials if t.number < 20]
         costs.append(sum(t.share for t in opening))
-    assert costs[0] <= costs[1] <= 2 * costs[0]
+    assert costs[0] <= costs[1] <= 1.6 * costs[0]
 
 
 def test_decisions_for_four_are_carried_out_one_after_the_other() -> None:
-    study = record(*batch(n=9))
-    together = next_of(study, "screen", n=3)
-    assert kinds(together) == ["start 0.1", "resume 3 0.2", "resume 8 0.2"]
-    assert len(carry(study, together).pending) == 3
+    study = record(*both())
+    together = next_of(study, "screen", n=4)
+    assert kinds(together) == ["resume 3 0.2", "resume 13 0.2", "resume 9 0.2", "resume 8 0.2"]
+    assert len(carry(study, together).pending) == 4
