@@ -345,7 +345,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--trials", type=int, default=12, help="full trainings, as a budget (%(default)s)")
     parser.add_argument(
         "--strategy",
-        choices=("auto", "full", "successive_halving", "asha", "hyperband", "median", "top_k"),
+        choices=("auto", "screen", "full", "successive_halving", "asha", "hyperband", "median", "top_k"),
         default="auto",
         help="which runs are trained to their end: auto pauses those that begin badly (%(default)s)",
     )

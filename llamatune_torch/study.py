@@ -210,6 +210,12 @@ class Study:
         kept = all(limit.is_kept(trial.outcomes) for limit in self.constraints)
         return kept and trial.state is TrialState.COMPLETE
 
+    def exceeds(self, trial: Trial) -> bool:
+        """True if what a trial has measured so far is above the upper bound of a constraint: more cannot mend that."""
+        return any(
+            limit.upper is not None and limit.value_in(trial.outcomes) > limit.upper for limit in self.constraints
+        )
+
     @property
     def feasible(self) -> list[Trial]:
         """The completed trials that keep all constraints; without constraints, all completed ones."""

@@ -67,7 +67,8 @@ class Search:
     def __repr__(self) -> str:
         """One line: the name, the goal, the number of trials, the best value."""
         study = self.study
-        found = f"best {show_value(study.best_value)}" if study.feasible else "none complete"
+        none = "none feasible" if study.completed else "none complete"
+        found = f"best {show_value(study.best_value)}" if study.feasible else none
         goal = f"{study.direction} {study.metric!r}" if study.is_settled else "no metric yet"
         return f"<{type(self).__name__} {self.name!r}: {goal}, {len(study.trials)} trials, {found}>"
 

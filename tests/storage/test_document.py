@@ -269,3 +269,17 @@ def test_a_document_from_before_extensions_is_read_and_a_strange_one_refused() -
     for odd in (None, {}, {"values": [], "dropped": []}, {"values": {}, "dropped": [3]}):
         with pytest.raises(SchemaError, match="the exported study: extension"):
             from_document({**document, "extension": odd})
+
+
+def test_a_document_has_the_limits(tmp_path: Path) -> None:
+    limits = {"memory_gb": "<= 8", "rate": [">= 0.5", "<= 2"]}
+    search = LlamaTune({"x": (0.0, 1.0)}, max_evals=2, storage=f"sqlite:///{tmp_path}/a.db", constraints=limits)
+    search.tell(search.ask(), Outcome(0.5, outcomes={"memory_gb": 1.0, "rate": 1.0}))
+    document = json.loads(json.dumps(to_document(Reader(f"sqlite:///{tmp_path}/a.db").look())))
+    assert document["constraints"] == {"memory_gb": [None, 8], "rate": [0.5, 2]}
+    assert from_document(document).study.constraints == search.study.constraints
+    restore(f"sqlite:///{tmp_path}/b.db", "copy", from_document(document))
+    assert load_study(f"sqlite:///{tmp_path}/b.db", "copy").constraints == search.study.constraints
+    for broken in ({"memory_gb": [8, 1]}, {"memory_gb": "<= 8"}, {"memory_gb": [None]}, [1], {"a": [None, None]}):
+        with pytest.raises(SchemaError, match="constraints"):
+            from_document({**document, "constraints": broken})

@@ -78,23 +78,29 @@ def own_runs(study: Study) -> list[Trial]:
 
 
 def best_first(study: Study, trials: Iterable[Trial]) -> list[Trial]:
-    """Trials in the order of their newest values, the best first, and the oldest among equals."""
+    """Trials in the order of their newest values, the best first, and the oldest among equals.
+
+    Those that exceed a constraint already come last.
+    """
     sign = -1.0 if study.direction == "maximize" else 1.0
 
-    def key(trial: Trial) -> tuple[float, int]:
+    def key(trial: Trial) -> tuple[bool, float, int]:
         value = trial.value if trial.value is not None else newest(trial)
-        return (math.inf if math.isnan(value) else sign * value, trial.number)
+        return (study.exceeds(trial), math.inf if math.isnan(value) else sign * value, trial.number)
 
     return sorted(trials, key=key)
 
 
 def best_at(study: Study, runs: Iterable[Trial], share: float) -> list[Trial]:
-    """The runs that have got to a share, the best value there first; those without one come last."""
+    """The runs that have got to a share, the best value there first.
+
+    Those without one come last, after those that exceed a constraint already.
+    """
     sign = -1.0 if study.direction == "maximize" else 1.0
 
-    def key(run: Trial) -> float:
+    def key(run: Trial) -> tuple[bool, float]:
         value = value_at(run, share)
-        return math.inf if math.isnan(value) else sign * value
+        return (math.isnan(value) or study.exceeds(run), math.inf if math.isnan(value) else sign * value)
 
     return sorted((run for run in runs if _is_at(run, share)), key=key)
 

@@ -12,7 +12,7 @@ import torch
 from tiny import tiny_trainer, tuned
 from transformers import TrainerCallback
 
-from llamatune_torch import TrialState
+from llamatune_torch import ConstraintError, TrialState
 from llamatune_torch.integrations.trainer.measuring import Meter, sizes_of
 
 NAMES = {
@@ -148,6 +148,16 @@ def test_the_rise_of_the_resident_memory_is_seen(tmp_path: Path) -> None:
 def test_a_process_of_its_own_counts_in_whole(tmp_path: Path) -> None:
     here, isolated = (tuned(tmp_path / str(alone), max_evals=1, isolate=alone).trials[0] for alone in (False, True))
     assert isolated.outcomes["memory_gb"] > 0.2 > here.outcomes["memory_gb"]
+
+
+def test_a_search_under_limits_on_what_a_fine_tune_takes(tmp_path: Path) -> None:
+    limits = {"model_bytes": "<= 1e9", "seconds": "<= 3600", "eval_accuracy": ">= 0"}
+    study = tuned(tmp_path, max_evals=2, strategy="full", constraints=limits, keep="best")
+    assert len(study.feasible) == 2
+    none = tuned(tmp_path, max_evals=2, strategy="full", constraints={"model_bytes": "<= 1"}, output_dir=tmp_path / "b")
+    assert (len(none.completed), none.feasible) == (2, [])
+    with pytest.raises(ConstraintError, match=r"latency <= 1: the evaluation does not report 'latency'"):
+        tuned(tmp_path, max_evals=2, constraints={"latency": "<= 1"})
 
 
 def test_sizes_by_hand() -> None:
