@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         OutcomeError,
         OutputError,
         ParamsError,
+        RuleError,
         SchemaError,
         SettingsError,
         SpaceError,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     )
     from llamatune_torch.integrations.trainer.tune import tune
     from llamatune_torch.parameters import Integer, Real
+    from llamatune_torch.rules import Linear
     from llamatune_torch.runtime.evaluation import current_trial, report, should_pause
     from llamatune_torch.runtime.events import Listener
     from llamatune_torch.runtime.optimizer import LlamaTune
@@ -72,6 +74,7 @@ __all__ = [
     "FolderError",
     "IgnoredParameterWarning",
     "Integer",
+    "Linear",
     "Listener",
     "LlamaTune",
     "LlamaTuneError",
@@ -85,6 +88,7 @@ __all__ = [
     "OutputError",
     "ParamsError",
     "Real",
+    "RuleError",
     "SchemaError",
     "SearchSpace",
     "Settings",
@@ -117,6 +121,7 @@ _HOMES = {
     "Constraint": "constraints",
     "Curve": "curve",
     "Integer": "parameters",
+    "Linear": "rules",
     "Listener": "runtime.events",
     "LlamaTune": "runtime.optimizer",
     "Outcome": "trial",

@@ -4,6 +4,7 @@
 
     LlamaTuneError
     ├── SpaceError             (ValueError)   a search space that cannot be: reversed bounds, no choices
+    │   └── RuleError                         a rule between parameters that is none, raises, or is kept nowhere
     ├── ParamsError            (ValueError)   parameters that are not in the space: unknown, missing, outside
     ├── SettingsError          (ValueError)   a knob out of its range
     │   └── ConstraintError                   a limit that is none, or on an outcome that nobody reports
@@ -45,6 +46,10 @@ class LlamaTuneError(Exception):
 
 class SpaceError(LlamaTuneError, ValueError):
     """The definition of a parameter or of a search space breaks a rule."""
+
+
+class RuleError(SpaceError):
+    """A rule between parameters is no function, raises an exception, or leaves no point that anybody finds."""
 
 
 class ParamsError(LlamaTuneError, ValueError):

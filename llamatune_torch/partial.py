@@ -44,6 +44,8 @@ def validate_part(space: SearchSpace, params: Mapping[str, Any]) -> Params:
         U = np.random.default_rng(0).random((NUM_CHECKED, space.dim))
         if not len(completions(space, given, U)):
             space.validate({**space.decode(_with(space, given, U)[0]), **given})  # which says what is inactive
+    if is_complete(SearchSpace(space.parameters), given):
+        space.validate(given)  # which says what breaks a rule
     return given
 
 

@@ -25,6 +25,7 @@ from llamatune_torch.errors import ParamsError, SpaceError
 from llamatune_torch.hints import warn_if_wide
 from llamatune_torch.parameter_base import Bools, Comparison, Floats, Parameter, describe, meets, to_python
 from llamatune_torch.parameters import SPECIAL_SHARE, Categorical, Integer, Real
+from llamatune_torch.rules import Rule, Unknown, is_kept, name_of_rule, read_rules
 
 Params = dict[str, Any]
 
@@ -39,6 +40,7 @@ class SearchSpace:
         parameters: ``{name: Real | Integer | Categorical}``. As shorthands, a ``(low, high)`` tuple means
             ``Integer`` if both are integers, else ``Real``; a list means ``Categorical``; and a text, a number, a
             boolean or ``None`` is a constant, a parameter with that one value.
+        rule: a function of a dict of parameters, or ``Linear(...)``, or a list of such: True for what may be tried.
 
     A condition names values of a parent, ``when={"method": ["lora", "qlora"]}``, or compares it to a number,
     ``when={"rank": "> 0"}``. ``<``, ``<=``, ``>``, ``>=``, ``==`` and ``!=`` are for parents that are numbers: ranges,
@@ -46,6 +48,7 @@ class SearchSpace:
     Parents may be conditional as well. Of a ``Real``, only special values can be named.
 
     Raises:
+        RuleError: a rule is none.
         SpaceError: an empty space; a name that is not a non-empty string; a bad parameter; a condition on an
             unknown parameter, on a value that its parent does not have, or that holds always or never; parameters
             that depend on themselves.
@@ -59,9 +62,15 @@ class SearchSpace:
         ({'method': 'full'}, {'method': 'lora', 'rank': 33})
     """
 
-    def __init__(self, parameters: Mapping[str, Any] | SearchSpace) -> None:
+    def __init__(
+        self, parameters: Mapping[str, Any] | SearchSpace, *, rule: Rule | Sequence[Rule] | None = None
+    ) -> None:
+        own: tuple[Rule, ...] = ()
         if isinstance(parameters, SearchSpace):
+            own = parameters.rules
             parameters = parameters.parameters
+        #: What parameters must keep besides; of a space that was read from a database, functions are ``Unknown``.
+        self.rules: tuple[Rule, ...] = (*own, *read_rules(rule))
         if not isinstance(parameters, Mapping):
             raise SpaceError(f"a space is a dict of parameters, but got {describe(parameters)}")
         if not parameters:
@@ -196,7 +205,25 @@ class SearchSpace:
                 f"parameter {name!r} is inactive unless {self._condition_text(name)}: leave it out, "
                 f"but got {params[name]!r}"
             )
-        return {name: canonical[name] for name in self.parameters if name in canonical}
+        valid = {name: canonical[name] for name in self.parameters if name in canonical}
+        known = [rule for rule in self.rules if not isinstance(rule, Unknown)]
+        if broken := [name_of_rule(rule) for rule in known if not is_kept([rule], self._seen_by_rules(valid))]:
+            raise ParamsError(f"parameters break the rule {', '.join(broken)}: {valid}")
+        return valid
+
+    def keeps_rules(self, params: Params) -> bool:
+        """True if canonical parameters keep all rules, which see values in the place of labels.
+
+        Raises:
+            RuleError: a rule raises an exception, or is not known in this process.
+        """
+        return not self.rules or is_kept(self.rules, self._seen_by_rules(params))
+
+    def _seen_by_rules(self, params: Params) -> Params:
+        try:
+            return self.values_of(params)
+        except ParamsError:  # of a label whose value is not known here
+            return params
 
     def values_of(self, params: Mapping[str, Any]) -> Params:
         """The parameters that an evaluation gets: values in the place of labels. Canonical ones go in.
@@ -227,7 +254,8 @@ class SearchSpace:
                 if isinstance(parameter, Categorical) and parameter.values is not None
                 else parameter
                 for name, parameter in self.parameters.items()
-            }
+            },
+            rule=self.rules,
         )
 
     def require_values(self) -> None:

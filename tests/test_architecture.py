@@ -27,6 +27,7 @@ RECORDS = [
     "categorical",
     "parameters",
     "conditions",
+    "rules",
     "space",
     "partial",
     "presets",

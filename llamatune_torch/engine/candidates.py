@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from llamatune_torch.engine.cube import Cube, to_numpy
-from llamatune_torch.engine.qmc import sobol
+from llamatune_torch.engine.qmc import allowed_sobol
 from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.parameter_base import Floats, Parameter
 from llamatune_torch.parameters import SPECIAL_SHARE, Number
@@ -34,6 +34,7 @@ MAX_ROUNDS = 5  # of ascend and move
 MAX_ASCENT = 100  # iterations of L-BFGS-B
 ASCENT_TOLERANCE = 2e-5  # of the acquisition, relative to the larger of its size and 1
 MAX_STEPS = 20  # of move in one round
+BISECTIONS = 12  # of the way back to where the rules are kept
 CHUNK = 2048  # points evaluated at once, to bound the memory
 CHUNK_OF_NEW = 512  # points compared at once with all that are tried, which may be thousands
 # Starting places of parameters that were special before, as shares of their range.
@@ -68,18 +69,14 @@ def maximize(
     if space.size is not None and space.size <= MAX_ENUMERATED:
         candidates = space.grid().to(avoid)
     else:
-        X = torch.cat(
-            [
-                sobol(space, num_screened, seed),
-                around(space, incumbents.cpu(), num_screened // 4, generator),
-            ]
-        ).to(avoid)
+        near = around(space, incumbents.cpu(), num_screened // 4, generator)
+        X = torch.cat([allowed_sobol(space, num_screened, seed), near[space.allows(near)]]).to(avoid)
         X = X[is_new(space, X, avoid)]
         values = evaluate(acquisition, X)
         starts = X[choose_starts(values, num_restarts, generator)]
         best = X[values.topk(min(1, len(X))).indices]  # the only one of them that may still be the best of all
         candidates = torch.cat([climb(acquisition, space, starts), best])
-    candidates = candidates[is_new(space, candidates, avoid)]
+    candidates = candidates[is_new(space, candidates, avoid) & space.allows(candidates)]
     if len(candidates) == 0:
         raise SpaceExhaustedError(
             f"all {space.size} points of the space are done or running; nothing new can be suggested"
@@ -144,13 +141,32 @@ def climb(acquisition: Score, space: Cube, X: Tensor) -> Tensor:
     can_jump = any(parameter.size is not None or parameter.special for parameter in space)
     for _ in range(MAX_ROUNDS):
         if space.real_columns:
-            X = ascend(acquisition, space, X)
+            X = retreat(space, X, ascend(acquisition, space, X))
         if not can_jump:
             return X
         X, moved = move(acquisition, space, X)
         if not moved:
             return X
     return X
+
+
+def retreat(space: Cube, X: Tensor, reached: Tensor) -> Tensor:
+    """The last points on the ways from ``X`` to ``reached`` (``b x d``) that keep the rules of the space, as ``X`` do.
+
+    By bisection, so that of a region with holes another point may be found that keeps them.
+    """
+    if not space.space.rules:
+        return reached
+    kept = space.allows(reached)
+    low, high = torch.zeros_like(X[:, :1]), torch.ones_like(X[:, :1])
+    result = torch.where(kept.unsqueeze(-1), reached, X)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        points = space.snap(X + middle * (reached - X))
+        inside = space.allows(points).unsqueeze(-1)
+        result = torch.where(inside & ~kept.unsqueeze(-1), points, result)
+        low, high = torch.where(inside, middle, low), torch.where(inside, high, middle)
+    return result
 
 
 def ascend(acquisition: Score, space: Cube, X: Tensor) -> Tensor:
@@ -202,7 +218,9 @@ def move(acquisition: Score, space: Cube, X: Tensor) -> tuple[Tensor, bool]:
     for _ in range(MAX_STEPS):
         options = neighbours(space, X)  # b x m x d
         b, m, d = options.shape
-        best = evaluate(acquisition, options.reshape(b * m, d)).reshape(b, m).max(dim=-1)
+        flat = options.reshape(b * m, d)
+        worth = evaluate(acquisition, flat).where(space.allows(flat), -torch.inf)
+        best = worth.reshape(b, m).max(dim=-1)
         better = best.values > values
         if not better.any():
             break

@@ -70,6 +70,13 @@ class Cube:
         columns = [parameter.special_of(U[..., j]) >= 0 for j, parameter in enumerate(self)]
         return torch.from_numpy(np.stack(columns, axis=-1)).to(X.device)
 
+    def allows(self, X: Tensor) -> Tensor:
+        """True for points whose parameters keep the rules of the space; boolean, shape ``n`` for ``n x d`` points."""
+        if not self.space.rules:
+            return torch.ones(len(X), dtype=torch.bool, device=X.device)
+        kept = [self.space.keeps_rules(params) for params in self.decode_all(X)]
+        return torch.tensor(kept, dtype=torch.bool, device=X.device)
+
     def snap(self, X: Tensor) -> Tensor:
         """``SearchSpace.snap``; shape ``... x d``."""
         return torch.from_numpy(self.space.snap(to_numpy(X))).to(X)

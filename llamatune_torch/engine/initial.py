@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llamatune_torch.engine.candidates import MAX_ENUMERATED, is_new
 from llamatune_torch.engine.cube import Cube, to_numpy
-from llamatune_torch.engine.qmc import quasi_random, sobol
+from llamatune_torch.engine.qmc import MAX_DRAWN, allowed_sobol, quasi_random, sobol
 from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.partial import completions, is_complete
 from llamatune_torch.settings import Settings
@@ -77,9 +77,13 @@ def next_sobol_points(
     """
     space = Cube(study.space)
     start = len(places_of_partial(study)) + sum(trial.origin == "sobol" for trial in study.trials)
-    pool = sobol(space, n + 256, settings.seed, start)
+    if study.space.rules:  # each place of the sequence may have been passed over, so all are looked at again
+        pool = allowed_sobol(space, n + len(taken), settings.seed, patience=MAX_DRAWN)
+    else:
+        pool = sobol(space, n + 256, settings.seed, start)
     if space.size is not None and space.size <= MAX_ENUMERATED:
-        pool = torch.cat([pool, space.grid()])  # what a short sequence may miss
+        grid = space.grid()  # what a short sequence may miss
+        pool = torch.cat([pool, grid[space.allows(grid)]])
     if preferred is not None:
         first = preferred(pool)
         pool = torch.cat([pool[first], pool[~first]])
@@ -109,4 +113,5 @@ def _completed(
     if cube.size is not None and cube.size <= MAX_ENUMERATED:
         U = torch.cat([U, cube.grid()])  # what a short sequence may miss
     X = torch.from_numpy(completions(study.space, point, to_numpy(U)))
-    return [cube.decode(x) for x in X[is_new(cube, X, avoid)][:1]]
+    X = X[is_new(cube, X, avoid)]
+    return [cube.decode(x) for x in X[cube.allows(X)][:1]]

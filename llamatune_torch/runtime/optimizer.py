@@ -10,6 +10,7 @@ from llamatune_torch.constraints import Constraints, read_constraints
 from llamatune_torch.errors import ParamsError, SettingsError
 from llamatune_torch.hints import RUNNING, describe_unknown
 from llamatune_torch.partial import validate_part
+from llamatune_torch.rules import Rule
 from llamatune_torch.runtime.evaluation import Evaluate, OnParams, can_pause
 from llamatune_torch.runtime.events import Callback, check_callbacks
 from llamatune_torch.runtime.loop import OnOutcome, run_loop
@@ -34,6 +35,7 @@ class LlamaTune(Search):
         max_evals: how many full runs in total, failed ones included, ``add_trial`` not.
         direction: "maximize" (scores) or "minimize" (losses).
         metric: the name of the score, for tables and messages; ``None`` if ``settle_metric`` will say.
+        rule: parameters are tried only where this function of them is True; ``Linear(...)``, or a list of such.
         constraints: limits on other outcomes of an evaluation: ``{"memory_gb": "<= 8"}``, or a list of
             :class:`Constraint`. The best trial keeps them; the search learns where they can be kept.
         initial_points: parameters to try first; of choices with labels, the label or the value. A point may leave some
@@ -65,6 +67,7 @@ class LlamaTune(Search):
         *,
         direction: Direction = "maximize",
         metric: str | None = "value",
+        rule: Rule | Sequence[Rule] | None = None,
         constraints: Constraints = (),
         initial_points: Sequence[Mapping[str, Any]] = (),
         callbacks: Sequence[Callback] = (),
@@ -72,7 +75,7 @@ class LlamaTune(Search):
         settings: Settings | None = None,
         **knobs: Unpack[Knobs],
     ) -> None:
-        space = SearchSpace(param_space)
+        space = SearchSpace(param_space, rule=rule)
         groups = group({**knobs, "max_evals": max_evals}, settings)
         if model_eval_fn is not None and not callable(model_eval_fn):
             raise SettingsError(f"model_eval_fn must be callable, but got {model_eval_fn!r}")
@@ -171,6 +174,7 @@ class LlamaTune(Search):
 class Arguments(Knobs, total=False):
     """The keyword arguments of ``LlamaTune`` beside the goal and ``max_evals``, for type checkers."""
 
+    rule: Rule | Sequence[Rule] | None
     constraints: Constraints
     initial_points: Sequence[Mapping[str, Any]]
     callbacks: Sequence[Callback]

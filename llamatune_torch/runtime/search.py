@@ -252,7 +252,8 @@ class Search:
         """Takes over the study and the orders of rank 0, which is ``worker``, on the other ranks under ``torchrun``."""
         self.orders = orders
         # The order is that of the stored study. The values of labels are of this process.
-        study = replace(study, space=SearchSpace({name: self.study.space[name] for name in study.space.names}))
+        known = self.study.space
+        study = replace(study, space=SearchSpace({name: known[name] for name in study.space.names}, rule=known.rules))
         self._store = MemoryStore(study) if worker is None else FollowerStore(study, worker)
 
     def stop(self) -> None:

@@ -11,16 +11,19 @@ from typing import Any, NamedTuple
 
 from llamatune_torch.errors import ParamsError, SchemaError, SettingsError, SpaceError, StudyMismatchError
 from llamatune_torch.partial import validate_part
+from llamatune_torch.rules import name_of_rule
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.storage.serialization import (
     compare_spaces,
     read_constraints,
     read_extension,
+    read_rules,
     read_space,
     to_json,
     write_constraints,
     write_extension,
+    write_rules,
     write_space,
 )
 from llamatune_torch.storage.validation import clip, mapping, optional, parsed, sequence, shorten, whole
@@ -96,6 +99,9 @@ def compare(stored: Definition, given: Definition) -> tuple[list[str], bool]:
     old, new = (str(definition.settings.get("strategy", "")) for definition in (stored, given))
     if old and new and old != new and "@" in old + new:  # a user's own: others decide otherwise
         lines.append(f"strategy: stored {old!r}, given {new!r}")
+    rules = [", ".join(map(name_of_rule, each.study.space.rules)) or "none" for each in (stored, given)]
+    if rules[0] != rules[1]:
+        lines.append(f"rules: stored {rules[0]}, given {rules[1]}")
     limits = [", ".join(map(str, definition.study.constraints)) or "none" for definition in (stored, given)]
     if limits[0] != limits[1]:  # old trials are judged by the new ones, since what they have measured is on record
         lines.append(f"constraints: stored {limits[0]}, given {limits[1]}")
@@ -167,7 +173,7 @@ def merge(stored: Definition, given: Definition, values: Mapping[str, Any]) -> D
     kept = [name for name in before.space.names if name in space.names]
     added = [name for name in space.names if name not in before.space.names]
     lost = [name for name in before.space.names if name not in space.names]
-    space = SearchSpace({name: space[name] for name in (*kept, *added)})
+    space = SearchSpace({name: space[name] for name in (*kept, *added)}, rule=space.rules)
     change = Extension({name: values[name] for name in added}, tuple(lost))
     extension = Extension(
         {name: value for name, value in before.extension.values.items() if name in kept} | dict(change.values),
@@ -185,8 +191,7 @@ def merge(stored: Definition, given: Definition, values: Mapping[str, Any]) -> D
     ]
     settings = {key: value for key, value in given.settings.items() if key != "seed" or value is not None}
     return Definition(
-        replace(study, initial_points=(*points, *new)),
-        {"token": uuid.uuid4().hex, **stored.settings, **settings},
+        replace(study, initial_points=(*points, *new)), {"token": uuid.uuid4().hex, **stored.settings, **settings}
     )
 
 
@@ -214,8 +219,9 @@ def read_definition(row: Mapping[str, Any]) -> Definition:
         raise SchemaError(f"{place} cannot be read: {clip(error)}") from error
     settings = read_settings(mapping(parsed(row["settings"], place), f"{place}: settings"), place)
     changes, limits = settings.pop("extension", None), settings.pop("constraints", {})
+    rules = read_rules(settings.pop("rules", []), f"{place}: rules")
     study = Study(
-        read_space(row["space"]),
+        SearchSpace(read_space(row["space"]), rule=rules),
         replace(goal, constraints=read_constraints(limits, f"{place}: constraints")),
         tuple(mapping(point, f"{place}: initial_points") for point in points),
         extension=UNCHANGED if changes is None else read_extension(changes, f"{place}: extension"),
@@ -254,6 +260,8 @@ def remember(url: str, name: str, settings: Mapping[str, Any]) -> None:
 def _to_columns(definition: Definition) -> dict[str, Any]:
     study = definition.study
     changes: dict[str, Any] = {} if study.extension == UNCHANGED else {"extension": write_extension(study.extension)}
+    if study.space.rules:
+        changes["rules"] = write_rules(study.space.rules)
     if study.constraints:
         changes["constraints"] = write_constraints(study.constraints)
     return {

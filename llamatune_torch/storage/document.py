@@ -12,18 +12,21 @@ from dataclasses import replace
 from typing import Any
 
 from llamatune_torch.errors import SchemaError, StorageError
+from llamatune_torch.space import SearchSpace
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.storage.definition import Definition, open_study, read_settings
 from llamatune_torch.storage.reader import Snapshot, show_trials
 from llamatune_torch.storage.serialization import (
     read_constraints,
     read_extension,
+    read_rules,
     read_space,
     read_trial,
     to_json,
     to_strict,
     write_constraints,
     write_extension,
+    write_rules,
     write_space,
     write_trial,
 )
@@ -46,6 +49,7 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
         "space": json.loads(write_space(study.space)),
         "initial_points": list(study.initial_points),
         "extension": write_extension(study.extension),
+        **({"rules": write_rules(study.space.rules)} if study.space.rules else {}),
         **({"constraints": write_constraints(study.constraints)} if study.constraints else {}),
         "settings": dict(stored.settings),
         "trials": [_to_entry(stored.written.get(trial.number, trial)) for trial in study.trials],
@@ -67,7 +71,10 @@ def from_document(document: Any) -> Snapshot:
     try:
         points = take(document, "initial_points", place, sequence)
         study = Study(
-            read_space(to_json(take(document, "space", place, sequence))),
+            SearchSpace(
+                read_space(to_json(take(document, "space", place, sequence))),
+                rule=read_rules(document.get("rules", []), f"{place}: rules"),
+            ),
             _read_goal(document, place),
             tuple(mapping(point, f"{place}: initial_points[{i}]") for i, point in enumerate(points)),
             extension=read_extension(document.get("extension", write_extension(UNCHANGED)), f"{place}: extension"),
@@ -79,7 +86,12 @@ def from_document(document: Any) -> Snapshot:
             if trial.first not in range(i + 1):
                 raise SchemaError(f"trials[{i}].retry_of must be a number before it, but got {trial.retry_of!r}")
         settings = read_settings(take(document, "settings", place, mapping), place)
-        for name in ("launch", "extension", "constraints"):  # what runs here is decided here; the others stand alone
+        for name in (
+            "launch",
+            "extension",
+            "constraints",
+            "rules",
+        ):  # what runs here is decided here; the others stand alone
             settings.pop(name, None)
         study, written = show_trials(study, trials)
         return Snapshot(take(document, "name", place, text), study, settings, {}, 0.0, written)

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, cast, get_args
 
 from llamatune_torch.constraints import Constraint
 from llamatune_torch.curve import Curve
-from llamatune_torch.errors import ConstraintError, OutcomeError, ParamsError, SchemaError, SpaceError
+from llamatune_torch.errors import ConstraintError, OutcomeError, ParamsError, RuleError, SchemaError, SpaceError
 from llamatune_torch.parameter_base import Parameter, describe, to_python
 from llamatune_torch.parameters import Categorical, Integer, Real
+from llamatune_torch.rules import Linear, Rule, Unknown, name_of_rule
 from llamatune_torch.space import SearchSpace
 from llamatune_torch.storage.validation import (
     ODD,
@@ -125,6 +126,35 @@ def read_extension(written: Any, place: str) -> Extension:
     entry = mapping(written, place)
     dropped = take(entry, "dropped", place, sequence)
     return Extension(take(entry, "values", place, mapping), tuple(text(name, place) for name in dropped))
+
+
+def write_rules(rules: Iterable[Rule]) -> list[str | dict[str, Any]]:
+    """Writes rules as JSON values: linear ones as data, functions by name."""
+    return [
+        {"coefficients": dict(rule.coefficients), "lower": rule.lower, "upper": rule.upper}
+        if isinstance(rule, Linear)
+        else name_of_rule(rule)
+        for rule in rules
+    ]
+
+
+def read_rules(written: Any, place: str) -> tuple[Rule, ...]:
+    """Reads what :func:`write_rules` wrote; functions are known by their names alone.
+
+    Raises:
+        SchemaError: it is anything else.
+    """
+    rules: list[Rule] = []
+    for entry in sequence(written, place):
+        if not isinstance(entry, Mapping):
+            rules.append(Unknown(text(entry, place)))
+            continue
+        lower, upper = (optional(number)(entry.get(bound), place) for bound in ("lower", "upper"))
+        try:
+            rules.append(Linear(take(entry, "coefficients", place, scalars), lower, upper))
+        except RuleError as error:
+            raise SchemaError(f"{place}: {clip(error)}") from error
+    return tuple(rules)
 
 
 def write_constraints(constraints: Iterable[Constraint]) -> dict[str, list[float | None]]:
