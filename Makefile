@@ -18,7 +18,7 @@ PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist works
 .PHONY: demo test test-all test-slow lint types setup clean
 
 demo: setup
-	$(BIN)/python examples/gpt2_cls.py
+	$(BIN)/python examples/gpt2_cls.py --strategy full
 
 test: lint types
 	$(PYTEST)

@@ -45,6 +45,8 @@ def best(options: Namespace) -> int:
                 say(f"  {name} = {show_value(value)}")
             for key, note in trial.notes.items():
                 say(f"  ({key}: {note})")
+            for limit in study.constraints:
+                say(f"  {limit.name} = {limit.value_in(trial.outcomes):.4g} ({limit})")
     return 0
 
 

@@ -104,7 +104,7 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
         say(study.summary())
     if tuner.interrupted:
         raise KeyboardInterrupt
-    return 0 if study.completed else 1
+    return 0 if study.feasible else 1
 
 
 def _read_values(pairs: Sequence[str]) -> dict[str, Any]:

@@ -152,6 +152,8 @@ def shown(stored: Snapshot, url: str) -> RenderableType:
         best = study.best_trial
         lines.append(f"best {study.metric} ({study.direction}): {best.value:.6g} in trial {best.number}")
         lines.append(f"  {show_params(best.params)}")
+    elif study.completed:
+        lines.append(f"no completed trial keeps the limits: {', '.join(map(str, study.constraints))}")
     parts: list[RenderableType] = [Text(printable("\n".join(lines)))]
     if study.pending:
         parts.append(_running_table(stored))

@@ -201,3 +201,27 @@ def test_names_with_spaces_and_labels(cli: Cli, tmp_path: Path) -> None:
     assert "  layers = [1,2]\n" in cli("best").out
     assert cli("trials").out.splitlines()[1].split()[2:5] == ["0.5", "'qv'", "[1,2]"]
     assert "  layers: [1,2]\n" in cli("trials", "0").out
+
+
+def test_limits_and_rules_from_a_file(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "limited.py").write_text(
+        "from llamatune_torch import Linear, Outcome, Real\n"
+        "space = {'a': Real(0, 1)}\n"
+        "search = {'max_evals': 4, 'n_initial': 4, 'constraints': {'memory_gb': '<= 5'}}\n"
+        "search['rule'] = [lambda p: p['a'] > 0.1, Linear({'a': 1}, upper=0.8)]\n"
+        "def evaluate(p):\n"
+        "    return Outcome(p['a'], outcomes={'memory_gb': 10 * p['a'] + EXTRA})\n"
+        "EXTRA = 0\n"
+    )
+    assert cli("run", "limited.py", "--name", "limited").code == 0
+    best = float(json.loads(cli("best", "--name", "limited", "--json").out)["value"])
+    assert 0.1 < best <= 0.5
+    assert cli("best", "--name", "limited").out.splitlines()[-1] == f"  memory_gb = {10 * best:.4g} (memory_gb <= 5)"
+    assert cli("run", "limited.py", "--name", "limited", "--trials", "5").code == 0  # the same limits and rules
+    other = (tmp_path / "limited.py").read_text().replace("EXTRA = 0", "EXTRA = 9")
+    (tmp_path / "none.py").write_text(other)
+    assert cli("run", "none.py", "--name", "none").code != 0
+    assert "no completed trial keeps the limits: memory_gb <= 5" in cli("status", "--name", "none").out
+    failed = cli("best", "--name", "none")
+    assert failed.code != 0
+    assert "none of 4 completed trials keeps the limits: memory_gb <= 5 (nearest: " in failed.err
