@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
@@ -105,8 +106,10 @@ class Limits:
         max_evals: full runs in total. A failed trial counts for one, an added one for none, a run that was paused for
             the share that it has trained.
         max_cost: seconds of all runs together, over all processes, lost and repeated ones included, after which nothing
-            starts or goes on. Where evaluations report ``Outcome(cost=...)``, it is in what they count, such as steps.
-        timeout: seconds after which ``optimize`` starts no further trial, nor waits for those of other processes.
+            starts or goes on; also as "90s", "30m", "4h" or "2d". Where evaluations report ``Outcome(cost=...)``, it is
+            in what they count, such as steps.
+        timeout: seconds after which ``optimize`` starts no further trial, nor waits for those of other processes;
+            also as "4h".
         max_failures: ``optimize`` stops once more trials than this have failed; ``None`` for never.
 
     Raises:
@@ -121,10 +124,11 @@ class Limits:
     def __post_init__(self) -> None:
         if not _is_integer(self.max_evals, 1):
             raise SettingsError(f"max_evals must be an integer >= 1, but got {self.max_evals!r}")
-        if self.max_cost is not None and not _is_seconds(self.max_cost):
-            raise SettingsError(f"max_cost must be a number of seconds > 0, but got {self.max_cost!r}")
-        if self.timeout is not None and not _is_seconds(self.timeout):
-            raise SettingsError(f"timeout must be a number of seconds > 0, but got {self.timeout!r}")
+        for name in ("max_cost", "timeout"):
+            seconds = as_seconds(getattr(self, name))
+            if seconds is not None and not _is_seconds(seconds):
+                raise SettingsError(f"{name} must be a number of seconds > 0, or such as '4h', but got {seconds!r}")
+            object.__setattr__(self, name, seconds)  # a frozen dataclass sets its fields this way
         if self.max_failures is not None and not _is_integer(self.max_failures, 0):
             raise SettingsError(f"max_failures must be an integer >= 0, but got {self.max_failures!r}")
 
@@ -188,8 +192,8 @@ class Knobs(TypedDict, total=False):
     mc_samples: int
     strategy: StrategyName | Any
     rungs: Sequence[float] | None
-    max_cost: float | None
-    timeout: float | None
+    max_cost: float | str | None
+    timeout: float | str | None
     max_failures: int | None
     storage: str | None
     name: str | None
@@ -253,6 +257,17 @@ def name_of_strategy(strategy: StrategyName | Any) -> str:
 def names_of(record: type[Any]) -> list[str]:
     """The names of a record's fields."""
     return [field.name for field in fields(record)]
+
+
+def as_seconds(value: Any) -> Any:
+    """The seconds that a text such as "90s", "30m", "4h" or "2d" spells; anything else as it is.
+
+    Example:
+        >>> as_seconds("1.5h"), as_seconds(10)
+        (5400.0, 10)
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([smhd])", value) if isinstance(value, str) else None
+    return value if found is None else float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def _is_integer(value: Any, low: int) -> bool:

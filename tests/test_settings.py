@@ -95,9 +95,9 @@ def test_a_gpu_that_is_not_there_is_refused_before_anything_is_evaluated(monkeyp
         (Limits, {"max_evals": 0}, "max_evals must be an integer >= 1, but got 0"),
         (Limits, {"max_evals": True}, "max_evals must be an integer >= 1, but got True"),
         (Limits, {"max_evals": 2.0}, "max_evals must be an integer >= 1, but got 2.0"),
-        (Limits, {"timeout": 0}, "timeout must be a number of seconds > 0, but got 0"),
-        (Limits, {"timeout": "1h"}, "timeout must be a number of seconds > 0, but got '1h'"),
-        (Limits, {"max_cost": 0}, "max_cost must be a number of seconds > 0, but got 0"),
+        (Limits, {"timeout": 0}, "timeout must be a number of seconds > 0, or such as '4h', but got 0"),
+        (Limits, {"timeout": "1 week"}, "timeout must be a number of seconds > 0, .* but got '1 week'"),
+        (Limits, {"max_cost": 0}, "max_cost must be a number of seconds > 0, or such as '4h', but got 0"),
         (Limits, {"max_failures": -1}, "max_failures must be an integer >= 0, but got -1"),
         (Place, {"name": "gpt2"}, r"name='gpt2' needs a storage, such as storage='sqlite:///study.db'"),
         (
@@ -123,7 +123,16 @@ def test_each_field_of_each_group_is_a_knob_of_its_type() -> None:
         assert not types.keys() & set(names_of(record)), "a name must mean one thing"
         types |= get_type_hints(record)
     del types["max_evals"]  # by position
-    assert get_type_hints(Knobs) == types | {"seed": int | None}  # None: 0, or that of the stored study
+    said = {"seed": int | None, "max_cost": float | str | None, "timeout": float | str | None}
+    assert get_type_hints(Knobs) == types | said  # None: 0, or that of the stored study; a text: "4h"
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("30m", 1800), ("1.5h", 5400), ("2 d", 172800), ("4h", 14400)]
+)
+def test_seconds_may_be_spelled(text: str, seconds: float) -> None:
+    limits = group({"max_cost": text, "timeout": text}).limits
+    assert (limits.max_cost, limits.timeout) == (seconds, seconds)
 
 
 def test_knobs_go_to_the_record_that_has_a_field_of_their_name() -> None:

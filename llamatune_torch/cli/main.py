@@ -27,7 +27,7 @@ from llamatune_torch.errors import (
     SpecError,
 )
 from llamatune_torch.hints import OTHER_NAMES
-from llamatune_torch.settings import StrategyName
+from llamatune_torch.settings import StrategyName, as_seconds
 
 # As of TrialState, whose module loads NumPy: --help is to show at once.
 STATES = ("running", "paused", "complete", "stopped", "failed", "lost")
@@ -178,13 +178,18 @@ def _add_searches(command: Any) -> None:
             "--trials", dest="max_evals", metavar="N", type=int, help="full runs in total, for all workers together"
         )
         search.add_argument(
-            "--max-cost", metavar="S", type=float, help="seconds of all runs after which nothing starts or goes on"
+            "--max-cost",
+            metavar="S",
+            type=_seconds,
+            help="seconds of all runs, or such as 4h, after which nothing starts or goes on",
         )
         search.add_argument("--strategy", choices=get_args(StrategyName), help="which runs train to their end")
         search.add_argument("--direction", choices=("maximize", "minimize"))
         search.add_argument("--metric", help="the name of the score")
         search.add_argument("--seed", type=int)
-        search.add_argument("--timeout", metavar="S", type=float, help="seconds after which no further trial starts")
+        search.add_argument(
+            "--timeout", metavar="S", type=_seconds, help="seconds, or such as 4h, after which no further trial starts"
+        )
         search.add_argument("--max-failures", metavar="N", type=int, help="stop when more than N trials have failed")
         search.add_argument("--extend", action="store_true", default=None, help="accept another space than is stored")
         search.add_argument(
@@ -229,6 +234,11 @@ def _add_looks(command: Any) -> None:
     trials.add_argument("--state", choices=STATES, help="only these")
     trials.add_argument("--by-value", action="store_true", help="the best first")
     trials.add_argument("--last", metavar="N", type=_positive(int), help="only the last N")
+
+
+def _seconds(text: str) -> float:
+    seconds: float = float(as_seconds(text))
+    return seconds
 
 
 def _positive(kind: Any) -> Any:
