@@ -7,7 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from llamatune_torch.constraints import Constraint, read_constraints
 from llamatune_torch.errors import NoCompletedTrialError, NoFeasibleTrialError, SettingsError, TrialStateError
@@ -75,6 +75,13 @@ class Extension:
         return space.with_values(kept, dict(self.values))
 
 
+class End(NamedTuple):
+    """The end of a search: why nothing starts any more, when the study had so many ``trials``."""
+
+    trials: int
+    reason: str
+
+
 #: The extension of a space that is as it was.
 UNCHANGED = Extension()
 
@@ -91,6 +98,7 @@ class Study:
         initial_points: canonical parameters to try before any others; a point may leave some out.
         trials: what has been tried.
         extension: what the space has gained and lost. Trials are shown as they count in the space of now.
+        end: why the search has ended before its budget, if it has; :attr:`ended` tells whether that still holds.
     """
 
     space: SearchSpace
@@ -98,6 +106,7 @@ class Study:
     initial_points: tuple[Params, ...] = ()
     trials: tuple[Trial, ...] = ()
     extension: Extension = UNCHANGED
+    end: End | None = None
 
     @property
     def direction(self) -> Direction:
@@ -196,6 +205,11 @@ class Study:
                 shares[trial.first] = max(shares.get(trial.first, 0.0), share(trial))
         return math.fsum(shares.values())
 
+    @property
+    def ended(self) -> str | None:
+        """Why the search has ended; ``None`` if it has not, or if trials have started since."""
+        return self.end.reason if self.end is not None and self.end.trials == len(self.trials) else None
+
     def better(self, value: float, than: float) -> bool:
         """True if ``value`` is strictly better than another in this study's direction."""
         return value > than if self.direction == "maximize" else value < than
@@ -279,6 +293,7 @@ class Study:
         lines += [f"  {name} = {show_value(value)}" for name, value in best.params.items()]
         lines += [f"  ({key}: {note})" for key, note in best.notes.items()]
         lines += [f"limit {self._how_kept(limit)}" for limit in self.constraints]
+        lines += [f"ended: {self.ended}"] if self.ended else []
         return printable("\n".join(lines))
 
     def by_value(self) -> list[Trial]:

@@ -280,4 +280,6 @@ OTHERS: dict[str, Any] = {
     "mc_samples": 16,
     "strategy": "asha",
     "rungs": [0.25, 1.0],
+    "stopping": "auto",
+    "min_evals": 30,
 }

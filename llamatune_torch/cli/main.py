@@ -27,7 +27,7 @@ from llamatune_torch.errors import (
     SpecError,
 )
 from llamatune_torch.hints import OTHER_NAMES
-from llamatune_torch.settings import StrategyName, as_seconds
+from llamatune_torch.settings import StoppingName, StrategyName, as_seconds
 
 # As of TrialState, whose module loads NumPy: --help is to show at once.
 STATES = ("running", "paused", "complete", "stopped", "failed", "lost")
@@ -43,6 +43,8 @@ _PLAIN = (
     "max_cost",
     "max_failures",
     "strategy",
+    "stopping",
+    "min_evals",
     "extend",
     "grace",
     "retries",
@@ -184,6 +186,10 @@ def _add_searches(command: Any) -> None:
             help="seconds of all runs, or such as 4h, after which nothing starts or goes on",
         )
         search.add_argument("--strategy", choices=get_args(StrategyName), help="which runs train to their end")
+        search.add_argument(
+            "--stopping", choices=get_args(StoppingName), help="end the search when further trials gain too little"
+        )
+        search.add_argument("--min-evals", metavar="N", type=int, help="trials before which --stopping does not end it")
         search.add_argument("--direction", choices=("maximize", "minimize"))
         search.add_argument("--metric", help="the name of the score")
         search.add_argument("--seed", type=int)

@@ -68,7 +68,7 @@ class TrainingData(NamedTuple):
 
 
 def training_data(study: Study, device: torch.device, also_pending: list[Params]) -> TrainingData:
-    """The study as tensors. The sign of the outcomes is turned to "larger is better" here and nowhere else.
+    """The study as tensors.
 
     Args:
         study: with one completed trial or more.
@@ -76,8 +76,7 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
         also_pending: parameters that count as running, besides those of running trials.
     """
     cube = Cube(study.space)
-    sign = 1.0 if study.direction == "maximize" else -1.0
-    Y = torch.tensor([sign * float(t.value or 0.0) for t in study.completed], dtype=torch.float64)
+    Y = signed_values(study)
 
     def points(trials: list[Trial]) -> Tensor:
         return cube.encode_all([trial.params for trial in trials]).to(device)
@@ -99,6 +98,12 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
         feasible=torch.tensor([study.is_feasible(trial) for trial in study.completed], device=device)[rows.to(device)],
         features=Features(study.space),
     )
+
+
+def signed_values(study: Study) -> Tensor:
+    """The values of completed trials. Their sign is turned to "larger is better" here and nowhere else."""
+    sign = 1.0 if study.direction == "maximize" else -1.0
+    return torch.tensor([sign * float(t.value or 0.0) for t in study.completed], dtype=torch.float64)
 
 
 def choose_device(device: str, n: int) -> torch.device:

@@ -7,6 +7,7 @@ from typing import Any
 
 from llamatune_torch.decisions import ROUNDING, Decision, Discard, Finish, Resume, Start, Wait, carried_out
 from llamatune_torch.engine.breakdown import find_bounds
+from llamatune_torch.engine.stopping import assess
 from llamatune_torch.engine.strategies.asha import Asha
 from llamatune_torch.engine.strategies.full import Full
 from llamatune_torch.engine.strategies.halving import hyperband, successive_halving
@@ -66,7 +67,7 @@ def decide(
         SpaceExhaustedError: a finite space has no point left.
     """
     bounds = find_bounds(study)
-    at_once = isinstance(strategy, Full) and left >= n - ROUNDING and not study.paused
+    at_once = isinstance(strategy, Full) and left >= n - ROUNDING and not study.paused and not settings.stopping
     if at_once:  # a batch shares one fit of the surrogate
         return [Start(*suggestion, bounds=bounds) for suggestion in suggest(study, settings, n)]
     decisions: list[Decision] = []
@@ -80,6 +81,8 @@ def decide(
             decision = Finish(str(error))  # what is stopped is stopped all the same
         if isinstance(decision, Finish) and strategy.least < 1 and study.pending and not study.can_pause:
             decision = Wait("runs that may pause count as full ones until the first has paused")
+        if isinstance(decision, Start) and settings.stopping and (verdict := assess(study, settings)) and verdict.ends:
+            decision = Wait(str(verdict)) if study.pending else Finish(str(verdict))
         if isinstance(decision, (Start, Resume)):
             decision = decision._replace(bounds=bounds)
         decisions.append(decision)

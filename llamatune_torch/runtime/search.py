@@ -10,13 +10,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
-from llamatune_torch.decisions import Decision
+from llamatune_torch.decisions import Decision, Finish
 from llamatune_torch.engine.data import choose_device
 from llamatune_torch.engine.decide import decide, find_strategy
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.strategies.full import Full
 from llamatune_torch.engine.strategies.strategy import Strategy
-from llamatune_torch.errors import ConstraintError, OutcomeError, SettingsError, StillRunningError, StorageError
+from llamatune_torch.errors import (
+    BudgetSpentError,
+    ConstraintError,
+    OutcomeError,
+    SettingsError,
+    StillRunningError,
+    StorageError,
+)
 from llamatune_torch.runtime.events import Callback
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import Limits, Settings
@@ -150,8 +157,18 @@ class Search:
         return find_strategy(self.settings, self.limits.max_evals, self.can_pause)
 
     def _start(self, n: int, goes_on: Callable[[], bool] = lambda: True) -> list[Trial]:
-        least = self.strategy.least
-        return self._store.start(n, self._choose, self.settings.seed, self.limits.max_evals, least, goes_on)
+        least, last = self.strategy.least, list[Decision]()
+
+        def choose(study: Study, n: int, left: float) -> list[Decision]:
+            last[:] = decisions = self._choose(study, n, left)
+            return decisions
+
+        try:
+            return self._store.start(n, choose, self.settings.seed, self.limits.max_evals, least, goes_on)
+        except BudgetSpentError:
+            if self.settings.stopping and last and isinstance(last[-1], Finish):
+                self._store.conclude(last[-1].reason)
+            raise
 
     def tell(self, trial: Trial | int, outcome: float | Outcome) -> Trial:
         """Records what came of a trial, and returns its final record.

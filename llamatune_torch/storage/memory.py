@@ -23,7 +23,7 @@ from llamatune_torch.storage.store import (
     num_left,
     to_retry,
 )
-from llamatune_torch.study import Study
+from llamatune_torch.study import End, Study
 from llamatune_torch.trial import Direction, Trial
 
 
@@ -91,6 +91,10 @@ class MemoryStore:
         with self._lock:
             check_direction(self.study, direction)
             self.study = replace(self.study, goal=replace(self.study.goal, direction=direction, metric=metric))
+
+    def conclude(self, reason: str) -> None:
+        with self._lock:
+            self.study = replace(self.study, end=End(len(self.study.trials), reason))
 
 
 class FollowerStore(MemoryStore):

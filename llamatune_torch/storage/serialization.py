@@ -36,7 +36,7 @@ from llamatune_torch.storage.validation import (
     whole,
     words,
 )
-from llamatune_torch.study import UNCHANGED, Extension
+from llamatune_torch.study import UNCHANGED, End, Extension
 from llamatune_torch.trial import Cause, Origin, Trial, TrialState
 
 KINDS: Mapping[str, type[Any]] = {"Real": Real, "Integer": Integer, "Categorical": Categorical}
@@ -178,6 +178,18 @@ def read_constraints(written: Any, place: str) -> tuple[Constraint, ...]:
         except ConstraintError as error:
             raise SchemaError(f"{place}: {clip(error)}") from error
     return tuple(read)
+
+
+def read_end(written: Any, place: str) -> End:
+    """Reads the end of a search, written as the list of its fields.
+
+    Raises:
+        SchemaError: it is anything else.
+    """
+    fields = sequence(written, place)
+    if len(fields) != 2:
+        raise refuse(place, "a number of trials and a reason", written)
+    return End(whole(fields[0], place), words(fields[1], place))
 
 
 def write_trial(trial: Trial, *, with_curve: bool = True) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from llamatune_torch.errors import SchemaError, StorageError
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.storage.definition import Definition, open_study
 from llamatune_torch.storage.points import read_curves, write_points
-from llamatune_torch.storage.serialization import as_seen_by, read_trial, write_trial
+from llamatune_torch.storage.serialization import as_seen_by, read_trial, to_json, write_trial
 from llamatune_torch.storage.store import check_number, check_open
-from llamatune_torch.storage.validation import number, optional, take, words
-from llamatune_torch.study import Study
+from llamatune_torch.storage.validation import mapping, number, optional, parsed, take, words
+from llamatune_torch.study import End, Study
 from llamatune_torch.trial import Direction, Trial
 
 T = TypeVar("T")
@@ -154,6 +154,18 @@ class LockedStudy:
             direction=direction,
         )
         self._known = replace(self._known, goal=replace(self._known.goal, direction=direction, metric=metric))
+
+    def conclude(self, reason: str) -> None:
+        """Writes why the search has ended, among the study's settings."""
+        end = End(len(self.trials), reason)
+        (row,) = self.transaction.rows("SELECT settings FROM llamatune_studies WHERE id = :study", study=self.id)
+        settings = mapping(parsed(row["settings"], f"study {self.id}"), f"study {self.id}: settings")
+        self.transaction.run(
+            "UPDATE llamatune_studies SET settings = :settings WHERE id = :study",
+            study=self.id,
+            settings=to_json({**settings, "end": list(end)}),
+        )
+        self._known = replace(self._known, end=end)
 
     def _written_curve(self, number: int) -> Curve:
         """Returns the curve that the database has of a trial."""

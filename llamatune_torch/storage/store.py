@@ -107,6 +107,9 @@ class Store(Protocol):
             TrialStateError: a trial has completed already, with the other direction.
         """
 
+    def conclude(self, reason: str) -> None:
+        """Writes down why the search has ended before its budget; see ``Study.ended``."""
+
 
 def carry_out(
     study: Study, decisions: Sequence[Decision], seed: int, now: float, put: Callable[[Trial], Study]

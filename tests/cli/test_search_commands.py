@@ -323,3 +323,25 @@ def test_a_file_may_say_the_value_itself_also_with_extend(cli: Cli, spec: str, t
     grown = write_spec(tmp_path, text=GROWN.replace("EXTEND", ", 'extend': {'warmup': 0.25}"))
     assert cli("run", grown, "--name", "s", "--extend").code == 0
     assert [trial.params["warmup"] for trial in load_study(storage(tmp_path)).trials[:2]] == [0.25, 0.25]
+
+
+def test_a_search_may_end_by_itself_and_goes_on_for_a_larger_wish(cli: Cli, tmp_path: Path) -> None:
+    text = """
+from llamatune_torch import Real
+
+space = {"x": Real(0, 1)}
+search = {"max_evals": 30, "num_screened": 64, "num_restarts": 1}
+
+def evaluate(params):
+    return -(params["x"] - 0.4) ** 2 + 0.1 * hash(params["x"]) % 1000 / 10000
+"""
+    spec = write_spec(tmp_path, text=text)
+    ended = cli("run", spec, "--stopping", "auto", "--min-evals", 8)
+    assert ended.code == 0
+    assert "ended: a further trial is expected to gain " in ended.out
+    count = len(load_study(storage(tmp_path)).trials)
+    assert 8 <= count < 30
+    assert "finished\n" in cli("status").out
+    assert cli("resume", spec).out == ended.out
+    cli("resume", spec, "--min-evals", count + 2)
+    assert len(load_study(storage(tmp_path)).trials) >= count + 2

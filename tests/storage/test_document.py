@@ -30,7 +30,7 @@ from llamatune_torch import (
 )
 from llamatune_torch.storage.document import from_document, restore, to_document
 from llamatune_torch.storage.reader import Reader, Snapshot
-from llamatune_torch.study import Goal
+from llamatune_torch.study import End, Goal
 from llamatune_torch.tables import trials_table
 
 NUMBERS = st.floats(allow_nan=False)
@@ -283,3 +283,16 @@ def test_a_document_has_the_limits(tmp_path: Path) -> None:
     for broken in ({"memory_gb": [8, 1]}, {"memory_gb": "<= 8"}, {"memory_gb": [None]}, [1], {"a": [None, None]}):
         with pytest.raises(SchemaError, match="constraints"):
             from_document({**document, "constraints": broken})
+
+
+def test_the_end_of_a_search_stays_with_its_study(tmp_path: Path) -> None:
+    study = Study(SearchSpace({"x": Real(0, 1)}), end=End(0, "enough is known"))
+    document = json.loads(json.dumps(to_document(snapshot(study))))
+    assert from_document(document).study.ended == "enough is known"
+    url = f"sqlite:///{tmp_path}/s.db"
+    restore(url, "mine", from_document(document))
+    assert load_study(url).ended == "enough is known"
+    assert LlamaTune(study.space, storage=url, name="mine").study.ended == "enough is known"
+    for odd in ("yes", [1], ["1", "why"], [0, 1]):
+        with pytest.raises(SchemaError, match="end"):
+            from_document({**document, "end": odd})
