@@ -14,6 +14,7 @@ import argparse
 import json
 import platform
 import statistics
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from llamatune_torch.engine import stopping
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.problems import Problem
 from llamatune_torch.settings import Settings
+from llamatune_torch.study import Study
 
 CURVES = (Problem(c.name, c.space, c.direction, c.optimum, c.true_value, c.noise) for c in problems.NOISY_CURVES)
 PROBLEMS = {problem.name: problem for problem in (*problems.ALL, *CURVES)}
@@ -33,11 +35,13 @@ PROBLEMS = {problem.name: problem for problem in (*problems.ALL, *CURVES)}
 class Search(NamedTuple):
     """One search to its whole budget.
 
-    regrets   of the recommended trial, after each trial
+    study     its record
+    problem   that it searched
     ratios    gain / threshold of the rule after each trial, infinite while it is too early
     """
 
-    regrets: list[float]
+    study: Study
+    problem: Problem
     ratios: list[float]
 
     def end(self, fraction: float) -> int:
@@ -45,11 +49,16 @@ class Search(NamedTuple):
         scale = stopping.FRACTION / fraction
         return next((n for n, ratio in enumerate(self.ratios, 1) if ratio * scale < 1), len(self.ratios))
 
+    def regret(self, n: int) -> float:
+        """The regret of the trial that is recommended after ``n`` trials."""
+        return self.problem.regret(recommend(replace(self.study, trials=self.study.trials[:n])).params)
+
 
 def run(problem: Problem, evals: int, seed: int) -> Search:
-    generator, search = np.random.default_rng(seed), Search([], [])
-    settings = Settings(seed=seed, stopping="auto")
-    tuner = LlamaTune(problem.space, max_evals=evals, direction=problem.direction, seed=seed, progress=False)
+    generator, ratios = np.random.default_rng(seed), list[float]()
+    cheap: dict[str, Any] = {"num_restarts": 3, "num_screened": 256, "seed": seed}
+    settings = Settings(stopping="auto", **cheap)
+    tuner = LlamaTune(problem.space, None, evals, direction=problem.direction, progress=False, **cheap)
     for _ in range(evals):
         trial = tuner.ask()
         try:
@@ -57,10 +66,8 @@ def run(problem: Problem, evals: int, seed: int) -> Search:
         except MemoryError:
             tuner.tell(trial, float("nan"))
         verdict = stopping.assess(tuner.study, settings)
-        search.ratios.append(float("inf") if verdict is None else verdict.gain / verdict.threshold)
-        has_one = bool(tuner.study.completed)
-        search.regrets.append(problem.regret(recommend(tuner.study, settings).params) if has_one else float("inf"))
-    return search
+        ratios.append(float("inf") if verdict is None else verdict.gain / verdict.threshold)
+    return Search(tuner.study, problem, ratios)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -79,10 +86,10 @@ def main(arguments: list[str] | None = None) -> None:
         cells = [name, f"{PROBLEMS[name].noise:g}"]
         for fraction in options.fractions:
             ends = [search.end(fraction) for search in searches]
-            regrets = [search.regrets[end - 1] for search, end in zip(searches, ends, strict=True)]
+            regrets = [search.regret(end) for search, end in zip(searches, ends, strict=True)]
             cells += [", ".join(map(str, sorted(ends))), f"{statistics.median(regrets):.2g}"]
             records.append({"problem": name, "fraction": fraction, "ends": ends, "regrets": regrets})
-        whole = [search.regrets[-1] for search in searches]
+        whole = [search.regret(options.evals) for search in searches]
         rows.append([*cells, f"{statistics.median(whole):.2g}"])
         records.append({"problem": name, "regrets": whole})
     print(markdown(rows))

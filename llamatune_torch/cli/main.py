@@ -235,6 +235,10 @@ def _add_looks(command: Any) -> None:
         "--recommended", action="store_true", help="the best on average, where the best value may only be lucky"
     )
 
+    best.add_argument(
+        "--confidence", action="store_true", help="that, and how sure it is: its interval, its chance to beat others"
+    )
+
     trials = command("trials", "results", "all trials, or all about one of them")
     trials.add_argument("number", metavar="NUMBER", type=int, nargs="?", help="all about this one")
     trials.add_argument("--state", choices=STATES, help="only these")

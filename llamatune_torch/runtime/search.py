@@ -13,7 +13,7 @@ from typing import Any, overload
 from llamatune_torch.decisions import Decision, Finish
 from llamatune_torch.engine.data import choose_device
 from llamatune_torch.engine.decide import decide, find_strategy
-from llamatune_torch.engine.recommend import recommend
+from llamatune_torch.engine.recommend import Recommendation, explain, recommend
 from llamatune_torch.engine.strategies.full import Full
 from llamatune_torch.engine.strategies.strategy import Strategy
 from llamatune_torch.errors import (
@@ -255,6 +255,15 @@ class Search:
         """
         with self._lock, one_thread(choose_device(self.settings.device, len(self.study.completed))):
             return recommend(self.study, self.settings)
+
+    def recommendation(self) -> Recommendation:
+        """:meth:`recommend`, and how sure that is: the interval of its value, its probability to beat others.
+
+        Raises:
+            NoCompletedTrialError: nothing has completed yet.
+        """
+        with self._lock, one_thread(choose_device(self.settings.device, len(self.study.completed))):
+            return explain(self.study, self.settings)
 
     def settle_metric(self, metric: str, direction: Direction) -> None:
         """Names the score and its direction, for evaluations that learn both from their first trial.

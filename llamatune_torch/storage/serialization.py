@@ -363,6 +363,13 @@ def _read_goal(value: Any, place: str) -> float:
     return float(value)
 
 
+def _read_std(value: Any, place: str) -> float:
+    std = number(value, place)
+    if not 0 <= std < math.inf:
+        raise refuse(place, "a finite number >= 0", value)
+    return std
+
+
 def _read_count(value: Any, place: str) -> int:
     if whole(value, place) < 0:
         raise refuse(place, "an integer >= 0", value)
@@ -374,13 +381,14 @@ class _Stage(NamedTuple):
     default: Any
 
 
-#: Further fields, of a trial that does not train to its end in one go: written where they say something.
+#: Further fields, written where they say something: of a trial that does not train to its end in one go, and others.
 _STAGES: Mapping[str, _Stage] = {
     "until": _Stage(_read_goal, 1.0),
     "reached": _Stage(_read_share, 0.0),
     "pauses": _Stage(_read_count, 0),
     "resumed": _Stage(optional(number), None),
     "bounds": _Stage(_read_bounds, None),
+    "std": _Stage(_read_std, None),
 }
 
 

@@ -7,6 +7,9 @@ import json
 import pytest
 import stopping as benchmark
 
+from llamatune_torch import Study
+from llamatune_torch.problems import branin
+
 
 def test_a_short_run_says_where_searches_would_have_ended(capsys: pytest.CaptureFixture[str]) -> None:
     benchmark.main(["--problems", "branin", "--seeds", "1", "--evals", "22", "--fractions", "1e6", "1e-9"])
@@ -20,5 +23,5 @@ def test_a_short_run_says_where_searches_would_have_ended(capsys: pytest.Capture
 
 
 def test_the_end_is_the_first_place_below_the_fraction() -> None:
-    search = benchmark.Search([1.0] * 4, [float("inf"), 3.0, 0.9, 2.0])
+    search = benchmark.Search(Study(branin.space), branin, [float("inf"), 3.0, 0.9, 2.0])
     assert [search.end(fraction * benchmark.stopping.FRACTION) for fraction in (0.5, 1, 4)] == [4, 3, 2]
