@@ -87,9 +87,8 @@ def test_a_run_on_a_fresh_seed_lies_within_the_interval_nine_times_in_ten() -> N
 def test_the_interval_is_in_the_unit_and_the_direction_of_the_metric(direction: Any) -> None:
     one, many = (explain(noisy_study(3, direction=direction, unit=unit)) for unit in (1.0, 1000.0))
     assert one.trial.number == many.trial.number
-    assert [many.low, many.mean, many.high] == pytest.approx(
-        [1000 * one.low, 1000 * one.mean, 1000 * one.high], rel=1e-3
-    )
+    found, expected = (many.low, many.mean, many.high), (one.low, one.mean, one.high)
+    assert found == pytest.approx([1000 * value for value in expected], rel=1e-3)
     assert one.low < one.mean < one.high
     truth = (1 if direction == "maximize" else -1) * hill(one.trial.params["x"])
     assert abs(one.mean - truth) < 0.15
