@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
+from llamatune_torch.confirmed import Confirmed, find_winner
 from llamatune_torch.constraints import Constraint, read_constraints
 from llamatune_torch.errors import NoCompletedTrialError, NoFeasibleTrialError, SettingsError, TrialStateError
 from llamatune_torch.parameter_base import to_python
@@ -237,14 +238,15 @@ class Study:
 
     @property
     def best_trial(self) -> Trial:
-        """The feasible trial with the best value, the earliest among equals.
+        """The feasible trial with the best value, the earliest among equals; once candidates are confirmed, the winner.
 
         Raises:
             NoCompletedTrialError: no trial has completed; the message counts the failures by reason. As
                 NoFeasibleTrialError: none that has keeps the constraints; the message says how near they came.
         """
-        best: Trial | None = None
-        for trial in self.feasible:
+        confirmed = self.confirmed()
+        best = None if confirmed is None else confirmed.trial
+        for trial in self.feasible if best is None else []:
             if best is None or self.better(_value(trial), _value(best)):
                 best = trial
         if best is None and self.completed:
@@ -266,8 +268,13 @@ class Study:
 
     @property
     def best_value(self) -> float:
-        """The value of :attr:`best_trial`."""
-        return _value(self.best_trial)
+        """The value of :attr:`best_trial`; of a confirmed winner, its mean on fresh seeds."""
+        confirmed = self.confirmed()
+        return _value(self.best_trial) if confirmed is None else confirmed.mean
+
+    def confirmed(self) -> Confirmed | None:
+        """The winner of the candidates that were trained again on fresh seeds; ``None`` while there is none."""
+        return find_winner(self.trials, self.feasible, self.direction)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a trial, as plain values: parameters as ``params.<name>``, ``None`` where inactive."""
@@ -289,7 +296,8 @@ class Study:
         if not self.feasible:
             return printable("\n".join([*lines, self._why_nothing_feasible()]))
         best = self.best_trial
-        lines.append(f"best {self.metric} ({self.direction}): {best.value:.6g} in trial {best.number}")
+        value = self.confirmed() or f"{best.value:.6g}"
+        lines.append(f"best {self.metric} ({self.direction}): {value} in trial {best.number}")
         lines += [f"  {name} = {show_value(value)}" for name, value in best.params.items()]
         lines += [f"  ({key}: {note})" for key, note in best.notes.items()]
         lines += [f"limit {self._how_kept(limit)}" for limit in self.constraints]

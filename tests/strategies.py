@@ -282,4 +282,7 @@ OTHERS: dict[str, Any] = {
     "rungs": [0.25, 1.0],
     "stopping": "auto",
     "min_evals": 30,
+    "confirm": 2,
+    "confirm_evals": 4,
+    "confidence": 0.8,
 }

@@ -45,6 +45,9 @@ _PLAIN = (
     "strategy",
     "stopping",
     "min_evals",
+    "confirm",
+    "confirm_evals",
+    "confidence",
     "extend",
     "grace",
     "retries",
@@ -174,7 +177,9 @@ def _add_searches(command: Any) -> None:
     run.add_argument("target", metavar="TARGET", help=_TARGET)
     resume.add_argument("target", metavar="TARGET", nargs="?", help=f"{_TARGET}; by default what you ran last here")
     worker.add_argument("target", metavar="TARGET", help=_TARGET)
-    for each in (run, resume, worker):
+    confirm = command("confirm", "search", "train the best candidates again on fresh seeds, and nothing else")
+    confirm.add_argument("target", metavar="TARGET", nargs="?", help=f"{_TARGET}; by default what you ran last here")
+    for each in (run, resume, worker, confirm):
         search = each.add_argument_group("the search (before what the file says)")
         search.add_argument(
             "--trials", dest="max_evals", metavar="N", type=int, help="full runs in total, for all workers together"
@@ -190,6 +195,18 @@ def _add_searches(command: Any) -> None:
             "--stopping", choices=get_args(StoppingName), help="end the search when further trials gain too little"
         )
         search.add_argument("--min-evals", metavar="N", type=int, help="trials before which --stopping does not end it")
+        search.add_argument(
+            *("--top", "--confirm") if each is confirm else ("--confirm",),
+            dest="confirm",
+            metavar="K",
+            type=int,
+            default=3 if each is confirm else None,
+            help="the best K train again on fresh seeds after the search, until one is better",
+        )
+        search.add_argument("--confirm-evals", metavar="N", type=int, help="runs for that; 3 for each by default")
+        search.add_argument(
+            "--confidence", metavar="P", type=float, help="the probability at which one is better (0.9)"
+        )
         search.add_argument("--direction", choices=("maximize", "minimize"))
         search.add_argument("--metric", help="the name of the score")
         search.add_argument("--seed", type=int)

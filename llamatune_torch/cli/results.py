@@ -33,18 +33,21 @@ def best(options: Namespace) -> int:
     stored = Reader(options.storage).look(options.name)
     study = stored.study
     known = _recommended(stored) if options.recommended or options.confidence else None
-    trial = study.best_trial if known is None else known.trial
+    trial, confirmed = study.best_trial if known is None else known.trial, study.confirmed()
     with standard_output(utf8=options.json or options.args) as file:
         if options.json:
             record = {"study": stored.name, "metric": study.metric, "direction": study.direction}
             found = {"trial": trial.number, "value": trial.value, "params": trial.params}
+            if confirmed is not None:
+                found["confirmed"] = {**confirmed._asdict(), "trial": confirmed.trial.number}
             sure = _as_record(known) if known is not None and options.confidence else {}
             print(json.dumps(to_strict(record | found | sure)), file=file)
         elif options.args:
             print(arguments(trial.params, flags=options.flags), file=file)
         else:
             how = f"of {len(study.completed)}" if known is None else f"best on average, of {len(study.completed)}"
-            say(f"{study.metric} = {trial.value:.6g} in trial {trial.number} ({how}; {study.direction})")
+            value = confirmed or f"{trial.value:.6g}"
+            say(f"{study.metric} = {value} in trial {trial.number} ({how}; {study.direction})")
             for name, value in trial.params.items():
                 say(f"  {name} = {show_value(value)}")
             for key, note in trial.notes.items():

@@ -153,7 +153,8 @@ def shown(stored: Snapshot, url: str) -> RenderableType:
         )
     if study.feasible:
         best = study.best_trial
-        lines.append(f"best {study.metric} ({study.direction}): {best.value:.6g} in trial {best.number}")
+        value = study.confirmed() or f"{best.value:.6g}"
+        lines.append(f"best {study.metric} ({study.direction}): {value} in trial {best.number}")
         lines.append(f"  {show_params(best.params)}")
     elif study.completed:
         lines.append(f"no completed trial keeps the limits: {', '.join(map(str, study.constraints))}")

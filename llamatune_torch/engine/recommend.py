@@ -11,7 +11,8 @@ inverse of what made them so, which is increasing (``outcome.py``).
 How noisy runs are is hardly known while no parameters have run twice, and the search bets on little noise. An interval
 must not. So surrogates are fitted with each of the ``NOISES``, and all count that are plausible: whose likelihood is at
 least ``exp(-PLAUSIBLE)`` of the best one's, as in a profile likelihood interval of 95 %. The interval covers theirs,
-and a probability is the least of theirs.
+and a probability is the least of theirs. Of a winner that was confirmed on fresh seeds, these runs alone give the
+interval (``confirmed.py``).
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Recommendation(NamedTuple):
 
 @with_own_modes
 def recommend(study: Study, settings: Settings | None = None) -> Trial:
-    """The feasible trial for whose parameters the surrogate's mean is best; the earliest among equals.
+    """The confirmed winner, else the feasible trial whose parameters have the best mean; the earliest among equals.
 
     If outcomes hold little noise this is ``study.best_trial``. Like ``suggest`` a pure function of the record.
 
@@ -89,7 +90,7 @@ def recommend(study: Study, settings: Settings | None = None) -> Trial:
         {'x': 0.5}
     """
     best = study.best_trial
-    if len(study.completed) < TOO_FEW or len(study.feasible) == 1:
+    if study.confirmed() or len(study.completed) < TOO_FEW or len(study.feasible) == 1:
         return best
     return ranked(study, settings or Settings())[0]
 
@@ -133,6 +134,9 @@ def explain(study: Study, settings: Settings | None = None) -> Recommendation:
     middle, best = beliefs.mean[:, 0], int(beliefs.evidence.argmax())
     robust = torch.stack([middle[best], (middle - half).min(), (middle + half).max()])
     mean, *ends = _in_the_metric(study, data, robust)
+    confirmed = study.confirmed()
+    if confirmed is not None and math.isfinite(confirmed.low):
+        mean, ends = confirmed.mean, [confirmed.low, confirmed.high]
 
     def beats(other: Trial | None) -> float | None:
         same = other is None or repr(other.params) == repr(trial.params)

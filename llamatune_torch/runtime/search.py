@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, overload
 
 from llamatune_torch.decisions import Decision, Finish
+from llamatune_torch.engine.confirm import affordable
 from llamatune_torch.engine.data import choose_device
 from llamatune_torch.engine.decide import decide, find_strategy
 from llamatune_torch.engine.recommend import Recommendation, explain, recommend
@@ -166,7 +167,7 @@ class Search:
         try:
             return self._store.start(n, choose, self.settings.seed, self.limits.max_evals, least, goes_on)
         except BudgetSpentError:
-            if self.settings.stopping and last and isinstance(last[-1], Finish):
+            if (self.settings.stopping or self.settings.confirm) and last and isinstance(last[-1], Finish):
                 self._store.conclude(last[-1].reason)
             raise
 
@@ -333,7 +334,9 @@ class Search:
 
     def _choose(self, study: Study, n: int, left: float) -> list[Decision]:
         strategy = self.strategy
-        if isinstance(strategy, Full):
+        if self.settings.confirm:
+            left = min(left, affordable(study, self.limits.max_cost))
+        elif isinstance(strategy, Full):
             left = math.inf  # of a study in memory, people may ask for more than the loop would
         with self._lock, one_thread(choose_device(self.settings.device, len(study.completed))):
             return decide(study, self.settings, strategy, n, left)

@@ -345,3 +345,27 @@ def evaluate(params):
     assert cli("resume", spec).out == ended.out
     cli("resume", spec, "--min-evals", count + 2)
     assert len(load_study(storage(tmp_path)).trials) >= count + 2
+
+
+def test_the_winner_is_confirmed_in_a_search_and_after_one(cli: Cli, spec: str, tmp_path: Path) -> None:
+    assert cli("run", spec).code == 0
+    before = load_study(storage(tmp_path))
+    done = cli("confirm", "--top", 2, "--confirm-evals", 4)
+    assert done.code == 0
+    study = load_study(storage(tmp_path))
+    assert study.trials[: len(before.trials)] == before.trials
+    again = study.trials[len(before.trials) :]
+    assert 3 <= len(again) <= 4
+    assert {trial.origin for trial in again} == {"confirm"}
+    found = study.confirmed()
+    assert found is not None
+    assert f"best accuracy (maximize): {found} in trial {found.trial.number}\n" in done.out
+    assert f"accuracy = {found} in trial {found.trial.number} (of " in cli("best").out
+    assert f"{found} in trial {found.trial.number}" in cli("status").out
+    assert json.loads(cli("best", "--json").out)["confirmed"]["num_seeds"] == found.num_seeds
+    assert cli("confirm", "--top", 2, "--confirm-evals", 4).code == 0
+    assert load_study(storage(tmp_path)).trials == study.trials
+    assert cli("run", spec, "--name", "both", "--trials", 14, "--confirm", 2, "--workers", 2).code == 0
+    both = load_study(storage(tmp_path), "both")
+    assert both.confirmed() is not None
+    assert both.spent <= 14

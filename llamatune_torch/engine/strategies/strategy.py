@@ -68,11 +68,12 @@ def resume(trial: Trial, until: float, left: float, reason: str) -> Decision:
 def own_runs(study: Study) -> list[Trial]:
     """The runs that a strategy has started, in the order in which they began; a retry stands for what it repeats.
 
-    Lost ones count for nothing, nor do trials that were evaluated elsewhere.
+    Lost ones count for nothing, nor do trials that were evaluated elsewhere, nor confirmations.
     """
     runs: dict[int, Trial] = {}
     for trial in study.trials:
-        if trial.origin != "added" and trial.state is not TrialState.LOST:
+        own = study.trials[trial.first].origin not in ("added", "confirm")
+        if own and trial.state is not TrialState.LOST:
             runs[trial.first] = trial
     return [runs[first] for first in sorted(runs)]
 
