@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from llamatune_torch.confirmed import Confirmed, find_winner
-from llamatune_torch.constraints import Constraint, read_constraints
+from llamatune_torch.constraints import Constraint, Estimate, read_constraints
 from llamatune_torch.errors import NoCompletedTrialError, NoFeasibleTrialError, SettingsError, TrialStateError
 from llamatune_torch.parameter_base import to_python
 from llamatune_torch.space import Params, SearchSpace
@@ -99,6 +99,7 @@ class Study:
         initial_points: canonical parameters to try before any others; a point may leave some out.
         trials: what has been tried.
         extension: what the space has gained and lost. Trials are shown as they count in the space of now.
+        estimates: beliefs about outcomes that are limited, from before anything was measured.
         end: why the search has ended before its budget, if it has; :attr:`ended` tells whether that still holds.
     """
 
@@ -107,6 +108,7 @@ class Study:
     initial_points: tuple[Params, ...] = ()
     trials: tuple[Trial, ...] = ()
     extension: Extension = UNCHANGED
+    estimates: tuple[Estimate, ...] = ()
     end: End | None = None
 
     @property
