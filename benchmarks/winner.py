@@ -107,6 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--problems", nargs="+", default=list(PROBLEMS), choices=list(PROBLEMS))
     parser.add_argument("--evals", type=int, default=20, help="before the confirmation")
     parser.add_argument("--studies", type=int, default=50, help="of each problem")
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--before", type=int, default=10, help="studies of each that are asked before it too")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -115,7 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
     records: dict[str, list[Report]] = {}
     for name in options.problems:
         records[name] = [
-            study_one(PROBLEMS[name], options.evals, seed, seed < options.before) for seed in range(options.studies)
+            study_one(PROBLEMS[name], options.evals, seed, seed < options.before)
+            for seed in range(options.first, options.first + options.studies)
         ]
         rows.append([name, *cells(records[name])])
     rows.append(["all", *cells([report for reports in records.values() for report in reports])])

@@ -46,7 +46,8 @@ class Confirmed(NamedTuple):
 
 def is_confirmation(trial: Trial, trials: Sequence[Trial]) -> bool:
     """True if a trial of a record trains a candidate again, also as a retry of one that does."""
-    return trials[trial.first].origin == "confirm"
+    first = trial.first if 0 <= trial.first < len(trials) else trial.number  # a damaged record may name any
+    return trials[first].origin == "confirm"
 
 
 def searched_trials(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:

@@ -34,7 +34,7 @@ from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
 from llamatune_torch.trial import TrialState
 
-FRACTION = 0.5  # of the noise's standard deviation; benchmarks/README.md has what others save and cost
+FRACTION = 0.5  # of the noise's standard deviation; benchmarks/README.md has what other fractions save and cost
 
 
 class Verdict(NamedTuple):

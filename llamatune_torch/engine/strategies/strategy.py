@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from llamatune_torch.confirmed import is_confirmation
 from llamatune_torch.decisions import ROUNDING, Decision, Finish, Resume, Start
 from llamatune_torch.engine.initial import initial_suggestions
 from llamatune_torch.settings import Settings
@@ -72,7 +73,7 @@ def own_runs(study: Study) -> list[Trial]:
     """
     runs: dict[int, Trial] = {}
     for trial in study.trials:
-        own = study.trials[trial.first].origin not in ("added", "confirm")
+        own = trial.origin != "added" and not is_confirmation(trial, study.trials)
         if own and trial.state is not TrialState.LOST:
             runs[trial.first] = trial
     return [runs[first] for first in sorted(runs)]
