@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import statistics
 from contextlib import suppress
@@ -96,7 +97,8 @@ def study_one(problem: Problem, evals: int, seed: int, asks_before: bool) -> Rep
 
 def cells(reports: list[Report]) -> list[str]:
     def mean(name: str) -> float:
-        return statistics.mean(float(value) for report in reports if (value := getattr(report, name)) is not None)
+        values = [float(value) for report in reports if (value := getattr(report, name)) is not None]
+        return statistics.mean(values) if values else math.nan
 
     shares = [f"{mean(name):.0%}" for name in ("confirmed", "before", "raw")]
     return [*shares, *(f"{mean(name):+.2f}" for name in ("flattery", "raw_flattery", "regret", "raw_regret", "extra"))]
