@@ -5,8 +5,8 @@
     OMP_NUM_THREADS=1 python benchmarks/memory.py --models bert --layers 1 --hidden 32 --batches 2 4 --lengths 16 32
 
 Twelve cells: GPT-2, Llama and BERT, trained in full or by LoRA, with and without gradient checkpointing. For each, a
-real Trainer takes three steps with each batch and length. On CUDA memory is the peak of PyTorch's allocator. On a CPU it
-is what a process forked for this alone has grown by.
+real Trainer takes three steps with each batch and length. On CUDA memory is the peak of PyTorch's allocator. On a CPU
+it is what a process forked for this alone has grown by.
 
 Errors are |log(predicted / measured)|, in percent. "After three" corrects the computed memory by the factor that three
 measurements of the cell teach (``engine/estimates.py``), and is judged by the others.
@@ -162,11 +162,10 @@ def main() -> None:
         make = partial(build, kind, method == "lora", checkpointing)
         began = time.perf_counter()
         configurations = list(itertools.product(options.batches, options.lengths))
-        computed = footprint(
-            make(options.batches[0], options.lengths[-1], options),
-            (min(options.batches), max(options.batches)),
-            tuple(sorted({min(options.lengths), sorted(options.lengths)[len(options.lengths) // 2], max(options.lengths)})),
-        )  # fmt: skip
+        lengths = sorted(options.lengths)
+        trainer = make(options.batches[0], lengths[-1], options)
+        spread = tuple(sorted({lengths[0], lengths[len(lengths) // 2], lengths[-1]}))
+        computed = footprint(trainer, (min(options.batches), max(options.batches)), spread)
         seconds = time.perf_counter() - began
         formula = make(options.batches[0], options.lengths[0], options)
         predicted = np.array([computed.bytes(b, length) for b, length in configurations])
@@ -185,9 +184,8 @@ def main() -> None:
     rows = []
     for cell in [*cells, {"cell": "all", "seconds": math.nan, **_together(cells)}]:
         figures = [np.median(cell["before"]), np.percentile(cell["before"], 90), np.percentile(cell["after"], 90)]
-        rows.append(
-            [cell["cell"], f"{cell['seconds']:.1f}", *(f"{x:.1f}" for x in [*figures, np.median(cell["formula"])])]
-        )
+        figures = [cell["seconds"], *figures, np.median(cell["formula"])]
+        rows.append([cell["cell"], *(f"{figure:.1f}" for figure in figures)])
     print(markdown([head, *rows]))
     name = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
     versions = (

@@ -45,14 +45,8 @@ def divides_by_items(trainer: Trainer) -> bool:
     try:
         with unfelt(trainer), torch.no_grad():
             inputs: Any = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-            once, twice = (
-                float(
-                    trainer.compute_loss(
-                        model, dict(inputs), num_items_in_batch=torch.tensor(n).to(trainer.args.device)
-                    )
-                )
-                for n in (1024, 2048)
-            )
+            numbers = torch.tensor([1024, 2048], device=trainer.args.device)
+            losses: Any = [trainer.compute_loss(model, dict(inputs), num_items_in_batch=n) for n in numbers]
     finally:
         model.train(training)
-    return once != twice
+    return bool(losses[0] != losses[1])
