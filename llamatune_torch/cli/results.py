@@ -7,7 +7,7 @@ import math
 from argparse import Namespace
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
@@ -23,11 +23,16 @@ from llamatune_torch.tables import cells, plain, show_value, trials_table
 from llamatune_torch.text import quote
 from llamatune_torch.trial import Trial
 
+if TYPE_CHECKING:
+    from llamatune_torch.engine.relaxing import Relaxation
+
 
 def best(options: Namespace) -> int:
     """The best parameters, for people, for programs, or for a training command."""
     if options.flags and not options.args:
         raise SettingsError("--flags is about the arguments of a training command: it needs --args")
+    if options.relax and (options.args or options.json):
+        raise SettingsError("--relax is for people to read: it does not go with --args or --json")
     stored = Reader(options.storage).look(options.name)
     study = stored.study
     trial = _recommended(stored) if options.recommended else study.best_trial
@@ -47,6 +52,8 @@ def best(options: Namespace) -> int:
                 say(f"  ({key}: {note})")
             for limit in study.constraints:
                 say(f"  {limit.name} = {limit.value_in(trial.outcomes):.4g} ({limit})")
+            for relaxation in _relaxations(stored) if options.relax else []:
+                say(f"  {relaxation}")
     return 0
 
 
@@ -118,6 +125,14 @@ def _recommended(stored: Snapshot) -> Trial:
     from llamatune_torch.settings import Settings
 
     return recommend(stored.study, Settings(seed=stored.settings.get("seed", 0)))
+
+
+def _relaxations(stored: Snapshot) -> list[Relaxation]:
+    import llamatune_torch.runtime  # noqa: F401  # says so if torch cannot be loaded
+    from llamatune_torch.engine.relaxing import relaxations
+    from llamatune_torch.settings import Settings
+
+    return relaxations(stored.study, Settings(seed=stored.settings.get("seed", 0)))
 
 
 def _print_trial(stored: Snapshot, number: int) -> None:
