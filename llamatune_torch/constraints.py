@@ -75,6 +75,34 @@ class Constraint:
         return f"{self.lower:g} <= {self.name} <= {self.upper:g}"
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A belief about an outcome of some parameters, before anything is measured, such as a computed memory.
+
+    Args:
+        name: the outcome's name.
+        params: canonical parameters.
+        value: a number above zero; the search learns by what factor it is off.
+
+    Raises:
+        ConstraintError: the value is none.
+
+    Example:
+        >>> Estimate("memory_gb", {"batch": 8}, 5.2).value
+        5.2
+    """
+
+    name: str
+    params: Mapping[str, Any]
+    value: float
+
+    def __post_init__(self) -> None:
+        value = to_python(self.value)
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value < math.inf:
+            raise ConstraintError(f"an estimate of {self.name!r} must be a number above zero, but got {value!r}")
+        object.__setattr__(self, "value", float(value))
+
+
 def read_constraints(given: Constraints | None) -> tuple[Constraint, ...]:
     """Reads limits in any of their spellings; the result is in the order of their names.
 

@@ -163,5 +163,9 @@ class StorageWarning(LlamaTuneWarning):
     """Something could not be stored yet, or does not fit what is stored."""
 
 
+class EstimateWarning(LlamaTuneWarning):
+    """Memory could not be estimated before the first trial, so that the search learns it from trials alone."""
+
+
 class CallbackWarning(LlamaTuneWarning):
     """A callback of the user's raised an exception."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from llamatune_torch.constraints import Constraint, read_constraints
+from llamatune_torch.constraints import Constraint, Estimate, read_constraints
 from llamatune_torch.errors import NoCompletedTrialError, NoFeasibleTrialError, SettingsError, TrialStateError
 from llamatune_torch.parameter_base import to_python
 from llamatune_torch.space import Params, SearchSpace
@@ -91,6 +91,7 @@ class Study:
         initial_points: canonical parameters to try before any others; a point may leave some out.
         trials: what has been tried.
         extension: what the space has gained and lost. Trials are shown as they count in the space of now.
+        estimates: beliefs about outcomes that are limited, from before anything was measured.
     """
 
     space: SearchSpace
@@ -98,6 +99,7 @@ class Study:
     initial_points: tuple[Params, ...] = ()
     trials: tuple[Trial, ...] = ()
     extension: Extension = UNCHANGED
+    estimates: tuple[Estimate, ...] = ()
 
     @property
     def direction(self) -> Direction:

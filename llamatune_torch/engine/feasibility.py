@@ -19,23 +19,20 @@ Hahn, 1979; Hutter et al., 2011, for algorithms that were cut off).
 
 from __future__ import annotations
 
-import math
 from copy import copy
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from llamatune_torch.constraints import Constraint
 from llamatune_torch.engine.acquisition import Factor
-from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import TrainingData
+from llamatune_torch.engine.estimates import EstimatedLimit
 from llamatune_torch.engine.kernel import ProductKernel
+from llamatune_torch.engine.measured import Measured, expect_at_least, log_probability_between, measurements
 from llamatune_torch.engine.outcome import standardize
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
-from llamatune_torch.engine.thinning import keep
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Cause, Trial, TrialState
 
 LEAST = 2  # measured trials; from fewer nothing can be learnt
 
@@ -44,19 +41,6 @@ FAR = 5.0  # times the median distance from the bound
 # The power of the probability in the acquisition. With 1, half of all runs next to a limit break it, and with 10 the
 # search comes near it late (benchmarks/README.md); each run that breaks one is a fine-tune that nobody can use.
 CAUTION = 3.0
-
-
-class Measured(NamedTuple):
-    """Measurements of one outcome.
-
-    X          n x d   points of the unit cube
-    values     n       the outcome
-    at_least   n       True where the run did not come to its end, and the outcome may be larger
-    """
-
-    X: Tensor
-    values: Tensor
-    at_least: Tensor
 
 
 class LimitModel:
@@ -81,7 +65,11 @@ class LimitModel:
         Y = (seen - self._mean) / self._spread
         self._lower, self._upper = self._as_seen(limit.lower), self._as_seen(limit.upper)
         if not bool(whole.all()):
-            Y = _completed(fit_gp(kernel, measured.X[whole], standardize(Y[whole])), measured.X, Y, measured.at_least)
+            gp = fit_gp(kernel, measured.X[whole], standardize(Y[whole]))
+            with torch.no_grad():
+                posterior = gp.posterior(measured.X.unsqueeze(-2), observation_noise=True)
+            completed = expect_at_least(Y, posterior.mean.reshape(-1), posterior.variance.reshape(-1).sqrt())
+            Y = torch.where(whole, Y, completed)
         self.gp: Surrogate = fit_gp(kernel, measured.X, Y)
 
     def under(self, limit: Constraint) -> LimitModel:
@@ -101,73 +89,27 @@ class LimitModel:
         """``log P(the constraint is kept | x)`` of each point; ``X`` has shape ``b x 1 x d``, the result ``b``."""
         posterior = self.gp.posterior(X)
         mean, spread = posterior.mean.reshape(-1), posterior.variance.reshape(-1).sqrt()
-        if self._lower is None and self._upper is not None:
-            return log_ndtr((self._upper - mean) / spread)
-        assert self._lower is not None
-        if self._upper is None:
-            return log_ndtr((mean - self._lower) / spread)
-        below, above = (self._lower - mean) / spread, (self._upper - mean) / spread
-        # On the side of the interval where both are far out, by symmetry, so that their difference keeps its digits.
-        flipped = below > 0
-        low, high = torch.where(flipped, -above, below), torch.where(flipped, -below, above)
-        log_high, log_low = log_ndtr(high), log_ndtr(low)
-        return log_high + torch.log1p(-(log_low - log_high).exp().clamp_max(1 - 1e-15))
+        lower, upper = ((None if b is None else (b - mean) / spread) for b in (self._lower, self._upper))
+        return log_probability_between(lower, upper)
 
 
 def limit_factors(study: Study, data: TrainingData) -> list[Factor]:
-    """A factor for each constraint that trials have measured."""
+    """A factor for each constraint that trials have measured, or that is estimated."""
     models = limit_models(study, data)
     return [Factor(str(limit), model.log_probability, CAUTION) for limit, model in models.items()]
 
 
-def limit_models(study: Study, data: TrainingData) -> dict[Constraint, LimitModel]:
-    """A model for each constraint that trials have measured."""
-    models = {}
+def limit_models(study: Study, data: TrainingData) -> dict[Constraint, LimitModel | EstimatedLimit]:
+    """A model for each constraint that trials have measured, or that is estimated."""
+    models: dict[Constraint, LimitModel | EstimatedLimit] = {}
     for limit in study.constraints:
-        measured = measurements(study, data, limit)
-        if len(measured.X) >= LEAST and not bool(measured.at_least.all()):
+        measured = measurements(study, data.X, limit)
+        if any(estimate.name == limit.name for estimate in study.estimates):
+            models[limit] = EstimatedLimit(study, data.features, measured, limit)
+        elif len(measured.X) >= LEAST and not bool(measured.at_least.all()):
             models[limit] = LimitModel(ProductKernel(data.features), measured, limit)
     return models
 
 
-def measurements(study: Study, data: TrainingData, limit: Constraint) -> Measured:
-    """Collects the measurements of a constraint's outcome, as tensors on the device of ``data``.
-
-    Above the number of trials that ``thinning.py`` keeps, those nearest to the bound count as the best.
-    """
-    trials = [t for t in study.trials if _says_something(t) and math.isfinite(limit.value_in(t.outcomes))]
-    X = Cube(study.space).encode_all([trial.params for trial in trials]).to(data.X)
-    values = torch.tensor([limit.value_in(trial.outcomes) for trial in trials]).to(data.X)
-    # Of a rate, or of whatever else has to be large, a part of a run says as much as the whole.
-    partly = [trial.state is not TrialState.COMPLETE and limit.lower is None for trial in trials]
-    excess = torch.tensor([limit.excess(limit.value_in(trial.outcomes)) for trial in trials]).to(data.X)
-    rows, _ = keep(X, -excess.abs(), X[:0])
-    return Measured(X[rows], values[rows], torch.tensor(partly, dtype=torch.bool, device=data.X.device)[rows])
-
-
-def _says_something(trial: Trial) -> bool:
-    ended = (TrialState.COMPLETE, TrialState.FAILED, TrialState.PAUSED, TrialState.STOPPED)
-    return trial.state in ended and trial.cause is not Cause.KILLED
-
-
-def log_ndtr(z: Tensor) -> Tensor:
-    """``log Phi(z)``, with its digits where ``Phi`` vanishes."""
-    value: Tensor = torch.special.log_ndtr(z)
-    return value
-
-
 def _bilog(distance: Tensor) -> Tensor:
     return distance.sign() * distance.abs().clamp_max(FAR).log1p()
-
-
-def _completed(gp: Surrogate, X: Tensor, Y: Tensor, at_least: Tensor) -> Tensor:
-    """``Y`` with ``E[y | y >= Y]`` under ``gp`` in the place of what is at least so much."""
-    with torch.no_grad():
-        posterior = gp.posterior(X[at_least].unsqueeze(-2), observation_noise=True)
-        mean, spread = posterior.mean.reshape(-1), posterior.variance.reshape(-1).sqrt()
-    z = (Y[at_least] - mean) / spread
-    # The inverse Mills ratio phi(z) / Phi(-z), by the scaled complementary error function.
-    mills = math.sqrt(2 / math.pi) / torch.special.erfcx(z / math.sqrt(2))
-    completed = Y.clone()
-    completed[at_least] = torch.maximum(Y[at_least], mean + spread * mills)
-    return completed

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llamatune_torch.engine.candidates import MAX_ENUMERATED, is_new
 from llamatune_torch.engine.cube import Cube, to_numpy
+from llamatune_torch.engine.estimates import likely_kept
 from llamatune_torch.engine.qmc import MAX_DRAWN, allowed_sobol, quasi_random, sobol
 from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.partial import completions, is_complete
@@ -22,7 +23,10 @@ NUM_COMPLETIONS = 4096
 
 
 def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Suggestion]:
-    """Up to ``n`` suggestions that need no surrogate; fewer as soon as it can take over."""
+    """Up to ``n`` suggestions that need no surrogate; fewer as soon as it can take over.
+
+    Points of the sequence that are likely to break a limit, by its estimates, come after all others.
+    """
     tried = [trial for trial in study.trials if trial.state is not TrialState.LOST]
     suggestions = [Suggestion(params, "initial") for params in untried_points(study, settings, tried)[:n]]
     wanted = n - len(suggestions)
@@ -32,7 +36,8 @@ def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Sugges
     if wanted <= 0:
         return suggestions
     taken = Cube(study.space).encode_all([trial.params for trial in tried] + [s.params for s in suggestions])
-    return suggestions + [Suggestion(p, "sobol") for p in next_sobol_points(study, settings, taken, wanted)]
+    points = next_sobol_points(study, settings, taken, wanted, likely_kept(study))
+    return suggestions + [Suggestion(params, "sobol") for params in points]
 
 
 def untried_points(study: Study, settings: Settings, tried: Sequence[Trial]) -> list[Params]:

@@ -21,6 +21,7 @@ from llamatune_torch.engine.candidates import maximize
 from llamatune_torch.engine.crash import crash_factors
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import choose_device, training_data, with_own_modes
+from llamatune_torch.engine.estimates import EstimatedLimit
 from llamatune_torch.engine.feasibility import LimitModel, limit_models
 from llamatune_torch.engine.outcome import restore, robust
 from llamatune_torch.engine.qmc import normal_samples
@@ -83,7 +84,7 @@ def relaxations(study: Study, settings: Settings | None = None) -> list[Relaxati
     seed = derived_seed(settings.seed, len(study.trials), 0)
     nowhere = data.X[:0]
 
-    def best_under(models: Sequence[LimitModel]) -> Tensor:
+    def best_under(models: Sequence[LimitModel | EstimatedLimit]) -> Tensor:
         factors = [Factor("mean", lambda X: surrogate.posterior(X).mean.reshape(-1))]
         factors += [Factor("works", crash.log_value) for crash in crashes]
         factors += [Factor("limit", model.log_probability) for model in models]

@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Never, Unpack
 
-from llamatune_torch.constraints import Constraints, read_constraints
-from llamatune_torch.errors import ParamsError, SettingsError
+from llamatune_torch.constraints import Constraints, Estimate, read_constraints
+from llamatune_torch.engine.cube import Cube
+from llamatune_torch.engine.qmc import allowed_sobol
+from llamatune_torch.errors import ConstraintError, ParamsError, SettingsError
 from llamatune_torch.hints import RUNNING, describe_unknown
 from llamatune_torch.partial import validate_part
 from llamatune_torch.rules import Rule
@@ -41,6 +43,9 @@ class LlamaTune(Search):
         rule: parameters are tried only where this function of them is True; ``Linear(...)``, or a list of such.
         constraints: limits on other outcomes of an evaluation: ``{"memory_gb": "<= 8"}``, or a list of
             :class:`Constraint`. The best trial keeps them; the search learns where they can be kept.
+        estimates: functions of parameters that say beforehand, roughly, what a limited outcome will be:
+            ``{"memory_gb": lambda p: 2 + 0.1 * p["batch"]}``. The search keeps away from what will not do, and learns
+            by what factor they are off. A stored study has the estimates that it began with.
         initial_points: parameters to try first; of choices with labels, the label or the value. A point may leave some
             out, which the search then fills in.
         callbacks: functions, called as ``callback(optimizer, trial)`` after each finished trial; and instances of
@@ -72,6 +77,7 @@ class LlamaTune(Search):
         metric: str | None = "value",
         rule: Rule | Sequence[Rule] | None = None,
         constraints: Constraints = (),
+        estimates: Mapping[str, Callable[[Params], float]] | None = None,
         initial_points: Sequence[Mapping[str, Any]] = (),
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
@@ -88,6 +94,8 @@ class LlamaTune(Search):
         store, settings = _open(groups, study)
         super().__init__(store, settings, groups.limits, callbacks, progress)
         self.can_pause = can_pause(model_eval_fn)
+        if estimates and not self.study.estimates and rank() == 0:
+            self.estimate(_estimated(self.study, estimates, self.settings.seed))
 
     def optimize(
         self,
@@ -182,6 +190,7 @@ class Arguments(Knobs, total=False):
 
     rule: Rule | Sequence[Rule] | None
     constraints: Constraints
+    estimates: Mapping[str, Callable[[Params], float]] | None
     initial_points: Sequence[Mapping[str, Any]]
     callbacks: Sequence[Callback]
     progress: bool
@@ -190,6 +199,9 @@ class Arguments(Knobs, total=False):
 
 #: The names of all that ``LlamaTune`` takes by keyword, beside a space and a function.
 ARGUMENTS = ("max_evals", "direction", "metric", *Arguments.__annotations__)
+
+#: Points of the space at which a function is asked for its estimates.
+NUM_ESTIMATES = 64
 
 #: The knobs that a stored study remembers for later starts.
 LASTING = ("max_evals", "max_cost", *(name for name in names_of(Settings) if name != "device"))
@@ -216,6 +228,21 @@ def _open(groups: Groups, study: Study) -> tuple[Store, Settings]:
         retries=place.retries,
     )
     return store, replace(settings, seed=store.settings["seed"])
+
+
+def _estimated(study: Study, estimates: Mapping[str, Callable[[Params], float]], seed: int) -> list[Estimate]:
+    """Calls functions that estimate outcomes at points all over the space.
+
+    Raises:
+        ConstraintError: an outcome is not limited, or a function returns no number above zero.
+    """
+    limited = [limit.name for limit in study.constraints]
+    for name in estimates:
+        if name not in limited:
+            raise ConstraintError(f"an estimate is of use for an outcome with a constraint, but {name!r} has none")
+    space = study.space
+    points = [Cube(space).decode(x) for x in allowed_sobol(Cube(space), NUM_ESTIMATES, seed)]
+    return [Estimate(name, p, function(space.values_of(p))) for name, function in estimates.items() for p in points]
 
 
 def _validated(space: SearchSpace, points: Sequence[Mapping[str, Any]]) -> tuple[Params, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
+from llamatune_torch.constraints import Estimate
 from llamatune_torch.decisions import Decision
 from llamatune_torch.engine.data import choose_device
 from llamatune_torch.engine.decide import decide, find_strategy
@@ -257,6 +258,13 @@ class Search:
             StudyMismatchError: the same, of a stored study; also if its metric has another name.
         """
         self._store.settle(metric, direction)
+
+    def estimate(self, estimates: Sequence[Estimate]) -> None:
+        """Puts on record what limited outcomes are believed to be, before anything is measured.
+
+        A study keeps the estimates that it has.
+        """
+        self._store.estimate(estimates)
 
     def follow(self, study: Study, worker: str | None, orders: Any) -> None:
         """Takes over the study and the orders of rank 0, which is ``worker``, on the other ranks under ``torchrun``."""

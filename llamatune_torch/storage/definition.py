@@ -17,11 +17,13 @@ from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transac
 from llamatune_torch.storage.serialization import (
     compare_spaces,
     read_constraints,
+    read_estimates,
     read_extension,
     read_rules,
     read_space,
     to_json,
     write_constraints,
+    write_estimates,
     write_extension,
     write_rules,
     write_space,
@@ -166,8 +168,8 @@ def merge(stored: Definition, given: Definition, values: Mapping[str, Any]) -> D
     The given space and settings count; a seed of ``None`` is none. The parameters stay in the stored order, so that
     all processes search the same space; new ones come behind. Old trials lack these and have had their ``values``; so
     do the stored initial points. The stored score stays, if none is given. New initial points come behind the
-    stored ones, which stay on record even where they do not fit the space. A study that an earlier version has written
-    gets a token.
+    stored ones, which stay on record even where they do not fit the space. The stored estimates stay as long as the
+    parameters do. A study that an earlier version has written gets a token.
     """
     before, space = stored.study, given.study.space
     kept = [name for name in before.space.names if name in space.names]
@@ -179,7 +181,8 @@ def merge(stored: Definition, given: Definition, values: Mapping[str, Any]) -> D
         {name: value for name, value in before.extension.values.items() if name in kept} | dict(change.values),
         tuple(name for name in (*before.extension.dropped, *lost) if name not in added),
     )
-    study = replace(given.study, space=space, extension=extension)
+    estimates = () if added or lost else before.estimates
+    study = replace(given.study, space=space, extension=extension, estimates=estimates or given.study.estimates)
     if not study.is_settled:
         study = replace(study, goal=replace(stored.study.goal, constraints=study.constraints))
     points = [change.applied_to(point, space) for point in before.initial_points]
@@ -219,12 +222,14 @@ def read_definition(row: Mapping[str, Any]) -> Definition:
         raise SchemaError(f"{place} cannot be read: {clip(error)}") from error
     settings = read_settings(mapping(parsed(row["settings"], place), f"{place}: settings"), place)
     changes, limits = settings.pop("extension", None), settings.pop("constraints", {})
+    estimates = read_estimates(settings.pop("estimates", []), f"{place}: estimates")
     rules = read_rules(settings.pop("rules", []), f"{place}: rules")
     study = Study(
         SearchSpace(read_space(row["space"]), rule=rules),
         replace(goal, constraints=read_constraints(limits, f"{place}: constraints")),
         tuple(mapping(point, f"{place}: initial_points") for point in points),
         extension=UNCHANGED if changes is None else read_extension(changes, f"{place}: extension"),
+        estimates=estimates,
     )
     return Definition(study, settings)
 
@@ -264,6 +269,8 @@ def _to_columns(definition: Definition) -> dict[str, Any]:
         changes["rules"] = write_rules(study.space.rules)
     if study.constraints:
         changes["constraints"] = write_constraints(study.constraints)
+    if study.estimates:
+        changes["estimates"] = write_estimates(study.estimates)
     return {
         "space": write_space(study.space),
         "direction": study.direction,

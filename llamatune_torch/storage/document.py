@@ -18,6 +18,7 @@ from llamatune_torch.storage.definition import Definition, open_study, read_sett
 from llamatune_torch.storage.reader import Snapshot, show_trials
 from llamatune_torch.storage.serialization import (
     read_constraints,
+    read_estimates,
     read_extension,
     read_rules,
     read_space,
@@ -25,6 +26,7 @@ from llamatune_torch.storage.serialization import (
     to_json,
     to_strict,
     write_constraints,
+    write_estimates,
     write_extension,
     write_rules,
     write_space,
@@ -51,6 +53,7 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
         "extension": write_extension(study.extension),
         **({"rules": write_rules(study.space.rules)} if study.space.rules else {}),
         **({"constraints": write_constraints(study.constraints)} if study.constraints else {}),
+        **({"estimates": write_estimates(study.estimates)} if study.estimates else {}),
         "settings": dict(stored.settings),
         "trials": [_to_entry(stored.written.get(trial.number, trial)) for trial in study.trials],
     }
@@ -78,6 +81,7 @@ def from_document(document: Any) -> Snapshot:
             _read_goal(document, place),
             tuple(mapping(point, f"{place}: initial_points[{i}]") for i, point in enumerate(points)),
             extension=read_extension(document.get("extension", write_extension(UNCHANGED)), f"{place}: extension"),
+            estimates=read_estimates(document.get("estimates", []), f"{place}: estimates"),
         )
         trials = [_to_trial(entry, i) for i, entry in enumerate(take(document, "trials", place, sequence))]
         for i, trial in enumerate(trials):
@@ -90,6 +94,7 @@ def from_document(document: Any) -> Snapshot:
             "launch",
             "extension",
             "constraints",
+            "estimates",
             "rules",
         ):  # what runs here is decided here; the others stand alone
             settings.pop(name, None)

@@ -17,11 +17,12 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from llamatune_torch.constraints import Estimate
 from llamatune_torch.curve import Curve
 from llamatune_torch.decisions import Start, start_trial
 from llamatune_torch.errors import StorageError, StorageWarning, StudyMismatchError
@@ -237,6 +238,10 @@ class DurableStore:
             locked.settle(metric, direction)
 
         self.session.write(write, "the metric to be written")
+
+    def estimate(self, estimates: Sequence[Estimate]) -> None:
+        """See ``Store``."""
+        self.session.write(lambda locked: locked.estimate(estimates), "estimates to be written")
 
     def _with_unwritten(self, trial: Trial) -> Trial:
         curve = self._unwritten.get(trial.number)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from llamatune_torch.constraints import Estimate
 from llamatune_torch.decisions import Finish, Start, start_trial
 from llamatune_torch.errors import BudgetSpentError, SettingsError, StudyMismatchError
 from llamatune_torch.space import Params
@@ -91,6 +92,10 @@ class MemoryStore:
         with self._lock:
             check_direction(self.study, direction)
             self.study = replace(self.study, goal=replace(self.study.goal, direction=direction, metric=metric))
+
+    def estimate(self, estimates: Sequence[Estimate]) -> None:
+        with self._lock:
+            self.study = replace(self.study, estimates=self.study.estimates or tuple(estimates))
 
 
 class FollowerStore(MemoryStore):

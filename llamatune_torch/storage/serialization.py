@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, cast, get_args
 
-from llamatune_torch.constraints import Constraint
+from llamatune_torch.constraints import Constraint, Estimate
 from llamatune_torch.curve import Curve
 from llamatune_torch.errors import ConstraintError, OutcomeError, ParamsError, RuleError, SchemaError, SpaceError
 from llamatune_torch.parameter_base import Parameter, describe, to_python
@@ -175,6 +175,28 @@ def read_constraints(written: Any, place: str) -> tuple[Constraint, ...]:
             raise refuse(place, "a lower and an upper bound", bounds)
         try:
             read.append(Constraint(name, *given))
+        except ConstraintError as error:
+            raise SchemaError(f"{place}: {clip(error)}") from error
+    return tuple(read)
+
+
+def write_estimates(estimates: Iterable[Estimate]) -> list[list[Any]]:
+    """Writes estimates as JSON values: name, parameters, value."""
+    return [[estimate.name, dict(estimate.params), estimate.value] for estimate in estimates]
+
+
+def read_estimates(written: Any, place: str) -> tuple[Estimate, ...]:
+    """Reads what :func:`write_estimates` wrote; ``place`` names it in errors.
+
+    Raises:
+        SchemaError: it is anything else.
+    """
+    read = []
+    for entry in sequence(written, place):
+        if len(fields := sequence(entry, place)) != 3:
+            raise refuse(place, "a name, parameters and a value", entry)
+        try:
+            read.append(Estimate(text(fields[0], place), mapping(fields[1], place), number(fields[2], place)))
         except ConstraintError as error:
             raise SchemaError(f"{place}: {clip(error)}") from error
     return tuple(read)

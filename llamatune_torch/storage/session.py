@@ -6,17 +6,26 @@ each sees those before it. Afterwards the record in this process is up to date: 
 
 from __future__ import annotations
 
+import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from llamatune_torch.constraints import Estimate
 from llamatune_torch.curve import Curve
 from llamatune_torch.errors import SchemaError, StorageError
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
 from llamatune_torch.storage.definition import Definition, open_study
 from llamatune_torch.storage.points import read_curves, write_points
-from llamatune_torch.storage.serialization import as_seen_by, read_trial, write_trial
+from llamatune_torch.storage.serialization import (
+    as_seen_by,
+    read_estimates,
+    read_trial,
+    to_json,
+    write_estimates,
+    write_trial,
+)
 from llamatune_torch.storage.store import check_number, check_open
 from llamatune_torch.storage.validation import number, optional, take, words
 from llamatune_torch.study import Study
@@ -154,6 +163,20 @@ class LockedStudy:
             direction=direction,
         )
         self._known = replace(self._known, goal=replace(self._known.goal, direction=direction, metric=metric))
+
+    def estimate(self, estimates: Sequence[Estimate]) -> None:
+        """Writes estimates among the settings, or takes over those that another process has written."""
+        (row,) = self.transaction.rows("SELECT settings FROM llamatune_studies WHERE id = :study", study=self.id)
+        settings = json.loads(row["settings"])
+        if "estimates" not in settings:
+            settings["estimates"] = write_estimates(estimates)
+            self.transaction.run(
+                "UPDATE llamatune_studies SET settings = :settings WHERE id = :study",
+                study=self.id,
+                settings=to_json(settings),
+            )
+        known = read_estimates(settings["estimates"], "the stored estimates")
+        self._known = replace(self._known, estimates=known)
 
     def _written_curve(self, number: int) -> Curve:
         """Returns the curve that the database has of a trial."""

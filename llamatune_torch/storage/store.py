@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from llamatune_torch.constraints import Estimate
 from llamatune_torch.decisions import ROUNDING, Decision, carried_out
 from llamatune_torch.errors import ParamsError, TrialStateError
 from llamatune_torch.space import Params, SearchSpace
@@ -106,6 +107,9 @@ class Store(Protocol):
         Raises:
             TrialStateError: a trial has completed already, with the other direction.
         """
+
+    def estimate(self, estimates: Sequence[Estimate]) -> None:
+        """Puts estimates on record, unless there are some."""
 
 
 def carry_out(

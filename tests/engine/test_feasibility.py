@@ -17,10 +17,11 @@ from scipy.stats import norm, truncnorm
 from llamatune_torch import Cause, Constraint, LlamaTune, Outcome, Real, SearchSpace, Study, Trial, TrialState
 from llamatune_torch.engine.acquisition import Acquisition, Factor
 from llamatune_torch.engine.data import training_data
-from llamatune_torch.engine.feasibility import LEAST, LimitModel, Measured, _completed, limit_factors, measurements
+from llamatune_torch.engine.feasibility import LEAST, LimitModel, limit_factors
 from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.improvement import LogEI
 from llamatune_torch.engine.kernel import ProductKernel
+from llamatune_torch.engine.measured import Measured, expect_at_least, measurements
 from llamatune_torch.engine.outcome import standardize
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.suggest import fit_surrogate, suggest
@@ -112,7 +113,7 @@ def test_at_least_so_much_is_taken_for_the_truncated_mean(value: float) -> None:
     at = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
     posterior = gp.posterior(at.unsqueeze(-2), observation_noise=True)
     mean, spread = posterior.mean.item(), posterior.variance.sqrt().item()
-    (found,) = _completed(gp, at, torch.tensor([value], dtype=torch.float64), torch.tensor([True])).tolist()
+    found = float(expect_at_least(torch.tensor(value, dtype=torch.float64), *torch.tensor([mean, spread]).double()))
     assert found >= value
     z = (value - mean) / spread
     if abs(z) < 8:
@@ -129,13 +130,13 @@ def test_a_run_that_was_cut_off_has_measured_at_least_so_much() -> None:
     ]
     for trial in cut:
         study = study.with_trial(Trial(trial.number, trial.params, 0, "sobol")).with_trial(trial)
-    found = measurements(study, training_data(study, CPU, []), study.constraints[0])
+    found = measurements(study, training_data(study, CPU, []).X, study.constraints[0])
     assert found.values.tolist() == [10.0 * i for i in range(8)] + [39.0, 5.0]
     assert found.at_least.tolist() == [False] * 8 + [True] * 2
     rates = study_of([0.1] * 8, [{"rate": 1.0}] * 8, constraints={"rate": ">= 2"})
     failed = Trial(8, {"x": 0.5, "y": 0.5}, 0, "sobol", TrialState.FAILED, cause=Cause.ERROR, outcomes={"rate": 0.5})
     rates = rates.with_trial(Trial(8, failed.params, 0, "sobol")).with_trial(failed)
-    assert not measurements(rates, training_data(rates, CPU, []), rates.constraints[0]).at_least.any()
+    assert not measurements(rates, training_data(rates, CPU, []).X, rates.constraints[0]).at_least.any()
 
 
 def test_a_search_learns_the_limit_of_time_from_runs_that_were_killed_for_it() -> None:

@@ -96,7 +96,8 @@ class FineTune:
     along when it is pickled.
 
     Args:
-        trainer_factory, metric, direction, keep, output_dir, overwrite, max_paused, max_disk_gb: as in ``tune``.
+        trainer_factory, metric, direction, keep, output_dir, overwrite, max_paused, max_disk_gb,
+            estimate_memory: as in ``tune``.
 
     Raises:
         SettingsError: one of them is not what it should be, or ``output_dir/best`` holds something else.
@@ -110,6 +111,7 @@ class FineTune:
     overwrite: bool = False
     max_paused: int = 10
     max_disk_gb: float | None = None
+    estimate_memory: bool = True
     #: The metric that counts, from the first Trainer on, which knows its own.
     settled: Metric | None = field(default=None, init=False)
     #: The best value of the study when a trial begins; only a model that beats it is saved.
@@ -130,6 +132,8 @@ class FineTune:
             raise SettingsError(f"max_paused must be an integer >= 0, but got {self.max_paused!r}")
         if self.max_disk_gb is not None and not (isinstance(self.max_disk_gb, (int, float)) and self.max_disk_gb > 0):
             raise SettingsError(f"max_disk_gb must be a number of gigabytes > 0, but got {self.max_disk_gb!r}")
+        if not isinstance(self.estimate_memory, bool):
+            raise SettingsError(f"estimate_memory must be True or False, but got {self.estimate_memory!r}")
         if self.keep not in (None, "best"):
             raise SettingsError(f"keep must be 'best' or None, but got {self.keep!r}")
         try:

@@ -15,16 +15,17 @@ from typing import Any
 from accelerate.utils.memory import clear_device_cache
 
 from llamatune_torch.engine.strategies.strategy import best_first
-from llamatune_torch.errors import CheckpointWarning
+from llamatune_torch.errors import CheckpointWarning, EstimateWarning, ExecutorError
 from llamatune_torch.integrations.trainer.best import Best
 from llamatune_torch.integrations.trainer.checkpoints import adopt, newest_complete, settle_in
+from llamatune_torch.integrations.trainer.estimating import Estimated, MemoryEstimator, estimate_memory, first_params
 from llamatune_torch.integrations.trainer.finetune import FineTune, FineTuned, Orders, warn_not_kept
 from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders, checkpoints_in, read_record, size_of
 from llamatune_torch.integrations.trainer.metric import Metric
 from llamatune_torch.runtime.events import Listener
 from llamatune_torch.runtime.optimizer import LlamaTune
 from llamatune_torch.runtime.runners import ExecutorRunner, InlineRunner, Runner
-from llamatune_torch.runtime.torchrun import rank
+from llamatune_torch.runtime.torchrun import rank, world_size
 from llamatune_torch.storage.store import to_retry
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Cause, Outcome, Trial, TrialState
@@ -71,11 +72,35 @@ class Keeper(Listener):
         try:
             if rank() > 0:
                 return optimizer.run(evaluate, runner, self.on_outcome)
+            self._estimate_memory()
             # An executor may run them on other machines, which have disks of their own.
             with self._tidied(here=not isinstance(runner, ExecutorRunner)):
                 return optimizer.run(evaluate, runner, self.on_outcome)
         finally:
             optimizer.callbacks.remove(self)
+
+    def _estimate_memory(self) -> None:
+        """Puts on record what memory is computed to be, where it is limited, before anything is trained."""
+        optimizer, study = self.optimizer, self.optimizer.study
+        limited = any(limit.name == "memory_gb" for limit in study.constraints)
+        if not limited or not self.fine_tune.estimate_memory or study.estimates or study.completed or world_size() > 1:
+            return
+        estimator = MemoryEstimator(self.fine_tune.trainer_factory, study.space)
+        try:
+            found = estimate_memory(estimator, first_params(study), optimizer.settings.seed)
+            error = found.error or found.reason
+        except ExecutorError as refused:
+            found, error = Outcome(), str(refused)
+        if not isinstance(found, Estimated):
+            message = f"the memory of fine-tunes could not be computed beforehand, and is learnt from trials: {error}"
+            warnings.warn(message, EstimateWarning, stacklevel=2)
+            return
+        values = [estimate.value for estimate in found.estimates]
+        logger.info(
+            "memory, computed in %.0f s%s: %.3g to %.3g GB over the space, %.3g GB at first",
+            *(found.seconds, " by a formula" if found.formula else "", min(values), max(values), values[0]),
+        )
+        optimizer.estimate(found.estimates)
 
     def fine_tune_here(self, trial: Trial) -> Outcome:
         """Evaluates a trial in this thread; under ``torchrun``, on each rank."""

@@ -38,6 +38,7 @@ def tune(
     overwrite: bool = False,
     max_paused: int = 10,
     max_disk_gb: float | None = None,
+    estimate_memory: bool = True,
     executor: Executor | None = None,
     n_workers: int | None = None,
     gpus: Gpus | None = None,
@@ -82,6 +83,9 @@ def tune(
             all the same begins anew.
         max_disk_gb: the gigabytes (10^9 bytes) that these checkpoints may take together; by default half of what the
             disk has.
+        estimate_memory: True to compute, with a constraint on ``memory_gb``, how much memory configurations take before
+            any of them is trained: the factory's models are run on tensors without numbers, in a process of its own,
+            for about half a minute, once. What is measured later corrects the estimates.
         executor: runs the fine-tunes; this and the next four are as in :meth:`LlamaTune.optimize`, but threads cannot
             run several at a time. The factory may be any function; see there.
         n_workers: the number of fine-tunes that run at the same time.
@@ -111,6 +115,7 @@ def tune(
         CheckpointWarning: the Trainer keeps the worst checkpoint instead of the best, or saving failed.
         MetricWarning: the metric's values do not compare, since trials differ in an argument that changes what it
             means: ``label_smoothing_factor``, ``max_length``, ``packing``, the ``beta`` of DPO, and the like.
+        EstimateWarning: memory could not be computed beforehand, so that it is learnt from trials alone.
         CallbackWarning: one of ``callbacks`` raised an exception; the search went on.
 
     Example:
@@ -126,7 +131,7 @@ def tune(
         )
     fine_tune: dict[str, Any] = {"metric": metric, "direction": direction, "keep": keep}
     fine_tune |= {"output_dir": output_dir, "overwrite": overwrite}
-    fine_tune |= {"max_paused": max_paused, "max_disk_gb": max_disk_gb}
+    fine_tune |= {"max_paused": max_paused, "max_disk_gb": max_disk_gb, "estimate_memory": estimate_memory}
     return prepare(trainer_factory, space, max_evals=max_evals, **fine_tune, **search).run(runner)
 
 
