@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 def trainer_factory(task: Task, params: dict[str, Any]) -> Trainer:
     """Build a fresh `Trainer` for one set of hyperparameters, beta2 of AdamW among them."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()  # each trial would report its untrained head
+    transformers.logging.disable_progress_bar()
     beta2 = params["beta2"]
     trainer = plain_factory(task, {**{name: params[name] for name in params if name != "beta2"}, "epochs": 1})
     trainer.args.adam_beta2 = beta2  # read when the optimizer is built, at the start of the training
@@ -49,12 +53,9 @@ def run(args: argparse.Namespace) -> None:
     """Tune, and print what was found and which limit bound."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported; all that is needed is here
 
-    import transformers
-
     from llamatune_torch import Integer, Real, relaxations, tune
     from llamatune_torch.tables import trials_table
 
-    transformers.logging.set_verbosity_error()
     task = load_task(str(TINY_GPT2), embedded_splits(args.subset), args.seed, args.output_dir)
     study = tune(
         partial(trainer_factory, task),
