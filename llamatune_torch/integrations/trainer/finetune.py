@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import shutil
 import uuid
@@ -46,11 +47,14 @@ from llamatune_torch.integrations.trainer.metric import (
 )
 from llamatune_torch.integrations.trainer.pausing import Pauser
 from llamatune_torch.integrations.trainer.readlog import ReadLog
+from llamatune_torch.integrations.trainer.splitting import DIVIDED, divide
 from llamatune_torch.integrations.trainer.trackers import TrackerRuns
 from llamatune_torch.runtime.evaluation import report, run_guarded
 from llamatune_torch.runtime.torchrun import world_size
 from llamatune_torch.space import Params, SearchSpace
-from llamatune_torch.trial import Direction, Outcome, Trial
+from llamatune_torch.trial import Cause, Direction, Outcome, Trial, cause_of
+
+logger = logging.getLogger(__name__)
 
 TrainerFactory = Callable[[Params], Trainer]
 
@@ -81,11 +85,13 @@ class Orders:
         folders: where its files go.
         resumable: True if it writes checkpoints for a later trial to go on from, should its worker die.
         resume: the checkpoint in the trial's folder that it goes on from itself.
+        most: sequences to pass through the model at a time, with ``auto_batch``; ``None`` for no limit.
     """
 
     folders: Folders
     resumable: bool = False
     resume: Path | None = None
+    most: int | None = None
 
 
 @dataclass
@@ -97,7 +103,7 @@ class FineTune:
 
     Args:
         trainer_factory, metric, direction, keep, output_dir, overwrite, max_paused, max_disk_gb,
-            estimate_memory: as in ``tune``.
+            estimate_memory, auto_batch: as in ``tune``.
 
     Raises:
         SettingsError: one of them is not what it should be, or ``output_dir/best`` holds something else.
@@ -112,6 +118,7 @@ class FineTune:
     max_paused: int = 10
     max_disk_gb: float | None = None
     estimate_memory: bool = True
+    auto_batch: bool = False
     #: The metric that counts, from the first Trainer on, which knows its own.
     settled: Metric | None = field(default=None, init=False)
     #: The best value of the study when a trial begins; only a model that beats it is saved.
@@ -132,8 +139,9 @@ class FineTune:
             raise SettingsError(f"max_paused must be an integer >= 0, but got {self.max_paused!r}")
         if self.max_disk_gb is not None and not (isinstance(self.max_disk_gb, (int, float)) and self.max_disk_gb > 0):
             raise SettingsError(f"max_disk_gb must be a number of gigabytes > 0, but got {self.max_disk_gb!r}")
-        if not isinstance(self.estimate_memory, bool):
-            raise SettingsError(f"estimate_memory must be True or False, but got {self.estimate_memory!r}")
+        for name in ("estimate_memory", "auto_batch"):
+            if not isinstance(getattr(self, name), bool):
+                raise SettingsError(f"{name} must be True or False, but got {getattr(self, name)!r}")
         if self.keep not in (None, "best"):
             raise SettingsError(f"keep must be 'best' or None, but got {self.keep!r}")
         try:
@@ -192,6 +200,20 @@ class FineTune:
         return outcome
 
     def _fine_tune(self, trial: Trial, on_metric: Callable[[Metric], Any], meter: Meter) -> FineTuned:
+        """Trains, in smaller and smaller parts of the batch for as long as memory runs out (``auto_batch``)."""
+        while True:
+            try:
+                return self._train_or_begin_anew(trial, on_metric, meter)
+            except Exception as error:
+                passed = meter.passed
+                if not self.auto_batch or cause_of(error) is not Cause.OUT_OF_MEMORY or passed < 2 or world_size() > 1:
+                    raise
+            # No frame of the error holds the trainer any more.
+            clear_device_cache(garbage_collection=True)
+            logger.info("trial %d: out of memory with %d sequences at a time; half of them", trial.number, passed)
+            self.orders = replace(self.orders, most=passed // 2)
+
+    def _train_or_begin_anew(self, trial: Trial, on_metric: Callable[[Metric], Any], meter: Meter) -> FineTuned:
         resume = self.orders.resume
         if resume is not None:
             try:
@@ -208,6 +230,9 @@ class FineTune:
     ) -> FineTuned:
         runs = TrackerRuns(trial)
         trainer = self._build(trial)
+        batch = trainer.args.per_device_train_batch_size
+        if self.auto_batch:
+            meter.passed = divide(trainer, self.orders.most or batch)
         if self.settled is None:
             self.settled = self._resolve_metric(trainer, self._values_of(trial))
             on_metric(self.settled)
@@ -238,6 +263,9 @@ class FineTune:
                 meter.agree()
             if outcome.paused:
                 outcome = replace(outcome, notes=runs.notes)
+            if 0 < meter.passed < batch:
+                notes = {**outcome.notes, DIVIDED: f"{batch} sequences, {meter.passed} at a time"}
+                outcome = replace(outcome, notes=notes)
             if checkpoint is not None and not trial.pauses:
                 notes = {**outcome.notes, "resumed": f"from a checkpoint, at step {step_of(checkpoint)}"}
                 outcome = replace(outcome, notes=notes)

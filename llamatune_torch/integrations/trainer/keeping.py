@@ -22,6 +22,7 @@ from llamatune_torch.integrations.trainer.estimating import Estimated, MemoryEst
 from llamatune_torch.integrations.trainer.finetune import FineTune, FineTuned, Orders, warn_not_kept
 from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders, checkpoints_in, read_record, size_of
 from llamatune_torch.integrations.trainer.metric import Metric
+from llamatune_torch.integrations.trainer.splitting import DIVIDED
 from llamatune_torch.runtime.events import Listener
 from llamatune_torch.runtime.optimizer import LlamaTune
 from llamatune_torch.runtime.runners import ExecutorRunner, InlineRunner, Runner
@@ -230,7 +231,9 @@ class Keeper(Listener):
         return [trial for trial in trials if self.folders.trial(trial) in left]
 
     def _order(self, resume: Path | None) -> None:
-        self.fine_tune.orders = self.optimizer.orders = replace(self.fine_tune.orders, resume=resume)
+        divided = [trial for trial in self.optimizer.study.trials if DIVIDED in trial.notes]
+        most = min((int(trial.outcomes["sequences_at_once"]) for trial in divided), default=None)
+        self.fine_tune.orders = self.optimizer.orders = replace(self.fine_tune.orders, resume=resume, most=most)
 
     def _adopt(self, trial: Trial) -> Path | None:
         """Takes the newest complete checkpoint of the trials that this one repeats into its own folder."""

@@ -8,6 +8,7 @@ A trial's ``outcomes`` get them by these names:
     startup_seconds      from the call of the factory to the first step
     evaluation_seconds, checkpoint_seconds
     samples_per_second, tokens_per_second    of training alone, over all ranks; tokens where there are ``input_ids``
+    sequences_at_once    that pass through the model, with ``auto_batch``
     num_trainable        parameters that are trained
     model_bytes          of all parameters and buffers
 """
@@ -58,6 +59,8 @@ class Meter(TrainerCallback):
         self._world_size = 1
         self._sizes: dict[str, float] = {}
         self._peak = 0.0
+        #: Sequences that pass through the model at a time, where ``auto_batch`` says so.
+        self.passed = 0
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -152,6 +155,8 @@ class Meter(TrainerCallback):
             in_all = count * self._world_size + before.get(rate, 0.0) * before.get("seconds", 0.0)
             if in_all and measured.get("seconds"):
                 measured[rate] = in_all / measured["seconds"]
+        if self.passed:
+            measured["sequences_at_once"] = float(self.passed)
         measured["memory_gb"] = max(self._peak / 1e9, before.get("memory_gb", 0.0))
         return measured
 

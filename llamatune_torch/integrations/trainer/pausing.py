@@ -84,7 +84,7 @@ class Pauser(TrainerCallback):
 
     def _prepare(self, state: TrainerState, control: TrainerControl) -> None:
         if not control.should_evaluate and state.global_step not in self.recorder.values:
-            with _unfelt(self.trainer):
+            with unfelt(self.trainer):
                 self.trainer.evaluate()
             if self.recorder.failure is None and state.global_step not in self.recorder.values:
                 self._go_on("an evaluation in the middle of its training does not have the metric")
@@ -108,7 +108,7 @@ class Pauser(TrainerCallback):
 
 
 @contextmanager
-def _unfelt(trainer: Trainer) -> Iterator[None]:
+def unfelt(trainer: Trainer) -> Iterator[None]:
     """Keeps the generators of random numbers, and tells no callback of an evaluation; they hear what is logged."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []

@@ -39,6 +39,7 @@ def tune(
     max_paused: int = 10,
     max_disk_gb: float | None = None,
     estimate_memory: bool = True,
+    auto_batch: bool = False,
     executor: Executor | None = None,
     n_workers: int | None = None,
     gpus: Gpus | None = None,
@@ -86,6 +87,10 @@ def tune(
         estimate_memory: True to compute, with a constraint on ``memory_gb``, how much memory configurations take before
             any of them is trained: the factory's models are run on tensors without numbers, in a process of its own,
             for about half a minute, once. What is measured later corrects the estimates.
+        auto_batch: True to divide a batch that does not fit into memory. A step still learns from
+            ``per_device_train_batch_size`` times ``gradient_accumulation_steps`` sequences; they pass through the model
+            in parts. A trial that runs out of memory begins anew with half of them at a time, and later trials begin
+            with what has worked. Losses do not depend on the parts.
         executor: runs the fine-tunes; this and the next four are as in :meth:`LlamaTune.optimize`, but threads cannot
             run several at a time. The factory may be any function; see there.
         n_workers: the number of fine-tunes that run at the same time.
@@ -132,6 +137,7 @@ def tune(
     fine_tune: dict[str, Any] = {"metric": metric, "direction": direction, "keep": keep}
     fine_tune |= {"output_dir": output_dir, "overwrite": overwrite}
     fine_tune |= {"max_paused": max_paused, "max_disk_gb": max_disk_gb, "estimate_memory": estimate_memory}
+    fine_tune |= {"auto_batch": auto_batch}
     return prepare(trainer_factory, space, max_evals=max_evals, **fine_tune, **search).run(runner)
 
 
