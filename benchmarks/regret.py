@@ -66,7 +66,7 @@ class Llamatune:
 
     def tell(self, values: list[peers.Value]) -> None:
         for trial, value in zip(self.asked, values, strict=True):
-            self.tuner.tell(trial, Outcome.failure("failed") if value is None else value)
+            self.tuner.tell(trial, Outcome.failure("out of memory") if value is None else value)
 
     def recommended(self) -> Params | None:
         return dict(self.tuner.recommend().params)

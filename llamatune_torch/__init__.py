@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from llamatune_torch.categorical import Categorical
     from llamatune_torch.constraints import Constraint
     from llamatune_torch.curve import Curve
+    from llamatune_torch.engine.relaxing import relaxations
     from llamatune_torch.errors import (
         BudgetSpentError,
         CallbackWarning,
@@ -111,6 +112,7 @@ __all__ = [
     "TrialStateError",
     "current_trial",
     "load_study",
+    "relaxations",
     "report",
     "should_pause",
     "tune",
@@ -135,6 +137,7 @@ _HOMES = {
     "TrialState": "trial",
     "current_trial": "runtime.evaluation",
     "load_study": "storage.reader",
+    "relaxations": "engine.relaxing",
     "report": "runtime.evaluation",
     "should_pause": "runtime.evaluation",
     "tune": "integrations.trainer.tune",

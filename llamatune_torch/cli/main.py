@@ -248,6 +248,7 @@ def _add_looks(command: Any) -> None:
         action="store_true",
         help='with --args, booleans for action="store_true": --fp16 where True, nothing where False',
     )
+    best.add_argument("--relax", action="store_true", help="what it would gain if the limits that bind were looser")
     best.add_argument(
         "--recommended", action="store_true", help="the best on average, where the best value may only be lucky"
     )

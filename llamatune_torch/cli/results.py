@@ -24,12 +24,15 @@ from llamatune_torch.text import quote
 
 if TYPE_CHECKING:
     from llamatune_torch.engine.recommend import Recommendation
+    from llamatune_torch.engine.relaxing import Relaxation
 
 
 def best(options: Namespace) -> int:
     """The best parameters, for people, for programs, or for a training command."""
     if options.flags and not options.args:
         raise SettingsError("--flags is about the arguments of a training command: it needs --args")
+    if options.relax and (options.args or options.json):
+        raise SettingsError("--relax is for people to read: it does not go with --args or --json")
     stored = Reader(options.storage).look(options.name)
     study = stored.study
     known = _recommended(stored) if options.recommended or options.confidence else None
@@ -56,6 +59,8 @@ def best(options: Namespace) -> int:
                 say(f"  {limit.name} = {limit.value_in(trial.outcomes):.4g} ({limit})")
             if known is not None and options.confidence:
                 say(str(known))
+            for relaxation in _relaxations(stored) if options.relax else []:
+                say(f"  {relaxation}")
     return 0
 
 
@@ -133,6 +138,14 @@ def _as_record(known: Recommendation) -> dict[str, Any]:
     others = {"runner_up": known.runner_up, "default": known.default}
     numbers = {name: None if other is None else other.number for name, other in others.items()}
     return known._asdict() | numbers | {"trial": known.trial.number}
+
+
+def _relaxations(stored: Snapshot) -> list[Relaxation]:
+    import llamatune_torch.runtime  # noqa: F401  # says so if torch cannot be loaded
+    from llamatune_torch.engine.relaxing import relaxations
+    from llamatune_torch.settings import Settings
+
+    return relaxations(stored.study, Settings(seed=stored.settings.get("seed", 0)))
 
 
 def _print_trial(stored: Snapshot, number: int) -> None:

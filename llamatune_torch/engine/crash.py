@@ -12,7 +12,16 @@ Labels that are all +1 or -1 look free of noise: so the noise has a prior of its
 ``Phi(1 / sqrt(0.2))`` = 0.99 where much has worked. A learned mean rises past +1, which says that unknown places work:
 so the mean follows from the share of trials that have worked so far.
 
-Whether parameters keep limits on what they lead to (memory, latency) is another matter: the model here knows only that
+One failure among neighbours that worked may be bad luck. Length scales as short as those of a surrogate explain it by
+a hole around one point, and nobody goes there again. So those of a crash model have a floor: what is narrower cannot be
+told from luck by some tens of trials (benchmarks/README.md).
+
+Exceptions other than those of memory, divergence and time have a model of their own, with a smaller weight. They may be
+the same bug everywhere, or a network that fails now and then, and say little about parameters. But they may also be
+refused combinations. A search to which they mean nothing asks for these until its budget is spent
+(benchmarks/README.md).
+
+Whether parameters keep limits on what they lead to (memory, latency) is another matter: the models here know only that
 a trial ended without a result.
 """
 
@@ -22,6 +31,7 @@ import torch
 from torch import Tensor
 
 from llamatune_torch.engine.acquisition import Factor
+from llamatune_torch.engine.data import TrainingData
 from llamatune_torch.engine.kernel import LogNormal, ProductKernel
 from llamatune_torch.engine.surrogate import MIN_NOISE, Surrogate, fit_gp
 
@@ -31,6 +41,12 @@ LABEL_NOISE_PRIOR = LogNormal(-1.6, 0.5, MIN_NOISE)  # of the labels' noise vari
 # as the search converges, while a wall of failures keeps its one chance in twenty. With a weight of one, many runs next
 # to a memory limit failed (a few seeds: benchmarks/README.md), and a failed run costs time and teaches little.
 RISK_AVERSION = 10.0
+
+# The same for exceptions.
+ERROR_AVERSION = 3.0
+
+# Of a numeric column of the unit cube. With 0.3, walls are blurred, and twice as many runs fail next to one.
+SHORTEST = 0.15
 
 
 class CrashModel:
@@ -54,6 +70,18 @@ class CrashModel:
         log_probability: Tensor = torch.special.log_ndtr(mean / variance.sqrt())
         return log_probability
 
-    def factor(self) -> Factor:
+    def factor(self, name: str = "works", weight: float = RISK_AVERSION) -> Factor:
         """``P(works | x)`` as a factor of the acquisition."""
-        return Factor("works", self.log_probability, RISK_AVERSION)
+        return Factor(name, self.log_probability, weight)
+
+
+def crash_factors(data: TrainingData) -> list[Factor]:
+    """The probability that parameters work as factors of the acquisition: one for each kind of failure on record."""
+    kinds = [("works", ~data.is_error, RISK_AVERSION), ("raises nothing", data.is_error, ERROR_AVERSION)]
+    factors = []
+    for name, failed, weight in kinds:
+        if bool(failed.any()):
+            X = torch.cat([data.X, data.X_failed[failed]])
+            works = torch.arange(len(X), device=X.device) < len(data.X)
+            factors.append(CrashModel(ProductKernel(data.features, SHORTEST), X, works).factor(name, weight))
+    return factors

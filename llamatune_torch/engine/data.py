@@ -43,6 +43,7 @@ class TrainingData(NamedTuple):
                          to blame, and those above the number that ``thinning.py`` keeps
     rows       n         the places of ``X`` among the study's completed trials
     feasible   n         which of them keep all constraints
+    is_error   m_f       the failed ones that ended by another exception than of memory, divergence or time
     features             what the kernels see of such points
     known_noise   n      the variances of ``Y`` that trials have told, besides the noise; ``None`` if none has
     """
@@ -54,6 +55,7 @@ class TrainingData(NamedTuple):
     X_unused: Tensor
     rows: Tensor
     feasible: Tensor
+    is_error: Tensor
     features: Features
     known_noise: Tensor | None = None
 
@@ -88,12 +90,15 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
 
     values = Y.to(device)
     X, Y = points(study.completed), robust(values)
-    X_failed = points([t for t in study.failed if t.cause is not Cause.KILLED])
+    failed = [trial for trial in study.failed if trial.cause is not Cause.KILLED]
+    X_failed = points(failed)
+    is_error = torch.tensor([trial.cause is Cause.ERROR for trial in failed], dtype=torch.bool, device=device)
     unused = [points([t for t in study.failed if t.cause is Cause.KILLED])]
     rows, failed_rows = keep(X, Y, X_failed)
     if len(rows) + len(failed_rows) < len(X) + len(X_failed):
         unused += [without(X, rows), without(X_failed, failed_rows)]
         X, Y, X_failed = X[rows], standardize(Y[rows]), X_failed[failed_rows]
+        is_error = is_error[failed_rows.to(device)]
     return TrainingData(
         X=X,
         Y=Y,
@@ -102,6 +107,7 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
         X_unused=torch.cat(unused),
         rows=rows,
         feasible=torch.tensor([study.is_feasible(trial) for trial in study.completed], device=device)[rows.to(device)],
+        is_error=is_error,
         features=Features(study.space),
         known_noise=_known_noise(study, values, Y, rows),
     )

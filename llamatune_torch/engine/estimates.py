@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -84,6 +85,12 @@ class EstimatedLimit:
         posterior = self._local.posterior(X)
         mean = mean + LOCAL * posterior.mean.reshape(-1)
         return mean, (variance + LOCAL**2 * posterior.variance.reshape(-1)).sqrt()
+
+    def under(self, limit: Constraint) -> EstimatedLimit:
+        """The same model of the outcome under other bounds."""
+        model = copy(self)
+        model._limit = limit
+        return model
 
     def log_probability(self, X: Tensor) -> Tensor:
         """``log P(the constraint is kept | x)`` of each point; ``X`` has shape ``b x 1 x d``, the result ``b``."""

@@ -19,6 +19,8 @@ Hahn, 1979; Hutter et al., 2011, for algorithms that were cut off).
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -51,18 +53,17 @@ class LimitModel:
     """
 
     def __init__(self, kernel: ProductKernel, measured: Measured, limit: Constraint) -> None:
-        bounds = [bound for bound in (limit.lower, limit.upper) if bound is not None]
-        bound, values = bounds[-1], measured.values
-        scale = (values - bound).abs().median().clamp_min(1e-9 * max(1.0, abs(bound)))
-        seen = _bilog((values - bound) / scale)
+        values = measured.values
+        self._bound = limit.lower if limit.upper is None else limit.upper
+        assert self._bound is not None
+        distance = (values - self._bound).abs().median()
+        self._scale = distance.clamp_min(1e-9 * max(1.0, abs(self._bound)))
+        seen = _bilog((values - self._bound) / self._scale)
         whole = ~measured.at_least
         self._mean, self._spread = seen[whole].mean(), seen[whole].std(correction=0)
         self._spread = torch.where(self._spread > 1e-12, self._spread, torch.ones_like(self._spread))
         Y = (seen - self._mean) / self._spread
-        self._lower, self._upper = (
-            None if b is None else (_bilog((torch.full_like(scale, b) - bound) / scale) - self._mean) / self._spread
-            for b in (limit.lower, limit.upper)
-        )
+        self._lower, self._upper = self._as_seen(limit.lower), self._as_seen(limit.upper)
         if not bool(whole.all()):
             gp = fit_gp(kernel, measured.X[whole], standardize(Y[whole]))
             with torch.no_grad():
@@ -70,6 +71,19 @@ class LimitModel:
             completed = expect_at_least(Y, posterior.mean.reshape(-1), posterior.variance.reshape(-1).sqrt())
             Y = torch.where(whole, Y, completed)
         self.gp: Surrogate = fit_gp(kernel, measured.X, Y)
+
+    def under(self, limit: Constraint) -> LimitModel:
+        """The same model of the outcome under other bounds."""
+        model = copy(self)
+        model._lower, model._upper = self._as_seen(limit.lower), self._as_seen(limit.upper)
+        return model
+
+    def _as_seen(self, bound: float | None) -> Tensor | None:
+        """A bound on the scale of the GP."""
+        if bound is None:
+            return None
+        assert self._bound is not None
+        return (_bilog((torch.full_like(self._scale, bound) - self._bound) / self._scale) - self._mean) / self._spread
 
     def log_probability(self, X: Tensor) -> Tensor:
         """``log P(the constraint is kept | x)`` of each point; ``X`` has shape ``b x 1 x d``, the result ``b``."""
@@ -81,17 +95,20 @@ class LimitModel:
 
 def limit_factors(study: Study, data: TrainingData) -> list[Factor]:
     """A factor for each constraint that trials have measured, or that is estimated."""
-    factors = []
+    models = limit_models(study, data)
+    return [Factor(str(limit), model.log_probability, CAUTION) for limit, model in models.items()]
+
+
+def limit_models(study: Study, data: TrainingData) -> dict[Constraint, LimitModel | EstimatedLimit]:
+    """A model for each constraint that trials have measured, or that is estimated."""
+    models: dict[Constraint, LimitModel | EstimatedLimit] = {}
     for limit in study.constraints:
         measured = measurements(study, data.X, limit)
         if any(estimate.name == limit.name for estimate in study.estimates):
-            estimated = EstimatedLimit(study, data.features, measured, limit)
-            factors.append(Factor(str(limit), estimated.log_probability, CAUTION))
-            continue
-        if len(measured.X) >= LEAST and not bool(measured.at_least.all()):
-            model = LimitModel(ProductKernel(data.features), measured, limit)
-            factors.append(Factor(str(limit), model.log_probability, CAUTION))
-    return factors
+            models[limit] = EstimatedLimit(study, data.features, measured, limit)
+        elif len(measured.X) >= LEAST and not bool(measured.at_least.all()):
+            models[limit] = LimitModel(ProductKernel(data.features), measured, limit)
+    return models
 
 
 def _bilog(distance: Tensor) -> Tensor:

@@ -81,6 +81,7 @@ class ProductKernel:
 
     Args:
         features: what the kernel sees of a point of the unit cube.
+        shortest: the least length scale of a numeric feature.
 
     Attributes:
         size: the number of hyperparameters ``theta``; one a feature.
@@ -93,13 +94,13 @@ class ProductKernel:
                 [0.3048, 1.0000]])
     """
 
-    def __init__(self, features: Features) -> None:
+    def __init__(self, features: Features, shortest: float = MIN_LENGTH_SCALE) -> None:
         self.features = features
         self.size = len(features.numeric) + len(features.categorical)
         # For each factor the prior of its length scales, and how many it has.
         self._priors: list[tuple[LogNormal, int]] = []
         if n := len(features.numeric):
-            self._priors.append((LogNormal(math.sqrt(2) + math.log(n) / 2, math.sqrt(3), MIN_LENGTH_SCALE), n))
+            self._priors.append((LogNormal(math.sqrt(2) + math.log(n) / 2, math.sqrt(3), shortest), n))
         if n := len(features.categorical):
             # The kernel takes the mean over its features, which already scales with their number. Choices are taken
             # for alike until the data say otherwise: what one optimizer teaches then carries over to the others.

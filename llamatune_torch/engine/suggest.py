@@ -15,7 +15,7 @@ from torch import Tensor
 
 from llamatune_torch.engine.acquisition import Acquisition, Factor, make_acquisition, posterior_mean
 from llamatune_torch.engine.candidates import maximize
-from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch.engine.crash import crash_factors
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import TrainingData, choose_device, training_data, with_own_modes
 from llamatune_torch.engine.feasibility import limit_factors
@@ -59,7 +59,7 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     data = training_data(study, device, [s.params for s in suggestions])
     surrogate = fit_surrogate(data)
     limits = limit_factors(study, data)
-    further = [*further_factors(data), *limits]
+    further = [*crash_factors(data), *limits]
     if knows_nothing(surrogate):
         return suggestions + fill_space(study, settings, data, further, n - len(suggestions))
     incumbents = find_incumbents(data, surrogate, limits)
@@ -92,18 +92,3 @@ def find_incumbents(data: TrainingData, surrogate: Surrogate, limits: Sequence[F
     else:
         score = posterior_mean(surrogate, X)
     return X[score.topk(min(NUM_INCUMBENTS, len(X))).indices]
-
-
-def fit_crash_model(data: TrainingData) -> CrashModel | None:
-    """The crash model of the completed and failed trials; ``None`` while nothing has failed."""
-    if len(data.X_failed) == 0:
-        return None
-    X = torch.cat([data.X, data.X_failed])
-    works = torch.arange(len(X), device=X.device) < len(data.X)
-    return CrashModel(ProductKernel(data.features), X, works)
-
-
-def further_factors(data: TrainingData) -> list[Factor]:
-    """The factors of the acquisition besides the first: the probability that parameters work."""
-    crash_model = fit_crash_model(data)
-    return [] if crash_model is None else [crash_model.factor()]

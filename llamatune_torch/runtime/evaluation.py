@@ -222,6 +222,8 @@ def run_guarded(evaluate: Evaluate, trial: Trial) -> Outcome:
     except BaseException as error:
         if os.getpid() != pid:
             raise
+        if isinstance(error, MemoryError):  # its frames hold all memory that there is, and its text needs some
+            traceback.clear_frames(error.__traceback__)
         result = failure_of(error)
     cost = time.perf_counter() - started
     run = _run.get()

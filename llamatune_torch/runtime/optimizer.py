@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Never, Unpack
@@ -25,6 +26,8 @@ from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 from llamatune_torch.storage.store import Store
 from llamatune_torch.study import Goal, Study
 from llamatune_torch.trial import Direction, Outcome
+
+logger = logging.getLogger(__name__)
 
 
 class LlamaTune(Search):
@@ -181,6 +184,9 @@ class LlamaTune(Search):
                 runner.follow(evaluate)
                 return self.study
         run_loop(self, evaluate, runner, on_outcome)
+        if self.study.constraints and self.study.feasible and not self.interrupted:
+            for relaxation in self.relaxations():
+                logger.info("%s", relaxation)
         return self.study
 
 

@@ -159,8 +159,7 @@ class TrialProcess:
                 )
             elif kind == "timeout":
                 self._reap()
-                error = f"killed after {self._timeout:g} s (trial_timeout)"
-                return Outcome.failure("timeout", error, cost=self._timeout)
+                return _timed_out(self._timeout)
             elif kind == "died":
                 self._reap()
                 if self._killed:
@@ -260,6 +259,13 @@ def pickled(evaluate: Evaluate, *more: Any) -> bytes:
     except Exception as error:
         raise ExecutorError(f"the evaluation cannot be sent to another process: {_RULE}; {error}") from error
     return by_value
+
+
+def _timed_out(seconds: float | None) -> Outcome:
+    """The outcome of a trial that was killed for its time: at least so many seconds, for a limit on them."""
+    assert seconds is not None
+    error = f"killed after {seconds:g} s (trial_timeout)"
+    return Outcome.failure("timeout", error, cost=seconds, outcomes={"seconds": seconds})
 
 
 def _failure(ended_by: str, oom: bool) -> Outcome:

@@ -16,6 +16,7 @@ from llamatune_torch.engine.confirm import affordable
 from llamatune_torch.engine.data import choose_device
 from llamatune_torch.engine.decide import decide, find_strategy
 from llamatune_torch.engine.recommend import Recommendation, explain, recommend
+from llamatune_torch.engine.relaxing import Relaxation, relaxations
 from llamatune_torch.engine.strategies.full import Full
 from llamatune_torch.engine.strategies.strategy import Strategy
 from llamatune_torch.errors import (
@@ -266,6 +267,15 @@ class Search:
         """
         with self._lock, one_thread(choose_device(self.settings.device, len(self.study.completed))):
             return explain(self.study, self.settings)
+
+    def relaxations(self) -> list[Relaxation]:
+        """Says what the best parameters would gain if each limit that binds were a tenth looser; print them.
+
+        Raises:
+            NoCompletedTrialError: nothing has completed yet; as NoFeasibleTrialError: nothing keeps the limits.
+        """
+        with self._lock, one_thread(choose_device(self.settings.device, len(self.study.completed))):
+            return relaxations(self.study, self.settings)
 
     def settle_metric(self, metric: str, direction: Direction) -> None:
         """Names the score and its direction, for evaluations that learn both from their first trial.

@@ -36,6 +36,28 @@ def test_best_for_people(cli: Cli, mine: LlamaTune) -> None:
     ]
 
 
+def test_the_price_of_a_limit(cli: Cli, tmp_path: Path) -> None:
+    def train(params: dict[str, Any]) -> Outcome:
+        return Outcome(params["x"], outcomes={"memory_gb": 10 * params["x"]})
+
+    search = LlamaTune(
+        {"x": (0.0, 1.0)},
+        train,
+        10,
+        constraints={"memory_gb": "<= 5"},
+        progress=False,
+        storage="sqlite:///llamatune.db",
+    )
+    search.optimize()
+    *_, limit, gain = cli("best", "--relax").out.splitlines()
+    assert limit.endswith("(memory_gb <= 5)")
+    assert gain == f"  {search.relaxations()[0]}"
+    assert "better by" not in cli("best").out
+    for other in ("--json", "--args"):
+        result = cli("best", "--relax", other)
+        assert (result.code, "--relax is for people to read" in result.err) == (2, True)
+
+
 def test_best_for_programs(cli: Cli, mine: LlamaTune) -> None:
     assert json.loads(cli("best", "--json").out) == {
         "study": "mine",

@@ -1,7 +1,8 @@
-"""The probability of success, against the formula with scipy."""
+"""The probability of success, against the formula with scipy; luck, walls and exceptions."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -9,9 +10,13 @@ import torch
 from scipy.stats import norm
 from strategies import halton, plain_space
 
-from llamatune_torch.engine.crash import CrashModel
+from llamatune_torch import Cause, Study, Trial, TrialState
+from llamatune_torch.engine.crash import ERROR_AVERSION, RISK_AVERSION, SHORTEST, CrashModel, crash_factors
+from llamatune_torch.engine.data import training_data
 from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.kernel import ProductKernel
+from llamatune_torch.engine.suggest import suggest
+from llamatune_torch.settings import Settings
 
 
 def kernel_of(dim: int, categorical: Sequence[int] = ()) -> ProductKernel:
@@ -84,3 +89,70 @@ def test_one_of_each_kind_is_enough() -> None:
     log_probability = CrashModel(kernel_of(1), X, torch.tensor([True, False])).log_probability(X.unsqueeze(-2))
     assert log_probability.isfinite().all()
     assert log_probability[0] > log_probability[1]
+
+
+# --- Luck, walls and exceptions ----------------------------------------------------------------------------------
+
+
+def around(centre: torch.Tensor, n: int, radius: float, seed: int) -> torch.Tensor:
+    steps = torch.rand(n, len(centre), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return centre + radius * (2 * steps - 1)
+
+
+def study_of(rows: list[tuple[torch.Tensor, float | Cause]]) -> Study:
+    """Trials at points of the unit square, each with its value or the cause of its failure."""
+    trials = []
+    for i, (x, found) in enumerate(rows):
+        params = dict(zip(["x0", "x1"], x.tolist(), strict=True))
+        if isinstance(found, Cause):
+            ended = {"state": TrialState.FAILED, "cause": found, "reason": str(found)}
+        else:
+            ended = {"state": TrialState.COMPLETE, "value": float(found)}
+        trials.append(Trial(i, params, 0, "surrogate", **ended))  # type: ignore[arg-type]
+    return Study(plain_space(2), trials=tuple(trials))
+
+
+@pytest.mark.parametrize(("dim", "radius"), [(1, 0.0), (1, 0.1), (2, 0.0), (2, 0.1), (4, 0.05)])
+def test_one_unlucky_failure_among_neighbours_that_worked_forbids_nothing(dim: int, radius: float) -> None:
+    for seed in range(4):
+        centre = torch.full((dim,), 0.3 + 0.1 * seed, dtype=torch.float64)
+        X = torch.cat([around(centre, 5, radius, seed), centre.unsqueeze(0)])
+        works = torch.arange(6) < 5
+        there = centre.reshape(1, 1, -1)
+        crash = CrashModel(ProductKernel(Features(plain_space(dim)), SHORTEST), X, works)
+        assert crash.log_probability(there).exp().item() > 0.5
+
+
+def hill(x: torch.Tensor) -> float:
+    return -float((x - 0.5).square().sum())
+
+
+def test_the_search_goes_again_where_one_run_of_six_has_failed() -> None:
+    peak = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    worked = [(x, hill(x)) for x in torch.cat([around(peak, 5, 0.1, 1), halton(5, 2)])]
+    (advice,) = suggest(study_of([*worked, (peak, Cause.OUT_OF_MEMORY)]), Settings(n_initial=1))
+    assert math.dist(advice.params.values(), peak.tolist()) < 0.15
+
+
+@pytest.mark.parametrize("cause", [Cause.OUT_OF_MEMORY, Cause.DIVERGED, Cause.TIMEOUT, Cause.ERROR])
+def test_a_region_that_fails_again_and_again_is_left_alone(cause: Cause) -> None:
+    X = torch.cat([halton(10, 2), around(torch.tensor([0.8, 0.5], dtype=torch.float64), 4, 0.1, 0)])
+    study = study_of([(x, cause if x[0] > 0.6 else float(x[0])) for x in X])
+    (advice,) = suggest(study, Settings(n_initial=1))
+    assert advice.origin == "surrogate"
+    assert advice.params["x0"] < 0.7
+
+
+def test_exceptions_have_a_model_of_their_own_with_less_weight() -> None:
+    X = halton(8, 2)
+    causes = [Cause.ERROR, Cause.OUT_OF_MEMORY, Cause.DIVERGED, Cause.TIMEOUT, Cause.SILENT, Cause.KILLED]
+    rows: list[tuple[torch.Tensor, float | Cause]] = [*zip(X, causes, strict=False), (X[6], 0.5), (X[7], 0.7)]
+    data = training_data(study_of(rows), torch.device("cpu"), [])
+    assert data.is_error.tolist() == [True, False, False, False, False]  # killed: nothing at all
+    works, raises = crash_factors(data)
+    assert (works.name, raises.name) == ("works", "raises nothing")
+    assert works.weight == RISK_AVERSION > raises.weight == ERROR_AVERSION >= 1
+    without = crash_factors(data._replace(X_failed=data.X_failed[1:], is_error=data.is_error[1:]))
+    Z = halton(20, 2).unsqueeze(-2)
+    assert [factor.name for factor in without] == ["works"]
+    assert torch.equal(without[0].log_value(Z), works.log_value(Z))  # to which exceptions are nothing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -136,6 +137,35 @@ def test_a_run_that_was_cut_off_has_measured_at_least_so_much() -> None:
     failed = Trial(8, {"x": 0.5, "y": 0.5}, 0, "sobol", TrialState.FAILED, cause=Cause.ERROR, outcomes={"rate": 0.5})
     rates = rates.with_trial(Trial(8, failed.params, 0, "sobol")).with_trial(failed)
     assert not measurements(rates, training_data(rates, CPU, []).X, rates.constraints[0]).at_least.any()
+
+
+def test_a_search_learns_the_limit_of_time_from_runs_that_were_killed_for_it() -> None:
+    """``seconds`` are 100 x, and a run is killed at 60: nothing else says how long it would have taken."""
+    space = SearchSpace({"x": Real(0, 1), "y": Real(0, 1)})
+    tuner = LlamaTune(space, max_evals=25, constraints={"seconds": "<= 50"}, progress=False)
+    for _ in range(25):
+        trial = tuner.ask()
+        seconds = 100 * trial.params["x"]
+        if seconds > 60:
+            tuner.tell(trial, Outcome.failure("timeout", outcomes={"seconds": 60.0}))
+        else:
+            tuner.tell(trial, Outcome(trial.params["x"] - trial.params["y"], outcomes={"seconds": seconds}))
+    steered = [trial for trial in tuner.study.trials if trial.origin == "surrogate"]
+    assert sum(trial.value is None for trial in steered) <= len(steered) // 5  # at random: two of five
+    assert tuner.study.best_value > 0.48
+
+    def probability(study: Study) -> list[float]:
+        (limit,) = limit_factors(study, training_data(study, CPU, []))
+        at = torch.tensor([[[0.4, 0.5]], [[0.9, 0.5]]], dtype=torch.float64)
+        inside, outside = limit.log_value(at).exp().tolist()
+        return [inside, outside]
+
+    inside, outside = probability(tuner.study)
+    assert inside > 0.8
+    assert outside < 0.1
+    # The same record without the seconds of what was killed.
+    silent = tuple(replace(t, outcomes={} if t.value is None else t.outcomes) for t in tuner.study.trials)
+    assert probability(replace(tuner.study, trials=silent))[1] > 0.3
 
 
 def test_too_few_measurements_say_nothing() -> None:

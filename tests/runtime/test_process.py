@@ -108,6 +108,7 @@ def test_a_process_that_dies_or_hangs_costs_its_own_trial_and_says_how(isolate: 
     assert [trial.origin for trial in optimizer.study.trials if trial.params["n"] == 2] == ["initial", "retry"]
     assert (len(optimizer.study.trials), optimizer.study.spent) == (9, 8)
     assert trials[4].error == "killed after 1 s (trial_timeout)"
+    assert trials[4].outcomes == {"seconds": 1.0}  # at least
     assert trials[5].error is not None
     assert trials[5].error.endswith("ValueError: too hot")
     # What was reported got through, also from those that died.

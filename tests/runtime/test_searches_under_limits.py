@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from llamatune_torch import (
     LlamaTune,
     NoFeasibleTrialError,
     Outcome,
+    RuleError,
     StudyMismatchError,
     TrialState,
     load_study,
@@ -115,3 +117,50 @@ def test_a_metric_that_is_settled_later_leaves_the_limits_as_they_are(tmp_path: 
         search.tell(trial, Outcome(0.5, outcomes={"memory_gb": 9.0}))
         assert [str(limit) for limit in search.study.constraints] == ["memory_gb <= 5"]
         assert not search.study.feasible
+
+
+# --- Bad input, for a search in memory and for a stored one --------------------------------------------------------
+
+
+@pytest.fixture(params=["in memory", "stored"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    return {} if request.param == "in memory" else {"storage": f"sqlite:///{tmp_path}/study.db"}
+
+
+def test_a_limit_on_what_nobody_reports_ends_the_search_at_its_first_trial(place: dict[str, Any]) -> None:
+    search = tuner(constraints={"latency_ms": "<= 5"}, **place)
+    with pytest.raises(ConstraintError, match=r"does not report 'latency_ms'; it reports \['memory_gb'\]"):
+        search.optimize()
+    assert [trial.state for trial in search.study.trials] == [TrialState.LOST]  # it may run again, with the name mended
+
+
+def test_bounds_that_exclude_everything_end_with_how_near_it_came(place: dict[str, Any]) -> None:
+    search = tuner(constraints={"memory_gb": "<= -1"}, max_evals=8, **place)
+    with pytest.raises(NoFeasibleTrialError, match=r"memory_gb <= -1 \(nearest: 0\.?\d* in trial \d\)"):
+        search.optimize()
+    assert len(search.study.completed) == 8
+    if place:
+        with pytest.raises(NoFeasibleTrialError, match="nearest"):
+            load_study(place["storage"]).best_trial  # noqa: B018
+
+
+def test_an_outcome_that_is_nan_in_one_trial_makes_that_trial_none_of_the_best(place: dict[str, Any]) -> None:
+    def measure(params: dict[str, Any]) -> Outcome:
+        memory = math.nan if params["x"] == 0.25 else 10 * params["x"]
+        return Outcome(5.0 if params["x"] == 0.25 else params["x"], outcomes={"memory_gb": memory})
+
+    search = tuner(measure, constraints={"memory_gb": "<= 5"}, initial_points=[{"x": 0.25}], max_evals=10, **place)
+    best, value = search.optimize()
+    assert 0.4 < best["x"] == value <= 0.5
+    study = load_study(place["storage"]) if place else search.study
+    assert study.trials[0].value == 5.0
+    assert math.isnan(study.trials[0].outcomes["memory_gb"])
+    assert not study.is_feasible(study.trials[0])
+    assert study.best_value == value
+
+
+def test_a_rule_that_raises_names_itself_and_the_parameters(place: dict[str, Any]) -> None:
+    search = tuner(rule=lambda params: 1 / (params["x"] - params["x"]) > 0, **place)
+    with pytest.raises(RuleError, match=r"rule .*<lambda>@[0-9a-f]{12} raised ZeroDivisionError.* for {'x': 0\."):
+        search.optimize()
+    assert search.study.trials == ()  # nothing was trained, nothing waits

@@ -12,7 +12,7 @@ import torch
 from tiny import tiny_trainer, tuned
 from transformers import TrainerCallback
 
-from llamatune_torch import ConstraintError, TrialState
+from llamatune_torch import ConstraintError, RuleError, TrialState
 from llamatune_torch.integrations.trainer.measuring import Meter, sizes_of
 
 NAMES = {
@@ -158,6 +158,8 @@ def test_a_search_under_limits_on_what_a_fine_tune_takes(tmp_path: Path) -> None
     assert (len(none.completed), none.feasible) == (2, [])
     with pytest.raises(ConstraintError, match=r"latency <= 1: the evaluation does not report 'latency'"):
         tuned(tmp_path, max_evals=2, constraints={"latency": "<= 1"})
+    with pytest.raises(RuleError, match=r"raised KeyError\('no_such'\) for {"):
+        tuned(tmp_path, max_evals=2, rule=lambda params: params["no_such"] > 0)
 
 
 def test_sizes_by_hand() -> None:
