@@ -179,7 +179,7 @@ def test_a_new_study_needs_a_space_and_a_good_search(cli: Cli, tmp_path: Path) -
 
 
 def test_every_knob_of_the_engine_can_be_set_in_a_file_and_lasts(cli: Cli, tmp_path: Path) -> None:
-    text = f"space = {{'x': (0.0, 1.0)}}\nsearch = {{'max_evals': 2, **{OTHERS!r}}}\ndef evaluate(params): return 1.0"
+    text = f"space = {{'x': (0.0, 1.0)}}\nsearch = {{'max_evals': 6, **{OTHERS!r}}}\ndef evaluate(params): return 1.0"
     result = cli("run", write_spec(tmp_path, text=text))
     assert result.code == 0, result.err
     stored = Reader(storage(tmp_path)).look().settings
