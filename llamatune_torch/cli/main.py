@@ -232,6 +232,10 @@ def _add_searches(command: Any) -> None:
 
 
 def _add_looks(command: Any) -> None:
+    check = command("check", "check", "look at a search before it begins: memory, time, metric")
+    check.add_argument("target", metavar="TARGET", help=_TARGET)
+    check.add_argument("--trainer", action="store_true", default=None, help="the function returns a Trainer")
+
     status = command("status", "status", "how far a study is: live on a terminal, once elsewhere")
     status.add_argument("--once", action="store_true", help="one look, also on a terminal")
     status.add_argument("--json", action="store_true", help="for programs")

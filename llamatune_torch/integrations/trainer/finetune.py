@@ -229,15 +229,15 @@ class FineTune:
         self, trial: Trial, on_metric: Callable[[Metric], Any], meter: Meter, checkpoint: Path | None = None
     ) -> FineTuned:
         runs = TrackerRuns(trial)
-        trainer = self._build(trial)
+        trainer = self.build(trial)
         batch = trainer.args.per_device_train_batch_size
         if self.auto_batch:
             meter.passed = divide(trainer, self.orders.most or batch)
         if self.settled is None:
-            self.settled = self._resolve_metric(trainer, self._values_of(trial))
+            self.settled = self.resolve_metric_of(trainer, self.values_of(trial))
             on_metric(self.settled)
         folders, args, settled = self.orders.folders, trainer.args, self.settled
-        self._check_meaning(settled, trainer, self._values_of(trial))
+        self._check_meaning(settled, trainer, self.values_of(trial))
         trainer.args = with_checkpoints(args, folders.trial(trial), self.orders.resumable, pauses=trial.until < 1)
         known = set(trial.curve)  # of a run that goes on
 
@@ -275,14 +275,14 @@ class FineTune:
         finally:
             trainer.args = args  # a user who has kept the trainer finds it as it was
 
-    def _values_of(self, trial: Trial) -> Params:
+    def values_of(self, trial: Trial) -> Params:
         """The parameters as the factory gets them: a copy, with values in the place of labels."""
         return dict(trial.params) if self.space is None else self.space.values_of(trial.params)
 
-    def _build(self, trial: Trial) -> Trainer:
+    def build(self, trial: Trial) -> Trainer:
         """Builds the factory's Trainer and checks it before it costs anything."""
         transformers.set_seed(trial.seed)
-        params = ReadLog(self._values_of(trial))
+        params = ReadLog(self.values_of(trial))
         trainer = self.trainer_factory(params)
         if not isinstance(trainer, Trainer):
             raise TrainerError(
@@ -307,7 +307,7 @@ class FineTune:
                 )
         return trainer
 
-    def _resolve_metric(self, trainer: Trainer, params: Params) -> Metric:
+    def resolve_metric_of(self, trainer: Trainer, params: Params) -> Metric:
         """Finds the metric that counts, with the first Trainer; it stays the same ever after."""
         args = trainer.args
         metric = resolve_metric(self.metric, self.direction, trainer, params)

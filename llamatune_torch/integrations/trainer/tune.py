@@ -8,6 +8,7 @@ after where the study is (``keeping.py``).
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -16,14 +17,18 @@ from typing import Any, Literal, Unpack
 
 from llamatune_torch.errors import SettingsError
 from llamatune_torch.hints import describe_unknown
+from llamatune_torch.integrations.trainer.check import check as find
 from llamatune_torch.integrations.trainer.finetune import FineTune, TrainerFactory
 from llamatune_torch.integrations.trainer.keeping import Keeper
 from llamatune_torch.integrations.trainer.metric import MetricFunction
 from llamatune_torch.runtime.optimizer import ARGUMENTS, Arguments, LlamaTune
 from llamatune_torch.runtime.runners import Executor, Gpus, make_runner
+from llamatune_torch.runtime.torchrun import rank
 from llamatune_torch.space import SearchSpace
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Direction
+
+logger = logging.getLogger(__name__)
 
 
 def tune(
@@ -40,6 +45,7 @@ def tune(
     max_disk_gb: float | None = None,
     estimate_memory: bool = True,
     auto_batch: bool = False,
+    check: bool = False,
     executor: Executor | None = None,
     n_workers: int | None = None,
     gpus: Gpus | None = None,
@@ -92,6 +98,8 @@ def tune(
             ``per_device_train_batch_size`` times ``gradient_accumulation_steps`` sequences; they pass through the model
             in parts. A trial that runs out of memory begins anew with half of them at a time, and later trials begin
             with what has worked. Losses do not depend on the parts.
+        check: True to look at one configuration before the first trial (``check.py``): the batch that fits into
+            memory, the seconds of a step, the metric. The log says what is found; what is wrong is raised.
         executor: runs the fine-tunes; this and the next four are as in :meth:`LlamaTune.optimize`, but threads cannot
             run several at a time. The factory may be any function; see there.
         n_workers: the number of fine-tunes that run at the same time.
@@ -139,7 +147,21 @@ def tune(
     fine_tune |= {"output_dir": output_dir, "overwrite": overwrite}
     fine_tune |= {"max_paused": max_paused, "max_disk_gb": max_disk_gb, "estimate_memory": estimate_memory}
     fine_tune |= {"auto_batch": auto_batch}
-    return prepare(trainer_factory, space, max_evals=max_evals, **fine_tune, **search).run(runner)
+    keeper = prepare(trainer_factory, space, max_evals=max_evals, **fine_tune, **search)
+    if check:
+        look(keeper)
+    return keeper.run(runner)
+
+
+def look(keeper: Keeper) -> None:
+    """Checks a search that is ready to run, and logs what is found.
+
+    Raises:
+        LlamaTuneError: something is wrong.
+    """
+    if rank() == 0:
+        for line in find(keeper.fine_tune, keeper.optimizer.study, keeper.optimizer.settings.seed):
+            logger.info("%s", line)
 
 
 def prepare(
