@@ -17,12 +17,16 @@ ROUNDING = 1e-9
 
 
 class Start(NamedTuple):
-    """A run starts, and trains to a share of its full length in (0, 1]; ``bounds`` are those of ``Trial``."""
+    """A run starts, and trains to a share of its full length in (0, 1]; ``bounds`` are those of ``Trial``.
+
+    Its seed derives from the study's, unless it is given.
+    """
 
     params: Params
     origin: Origin
     until: float = 1.0
     bounds: tuple[float, float] | None = None
+    seed: int | None = None
 
 
 class Resume(NamedTuple):
@@ -58,8 +62,9 @@ Decision = Start | Resume | Discard | Wait | Finish
 
 def start_trial(number: int, start: Start, seed: int, now: float) -> Trial:
     """Makes the record of a trial that starts ``now`` (Unix seconds); its seed derives from the study's ``seed``."""
-    params, origin, until, bounds = start
-    return Trial(number, params, derived_seed(seed, number), origin, started=now, until=until, bounds=bounds)
+    params, origin, until, bounds, own = start
+    own = derived_seed(seed, number) if own is None else own
+    return Trial(number, params, own, origin, started=now, until=until, bounds=bounds)
 
 
 def carried_out(study: Study, decision: Decision, seed: int, now: float) -> Trial | None:

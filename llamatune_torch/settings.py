@@ -20,6 +20,7 @@ from llamatune_torch.hints import describe_unknown
 
 AcquisitionName = Literal["logeqi", "logei", "ei", "logpi", "pi", "ucb", "qlogei", "qlognei"]
 StrategyName = Literal["auto", "screen", "full", "successive_halving", "asha", "hyperband", "median", "top_k"]
+StoppingName = Literal["auto"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ class Settings:
             an object of your own, with the methods of ``engine.strategies.strategy.Strategy``.
         rungs: where runs may pause, other than the strategy's own: increasing shares of a full run that end with 1, or
             steps, such as ``[100, 500, 1000]``, the last of which is a full run.
+        stopping: "auto" ends the search before the budget does, once a further trial can be expected to gain less than
+            the final choice is uncertain by (``engine/stopping.py``). ``None`` spends the whole budget.
+        min_evals: trials that have to end before "auto" may end the search; ``None`` for 5 times the number of
+            parameters, but 20 at least.
+        confirm: the number of candidates, the best ones, that train again on fresh seeds after the search, until one is
+            better (``engine/confirm.py``). 0 for none. Their runs count in ``max_evals`` and ``max_cost``.
+        confirm_evals: runs that are kept for that; ``None`` for 3 times ``confirm``.
+        confidence: the probability to be the best of them at which one is the winner.
 
     Raises:
         SettingsError: a value out of its range.
@@ -64,6 +73,11 @@ class Settings:
     mc_samples: int = 64
     strategy: StrategyName | Any = "auto"
     rungs: Sequence[float] | None = None
+    stopping: StoppingName | None = None
+    min_evals: int | None = None
+    confirm: int = 0
+    confirm_evals: int | None = None
+    confidence: float = 0.9
 
     def __post_init__(self) -> None:
         names = get_args(AcquisitionName)
@@ -74,15 +88,22 @@ class Settings:
             if not isinstance(value, (int, float)) or not (math.isfinite(value) and value >= low):
                 raise SettingsError(f"{name} must be a finite number >= {low}, but got {value!r}")
         for name, low in (
-            ("n_initial", 0), ("seed", 0), ("num_restarts", 1), ("num_screened", 1), ("mc_samples", 1)
+            ("n_initial", 0), ("seed", 0), ("num_restarts", 1), ("num_screened", 1), ("mc_samples", 1),
+            ("min_evals", 1),
+            ("confirm", 0),
+            ("confirm_evals", 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            if name == "n_initial" and value is None:
+            if name in ("n_initial", "min_evals", "confirm_evals") and value is None:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < low:
                 raise SettingsError(f"{name} must be an integer >= {low}, but got {value!r}")
             if value >= 2**63:  # torch's generators take no more
                 raise SettingsError(f"{name} must be < 2**63, but got {value!r}")
+        if self.stopping not in (None, *get_args(StoppingName)):
+            raise SettingsError(f"stopping must be 'auto' or None, but got {self.stopping!r}")
+        if not isinstance(self.confidence, (int, float)) or not 0.5 <= self.confidence < 1:
+            raise SettingsError(f"confidence must be a probability in [0.5, 1), but got {self.confidence!r}")
         _check_strategy(self.strategy)
         if self.rungs is not None:
             object.__setattr__(self, "rungs", _check_rungs(self.rungs))
@@ -96,6 +117,15 @@ class Settings:
     def num_initial(self, dim: int) -> int:
         """The number of trials that come before the surrogate in a space with ``dim`` parameters."""
         return min(max(dim + 1, 4), 10) if self.n_initial is None else self.n_initial
+
+    @property
+    def num_reserved(self) -> int:
+        """The number of runs that are kept to confirm the winner."""
+        return (3 * self.confirm if self.confirm_evals is None else self.confirm_evals) if self.confirm else 0
+
+    def least_evals(self, dim: int) -> int:
+        """The number of trials before which "auto" does not end a search in a space with ``dim`` parameters."""
+        return max(20, 5 * dim) if self.min_evals is None else self.min_evals
 
 
 @dataclass(frozen=True)
@@ -192,6 +222,11 @@ class Knobs(TypedDict, total=False):
     mc_samples: int
     strategy: StrategyName | Any
     rungs: Sequence[float] | None
+    stopping: StoppingName | None
+    min_evals: int | None
+    confirm: int
+    confirm_evals: int | None
+    confidence: float
     max_cost: float | str | None
     timeout: float | str | None
     max_failures: int | None

@@ -7,8 +7,9 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
+from llamatune_torch.confirmed import Confirmed, find_winner
 from llamatune_torch.constraints import Constraint, Estimate, read_constraints
 from llamatune_torch.errors import NoCompletedTrialError, NoFeasibleTrialError, SettingsError, TrialStateError
 from llamatune_torch.parameter_base import to_python
@@ -75,6 +76,13 @@ class Extension:
         return space.with_values(kept, dict(self.values))
 
 
+class End(NamedTuple):
+    """The end of a search: why nothing starts any more, when the study had so many ``trials``."""
+
+    trials: int
+    reason: str
+
+
 #: The extension of a space that is as it was.
 UNCHANGED = Extension()
 
@@ -92,6 +100,7 @@ class Study:
         trials: what has been tried.
         extension: what the space has gained and lost. Trials are shown as they count in the space of now.
         estimates: beliefs about outcomes that are limited, from before anything was measured.
+        end: why the search has ended before its budget, if it has; :attr:`ended` tells whether that still holds.
     """
 
     space: SearchSpace
@@ -100,6 +109,7 @@ class Study:
     trials: tuple[Trial, ...] = ()
     extension: Extension = UNCHANGED
     estimates: tuple[Estimate, ...] = ()
+    end: End | None = None
 
     @property
     def direction(self) -> Direction:
@@ -198,6 +208,11 @@ class Study:
                 shares[trial.first] = max(shares.get(trial.first, 0.0), share(trial))
         return math.fsum(shares.values())
 
+    @property
+    def ended(self) -> str | None:
+        """Why the search has ended; ``None`` if it has not, or if trials have started since."""
+        return self.end.reason if self.end is not None and self.end.trials == len(self.trials) else None
+
     def better(self, value: float, than: float) -> bool:
         """True if ``value`` is strictly better than another in this study's direction."""
         return value > than if self.direction == "maximize" else value < than
@@ -225,14 +240,15 @@ class Study:
 
     @property
     def best_trial(self) -> Trial:
-        """The feasible trial with the best value, the earliest among equals.
+        """The feasible trial with the best value, the earliest among equals; once candidates are confirmed, the winner.
 
         Raises:
             NoCompletedTrialError: no trial has completed; the message counts the failures by reason. As
                 NoFeasibleTrialError: none that has keeps the constraints; the message says how near they came.
         """
-        best: Trial | None = None
-        for trial in self.feasible:
+        confirmed = self.confirmed()
+        best = None if confirmed is None else confirmed.trial
+        for trial in self.feasible if best is None else []:
             if best is None or self.better(_value(trial), _value(best)):
                 best = trial
         if best is None and self.completed:
@@ -254,8 +270,13 @@ class Study:
 
     @property
     def best_value(self) -> float:
-        """The value of :attr:`best_trial`."""
-        return _value(self.best_trial)
+        """The value of :attr:`best_trial`; of a confirmed winner, its mean on fresh seeds."""
+        confirmed = self.confirmed()
+        return _value(self.best_trial) if confirmed is None else confirmed.mean
+
+    def confirmed(self) -> Confirmed | None:
+        """The winner of the candidates that were trained again on fresh seeds; ``None`` while there is none."""
+        return find_winner(self.trials, self.feasible, self.direction)
 
     def rows(self) -> list[dict[str, Any]]:
         """One row a trial, as plain values: parameters as ``params.<name>``, ``None`` where inactive."""
@@ -277,10 +298,12 @@ class Study:
         if not self.feasible:
             return printable("\n".join([*lines, self._why_nothing_feasible()]))
         best = self.best_trial
-        lines.append(f"best {self.metric} ({self.direction}): {best.value:.6g} in trial {best.number}")
+        value = self.confirmed() or f"{best.value:.6g}"
+        lines.append(f"best {self.metric} ({self.direction}): {value} in trial {best.number}")
         lines += [f"  {name} = {show_value(value)}" for name, value in best.params.items()]
         lines += [f"  ({key}: {note})" for key, note in best.notes.items()]
         lines += [f"limit {self._how_kept(limit)}" for limit in self.constraints]
+        lines += [f"ended: {self.ended}"] if self.ended else []
         return printable("\n".join(lines))
 
     def by_value(self) -> list[Trial]:

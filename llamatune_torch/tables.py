@@ -95,6 +95,7 @@ def to_row(trial: Trial, names: Sequence[str], missing: float | None = None) -> 
         "number": trial.number,
         "state": str(trial.state),
         "value": missing if trial.value is None else trial.value,
+        **({} if trial.std is None else {"std": trial.std}),
         **{f"params.{name}": plain(trial.params.get(name, missing)) for name in names},
         **{f"outcomes.{name}": value for name, value in trial.outcomes.items()},
         "cost": missing if trial.cost is None else trial.cost,
@@ -156,7 +157,7 @@ STATES: Mapping[str, TrialState] = {
     **dict.fromkeys(("lost", "killed", "aborted", "canceled", "cancelled", "preempted", "preempting"), TrialState.LOST),
 }
 #: Columns that a row may have beside its parameters and its value.
-FACTS = ("state", "reason", "error", "cost")
+FACTS = ("state", "reason", "error", "cost", "std")
 #: Text for an empty cell, in lower case.
 EMPTY = ("", "nan", "na", "n/a", "none", "null", "-")
 #: Text for a boolean, in lower case.
@@ -179,7 +180,7 @@ def read_table(
 
     Columns are ``learning_rate`` for each parameter, also with ``params.``, ``config.`` or the like before it.
     ``value`` or the metric's name has the value, also ``metrics.eval_loss``, ``summary.eval_loss`` or ``eval/loss``. If
-    they are there, ``state`` or ``status``, ``reason``, ``error``, ``cost`` (seconds), ``outcomes.<name>`` and
+    they are there, ``state`` or ``status``, ``reason``, ``error``, ``cost`` (seconds), ``std``, ``outcomes.<name>`` and
     ``notes.<name>`` are read.
     An empty cell means that a parameter was inactive. Where cells are not separated by commas, a number may have a
     decimal comma.
@@ -303,6 +304,7 @@ class _Row:
             value=value,
             outcomes=outcomes,
             cost=self._number(self.facts["cost"]) if "cost" in self.facts else None,
+            std=self._spread(),
             reason=reason,
             cause=causes.get(state),
             error=self._fact("error") or (reason if has_failed else None),
@@ -323,6 +325,13 @@ class _Row:
         if state is TrialState.FAILED or (value is not None and math.isnan(value)):
             return TrialState.FAILED, None, self._fact("reason") or ("unknown" if state is TrialState.FAILED else "nan")
         return (TrialState.LOST, None, "without a value") if value is None else (TrialState.COMPLETE, value, None)
+
+    def _spread(self) -> float | None:
+        std = self._number(self.facts["std"]) if "std" in self.facts else None
+        if std is not None and not 0 <= std < math.inf:
+            place = f"row {self.number + 1}, column {self.facts['std']!r}"
+            raise SettingsError(f"{place}: must be a finite number >= 0, but got {std}")
+        return std
 
     def _fact(self, name: str) -> str:
         return from_cell(self.cells[self.facts[name]].strip()) if name in self.facts else ""

@@ -19,7 +19,7 @@ from llamatune_torch.parameter_base import describe, to_python
 from llamatune_torch.space import Params
 
 Direction = Literal["maximize", "minimize"]
-Origin = Literal["initial", "sobol", "surrogate", "added", "retry"]
+Origin = Literal["initial", "sobol", "surrogate", "added", "retry", "confirm"]
 
 
 class TrialState(StrEnum):
@@ -101,6 +101,8 @@ class Outcome:
 
     Args:
         value: the objective; ``None`` or nan means that the trial failed.
+        std: the standard deviation of the value, where it is known beside the noise of a seed, which is learnt: of a
+            score on a small sample, or of a mean of several runs.
         outcomes: other named measurements, such as ``{"memory_gb": 7.5}``.
         cost: seconds of training; measured by ``optimize`` if left out.
         curve: intermediate values; by default those reported while the trial ran.
@@ -114,8 +116,8 @@ class Outcome:
     All is checked here, and kept as plain numbers and texts. A text longer than ``MAX_TEXT`` loses its middle.
 
     Raises:
-        OutcomeError: a field is not what it should be; ``cost`` is negative or not finite; ``cause`` is none, or one
-            that only the keeper of a study can set.
+        OutcomeError: a field is not what it should be; ``cost`` or ``std`` is negative or not finite; ``cause`` is
+            none, or one that only the keeper of a study can set.
     """
 
     value: float | None = None
@@ -127,11 +129,15 @@ class Outcome:
     cause: Cause | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     paused: bool = False
+    std: float | None = None
 
     def __post_init__(self) -> None:
         cost = None if self.cost is None else as_plain_number(self.cost, "cost must be a number")
         if cost is not None and not 0 <= cost < math.inf:
             raise OutcomeError(f"cost must be a finite number of seconds >= 0, but got {cost}")
+        std = None if self.std is None else as_plain_number(self.std, "std must be a number")
+        if std is not None and not 0 <= std < math.inf:
+            raise OutcomeError(f"std must be a finite number >= 0, but got {std}")
         if not (self.curve is None or isinstance(self.curve, Curve)):
             raise OutcomeError(f"curve must be a Curve or None, but got {describe(self.curve)}")
         if not isinstance(self.paused, bool):
@@ -146,6 +152,7 @@ class Outcome:
                 for name, value in _items(self.outcomes, "outcomes")
             },
             "cost": cost,
+            "std": std,
             "curve": self.curve,
             "error": None if self.error is None else _text(self.error, "error"),
             "reason": None if self.reason is None else _text(self.reason, "reason"),
@@ -235,6 +242,7 @@ class Trial:
     ``until`` is the share of its full run, in (0, 1], that it was last started for. A run that pauses there goes on as
     the same trial: ``pauses`` counts how often it has paused, ``reached`` is the share at the last time, and
     ``resumed`` the Unix time at which it went on. A value outside of ``bounds`` says that it has broken down.
+    ``std`` is the standard deviation of the value, where the outcome has told it.
     """
 
     number: int
@@ -259,6 +267,7 @@ class Trial:
     pauses: int = 0
     resumed: float | None = None
     bounds: tuple[float, float] | None = None
+    std: float | None = None
 
     @property
     def first(self) -> int:

@@ -280,4 +280,9 @@ OTHERS: dict[str, Any] = {
     "mc_samples": 16,
     "strategy": "asha",
     "rungs": [0.25, 1.0],
+    "stopping": "auto",
+    "min_evals": 30,
+    "confirm": 2,
+    "confirm_evals": 4,
+    "confidence": 0.8,
 }

@@ -35,6 +35,7 @@ RECORDS = [
     "seeds",
     "curve",
     "trial",
+    "confirmed",
     "tables",
     "study",
     "decisions",
@@ -188,7 +189,7 @@ def test_a_planted_circle_is_found() -> None:
     assert not circle({"a": {"b"}, "b": {"c"}, "c": set()})
     assert set(circle({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
     real = {module_of(path): own_imports(path) for path in MODULES if path.name != "__init__.py"}
-    assert set(circle({**real, "trial": real["trial"] | {"study"}})) == {"trial", "study"}
+    assert {"trial", "study"} <= set(circle({**real, "trial": real["trial"] | {"study"}}))
 
 
 def test_a_planted_import_upward_or_sideways_is_found() -> None:

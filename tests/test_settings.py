@@ -36,6 +36,8 @@ def test_defaults_are_those_of_the_documentation() -> None:
         ({"seed": -1}, r"seed must be an integer >= 0, but got -1"),
         ({"seed": None}, r"seed must be an integer >= 0, but got None"),
         ({"seed": True}, r"seed must be an integer >= 0, but got True"),
+        ({"stopping": "never"}, r"stopping must be 'auto' or None, but got 'never'"),
+        ({"min_evals": 0}, r"min_evals must be an integer >= 1, but got 0"),
         ({"num_restarts": 0}, r"num_restarts must be an integer >= 1, but got 0"),
         ({"num_screened": 0}, r"num_screened must be an integer >= 1, but got 0"),
         ({"mc_samples": 0}, r"mc_samples must be an integer >= 1, but got 0"),

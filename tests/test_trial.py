@@ -229,6 +229,7 @@ def filled(**changes: Any) -> Outcome:
         "reason": "nan",
         "cause": Cause.DIVERGED,
         "notes": {"a": "b"},
+        "std": 0.125,
     }
     return Outcome(**{**told, **changes})
 
@@ -259,3 +260,17 @@ def test_a_trial_that_was_given_up_has_an_outcome_without_the_keepers_cause(caus
     assert (lost.state, lost.cause, lost.reason, lost.error) == (TrialState.LOST, cause, "taken away", "taken away")
     assert lost.outcome.cause is None
     assert lost.outcome.reason == "taken away"
+
+
+def test_a_known_standard_deviation_is_checked_and_kept() -> None:
+    outcome = Outcome(0.5, std=np.float32(0.25))
+    assert outcome.std == 0.25
+    assert type(outcome.std) is float
+    trial = make_trial(0, {"x": 1}, state=TrialState.RUNNING).finished_with(outcome, 1.0)
+    assert (trial.std, trial.outcome.std) == (0.25, 0.25)
+    assert Outcome(0.5).std is None
+    for odd in (-0.1, math.nan, math.inf):
+        with pytest.raises(OutcomeError, match="std must be a finite number >= 0, but got"):
+            Outcome(0.5, std=odd)
+    with pytest.raises(OutcomeError, match="std must be a number"):
+        Outcome(0.5, std="much")  # type: ignore[arg-type]

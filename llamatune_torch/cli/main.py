@@ -27,7 +27,7 @@ from llamatune_torch.errors import (
     SpecError,
 )
 from llamatune_torch.hints import OTHER_NAMES
-from llamatune_torch.settings import StrategyName, as_seconds
+from llamatune_torch.settings import StoppingName, StrategyName, as_seconds
 
 # As of TrialState, whose module loads NumPy: --help is to show at once.
 STATES = ("running", "paused", "complete", "stopped", "failed", "lost")
@@ -43,6 +43,11 @@ _PLAIN = (
     "max_cost",
     "max_failures",
     "strategy",
+    "stopping",
+    "min_evals",
+    "confirm",
+    "confirm_evals",
+    "confidence",
     "extend",
     "grace",
     "retries",
@@ -172,7 +177,9 @@ def _add_searches(command: Any) -> None:
     run.add_argument("target", metavar="TARGET", help=_TARGET)
     resume.add_argument("target", metavar="TARGET", nargs="?", help=f"{_TARGET}; by default what you ran last here")
     worker.add_argument("target", metavar="TARGET", help=_TARGET)
-    for each in (run, resume, worker):
+    confirm = command("confirm", "search", "train the best candidates again on fresh seeds, and nothing else")
+    confirm.add_argument("target", metavar="TARGET", nargs="?", help=f"{_TARGET}; by default what you ran last here")
+    for each in (run, resume, worker, confirm):
         search = each.add_argument_group("the search (before what the file says)")
         search.add_argument(
             "--trials", dest="max_evals", metavar="N", type=int, help="full runs in total, for all workers together"
@@ -184,6 +191,22 @@ def _add_searches(command: Any) -> None:
             help="seconds of all runs, or such as 4h, after which nothing starts or goes on",
         )
         search.add_argument("--strategy", choices=get_args(StrategyName), help="which runs train to their end")
+        search.add_argument(
+            "--stopping", choices=get_args(StoppingName), help="end the search when further trials gain too little"
+        )
+        search.add_argument("--min-evals", metavar="N", type=int, help="trials before which --stopping does not end it")
+        search.add_argument(
+            *("--top", "--confirm") if each is confirm else ("--confirm",),
+            dest="confirm",
+            metavar="K",
+            type=int,
+            default=3 if each is confirm else None,
+            help="the best K train again on fresh seeds after the search, until one is better",
+        )
+        search.add_argument("--confirm-evals", metavar="N", type=int, help="runs for that; 3 for each by default")
+        search.add_argument(
+            "--confidence", metavar="P", type=float, help="the probability at which one is better (0.9)"
+        )
         search.add_argument("--direction", choices=("maximize", "minimize"))
         search.add_argument("--metric", help="the name of the score")
         search.add_argument("--seed", type=int)
@@ -228,6 +251,10 @@ def _add_looks(command: Any) -> None:
     best.add_argument("--relax", action="store_true", help="what it would gain if the limits that bind were looser")
     best.add_argument(
         "--recommended", action="store_true", help="the best on average, where the best value may only be lucky"
+    )
+
+    best.add_argument(
+        "--confidence", action="store_true", help="that, and how sure it is: its interval, its chance to beat others"
     )
 
     trials = command("trials", "results", "all trials, or all about one of them")

@@ -21,9 +21,9 @@ from llamatune_torch.storage.serialization import to_strict
 from llamatune_torch.study import Study
 from llamatune_torch.tables import cells, plain, show_value, trials_table
 from llamatune_torch.text import quote
-from llamatune_torch.trial import Trial
 
 if TYPE_CHECKING:
+    from llamatune_torch.engine.recommend import Recommendation
     from llamatune_torch.engine.relaxing import Relaxation
 
 
@@ -35,23 +35,30 @@ def best(options: Namespace) -> int:
         raise SettingsError("--relax is for people to read: it does not go with --args or --json")
     stored = Reader(options.storage).look(options.name)
     study = stored.study
-    trial = _recommended(stored) if options.recommended else study.best_trial
+    known = _recommended(stored) if options.recommended or options.confidence else None
+    trial, confirmed = study.best_trial if known is None else known.trial, study.confirmed()
     with standard_output(utf8=options.json or options.args) as file:
         if options.json:
             record = {"study": stored.name, "metric": study.metric, "direction": study.direction}
             found = {"trial": trial.number, "value": trial.value, "params": trial.params}
-            print(json.dumps(to_strict(record | found)), file=file)
+            if confirmed is not None:
+                found["confirmed"] = {**confirmed._asdict(), "trial": confirmed.trial.number}
+            sure = _as_record(known) if known is not None and options.confidence else {}
+            print(json.dumps(to_strict(record | found | sure)), file=file)
         elif options.args:
             print(arguments(trial.params, flags=options.flags), file=file)
         else:
-            how = f"best on average, of {len(study.completed)}" if options.recommended else f"of {len(study.completed)}"
-            say(f"{study.metric} = {trial.value:.6g} in trial {trial.number} ({how}; {study.direction})")
+            how = f"of {len(study.completed)}" if known is None else f"best on average, of {len(study.completed)}"
+            value = confirmed or f"{trial.value:.6g}"
+            say(f"{study.metric} = {value} in trial {trial.number} ({how}; {study.direction})")
             for name, value in trial.params.items():
                 say(f"  {name} = {show_value(value)}")
             for key, note in trial.notes.items():
                 say(f"  ({key}: {note})")
             for limit in study.constraints:
                 say(f"  {limit.name} = {limit.value_in(trial.outcomes):.4g} ({limit})")
+            if known is not None and options.confidence:
+                say(str(known))
             for relaxation in _relaxations(stored) if options.relax else []:
                 say(f"  {relaxation}")
     return 0
@@ -119,12 +126,18 @@ def rich_table(rows: list[list[str]]) -> Table:
     return table
 
 
-def _recommended(stored: Snapshot) -> Trial:
+def _recommended(stored: Snapshot) -> Recommendation:
     import llamatune_torch.runtime  # noqa: F401  # says so if torch cannot be loaded
-    from llamatune_torch.engine.recommend import recommend  # takes its time to load
+    from llamatune_torch.engine.recommend import explain  # takes its time to load
     from llamatune_torch.settings import Settings
 
-    return recommend(stored.study, Settings(seed=stored.settings.get("seed", 0)))
+    return explain(stored.study, Settings(seed=stored.settings.get("seed", 0)))
+
+
+def _as_record(known: Recommendation) -> dict[str, Any]:
+    others = {"runner_up": known.runner_up, "default": known.default}
+    numbers = {name: None if other is None else other.number for name, other in others.items()}
+    return known._asdict() | numbers | {"trial": known.trial.number}
 
 
 def _relaxations(stored: Snapshot) -> list[Relaxation]:
@@ -145,6 +158,7 @@ def _print_trial(stored: Snapshot, number: int) -> None:
         stored.study.metric: trial.value,
         **{f"  {name}": _exact(value) for name, value in trial.params.items()},
         **trial.outcomes,
+        "standard deviation": trial.std,
         "trained": f"{trial.reached:.0%} of its run at its last pause" if trial.pauses else None,
         "seconds": trial.cost,
         "started": _time(trial.started),

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from llamatune_torch.cli.launches import find_launch, remember_launch
 from llamatune_torch.cli.output import say
 from llamatune_torch.cli.spec import Spec, load_spec
+from llamatune_torch.confirmed import searched_trials
 from llamatune_torch.errors import SettingsError, SpecError
 from llamatune_torch.hints import describe_unknown
 from llamatune_torch.runtime.evaluation import OnParams
 from llamatune_torch.runtime.optimizer import ARGUMENTS, LASTING, LlamaTune
 from llamatune_torch.runtime.runners import Runner, make_runner
 from llamatune_torch.runtime.torchrun import rank
+from llamatune_torch.settings import Settings
 from llamatune_torch.storage.definition import remember
 from llamatune_torch.storage.reader import Reader, Snapshot, find_study
 
@@ -46,6 +50,15 @@ def resume(options: Namespace) -> int:
         except SpecError as error:
             raise SpecError(f"{error}: say where it is now, as in `llamatune resume spec.py`") from error
     return _search(options, spec, stored.name, stored, {**spec.search, **_remembered(stored, spec)})
+
+
+def confirm(options: Namespace) -> int:
+    """Ends the search of a study that is there, and confirms its winner: the budget becomes what that needs."""
+    stored = Reader(options.storage).look(options.name)
+    given = Settings(confirm=options.confirm, confirm_evals=options.confirm_evals)
+    before = replace(stored.study, trials=searched_trials(stored.study.trials))
+    options.max_evals = math.ceil(before.spent) + given.num_reserved
+    return resume(options)
 
 
 def _describe_unknown(stored: Snapshot) -> str:

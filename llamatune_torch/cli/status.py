@@ -62,6 +62,8 @@ def state_of(stored: Snapshot) -> str:
         alive = [worker for worker in stored.workers.values() if worker.silent_for <= QUIET]
         return "running" if alive else "silent"
     total = stored.settings.get("max_evals")
+    if stored.study.ended:
+        return "finished"
     if total is None or stored.study.paused or total - stored.study.spent >= 1:
         return "stopped"
     return "finished"  # less than one full run is left
@@ -77,7 +79,7 @@ class Remaining(NamedTuple):
 def remaining(stored: Snapshot) -> Remaining:
     """The time that is left if each trial takes the median of the finished ones, and as many run at a time as now."""
     study = stored.study
-    trials = max(0, math.ceil(stored.settings.get("max_evals", 0) - study.spent))
+    trials = 0 if study.ended else max(0, math.ceil(stored.settings.get("max_evals", 0) - study.spent))
     own = [trial for trial in study.completed if trial.origin != "added"]
     times = [t.finished - t.started for t in own if t.finished and t.started and not t.pauses]
     times += [t.cost for t in own if t.cost and t.pauses]  # between pauses, nobody trains
@@ -117,6 +119,7 @@ def record(stored: Snapshot) -> dict[str, Any]:
         "best": None if best is None else {"trial": best.number, "value": best.value, "params": best.params},
         "running": [_running(trial, stored) for trial in study.pending],
         "seconds_left": left.seconds,
+        "ended": study.ended,
     }
 
 
@@ -150,10 +153,12 @@ def shown(stored: Snapshot, url: str) -> RenderableType:
         )
     if study.feasible:
         best = study.best_trial
-        lines.append(f"best {study.metric} ({study.direction}): {best.value:.6g} in trial {best.number}")
+        value = study.confirmed() or f"{best.value:.6g}"
+        lines.append(f"best {study.metric} ({study.direction}): {value} in trial {best.number}")
         lines.append(f"  {show_params(best.params)}")
     elif study.completed:
         lines.append(f"no completed trial keeps the limits: {', '.join(map(str, study.constraints))}")
+    lines += [f"ended: {study.ended}"] if study.ended else []
     parts: list[RenderableType] = [Text(printable("\n".join(lines)))]
     if study.pending:
         parts.append(_running_table(stored))

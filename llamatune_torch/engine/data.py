@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.features import Features
-from llamatune_torch.engine.outcome import robust, standardize
+from llamatune_torch.engine.outcome import robust, standardize, steepness
 from llamatune_torch.engine.thinning import keep, without
 from llamatune_torch.space import Params
 from llamatune_torch.study import Study
@@ -24,6 +24,9 @@ from llamatune_torch.trial import Cause, Trial
 # hundred observations the Cholesky factor and the n x n kernel matrices, which a GPU computes in parallel, outweigh
 # that.
 CUDA_FROM_TRIALS = 500
+
+TINY_SLOPE = 1e-12  # where values that differ by rounding have ranks
+MOST_NOISE = 1e2  # standard deviations of the outcomes
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,6 +45,7 @@ class TrainingData(NamedTuple):
     feasible   n         which of them keep all constraints
     is_error   m_f       the failed ones that ended by another exception than of memory, divergence or time
     features             what the kernels see of such points
+    known_noise   n      the variances of ``Y`` that trials have told, besides the noise; ``None`` if none has
     """
 
     X: Tensor
@@ -53,6 +57,7 @@ class TrainingData(NamedTuple):
     feasible: Tensor
     is_error: Tensor
     features: Features
+    known_noise: Tensor | None = None
 
     @property
     def tried(self) -> Tensor:
@@ -70,7 +75,7 @@ class TrainingData(NamedTuple):
 
 
 def training_data(study: Study, device: torch.device, also_pending: list[Params]) -> TrainingData:
-    """The study as tensors. The sign of the outcomes is turned to "larger is better" here and nowhere else.
+    """The study as tensors.
 
     Args:
         study: with one completed trial or more.
@@ -78,13 +83,13 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
         also_pending: parameters that count as running, besides those of running trials.
     """
     cube = Cube(study.space)
-    sign = 1.0 if study.direction == "maximize" else -1.0
-    Y = torch.tensor([sign * float(t.value or 0.0) for t in study.completed], dtype=torch.float64)
+    Y = signed_values(study)
 
     def points(trials: list[Trial]) -> Tensor:
         return cube.encode_all([trial.params for trial in trials]).to(device)
 
-    X, Y = points(study.completed), robust(Y.to(device))
+    values = Y.to(device)
+    X, Y = points(study.completed), robust(values)
     failed = [trial for trial in study.failed if trial.cause is not Cause.KILLED]
     X_failed = points(failed)
     is_error = torch.tensor([trial.cause is Cause.ERROR for trial in failed], dtype=torch.bool, device=device)
@@ -104,7 +109,24 @@ def training_data(study: Study, device: torch.device, also_pending: list[Params]
         feasible=torch.tensor([study.is_feasible(trial) for trial in study.completed], device=device)[rows.to(device)],
         is_error=is_error,
         features=Features(study.space),
+        known_noise=_known_noise(study, values, Y, rows),
     )
+
+
+def _known_noise(study: Study, values: Tensor, Y: Tensor, rows: Tensor) -> Tensor | None:
+    """The variances that trials have told, in the unit of ``Y``: by the slope of what made the values robust."""
+    if all(not trial.std for trial in study.completed) or bool((Y == Y[0]).all()):
+        return None
+    std = torch.tensor([trial.std or 0.0 for trial in study.completed], dtype=Y.dtype, device=Y.device)[
+        rows.to(Y.device)
+    ]
+    return (std / steepness(Y, values, Y, rows).clamp_min(TINY_SLOPE)).clamp_max(MOST_NOISE).square()
+
+
+def signed_values(study: Study) -> Tensor:
+    """The values of completed trials. Their sign is turned to "larger is better" here and nowhere else."""
+    sign = 1.0 if study.direction == "maximize" else -1.0
+    return torch.tensor([sign * float(t.value or 0.0) for t in study.completed], dtype=torch.float64)
 
 
 def choose_device(device: str, n: int) -> torch.device:

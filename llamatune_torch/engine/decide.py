@@ -7,6 +7,8 @@ from typing import Any
 
 from llamatune_torch.decisions import ROUNDING, Decision, Discard, Finish, Resume, Start, Wait, carried_out
 from llamatune_torch.engine.breakdown import find_bounds
+from llamatune_torch.engine.confirm import next_confirmation, searched
+from llamatune_torch.engine.stopping import assess
 from llamatune_torch.engine.strategies.asha import Asha
 from llamatune_torch.engine.strategies.full import Full
 from llamatune_torch.engine.strategies.halving import hyperband, successive_halving
@@ -67,19 +69,24 @@ def decide(
     """
     bounds = find_bounds(study)
     at_once = isinstance(strategy, Full) and left >= n - ROUNDING and not study.paused
+    at_once = at_once and not (settings.stopping or settings.confirm)
     if at_once:  # a batch shares one fit of the surrogate
         return [Start(*suggestion, bounds=bounds) for suggestion in suggest(study, settings, n)]
     decisions: list[Decision] = []
     started = 0
     while started < n:
         try:
-            decision = strategy.decide(study, settings, left)
+            decision = strategy.decide(study, settings, left - settings.num_reserved)
         except SpaceExhaustedError as error:
-            if started or not decisions:
+            if (started or not decisions) and not settings.confirm:
                 raise
             decision = Finish(str(error))  # what is stopped is stopped all the same
         if isinstance(decision, Finish) and strategy.least < 1 and study.pending and not study.can_pause:
             decision = Wait("runs that may pause count as full ones until the first has paused")
+        if isinstance(decision, Start) and settings.stopping:
+            decision = _unless_ended(decision, study, settings)
+        if isinstance(decision, Finish) and settings.confirm:
+            decision = next_confirmation(study, settings, left)
         if isinstance(decision, (Start, Resume)):
             decision = decision._replace(bounds=bounds)
         decisions.append(decision)
@@ -92,3 +99,12 @@ def decide(
         before, study = study, study.with_trial(trial)
         left -= study.spent - before.spent
     return decisions
+
+
+def _unless_ended(start: Start, study: Study, settings: Settings) -> Decision:
+    """A start, unless the search is to end before it; a result that is still to come may tell otherwise."""
+    before = searched(study)
+    verdict = assess(before, settings)
+    if verdict is None or not verdict.ends:
+        return start
+    return Wait(str(verdict)) if before.pending else Finish(str(verdict))

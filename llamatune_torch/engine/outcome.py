@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 # The log warp stretches differences at the best by this factor, relative to those at the worst.
 LOG_WARP_OFFSET = 1.5
+STEP = 0.05  # of the slope's difference, in robust units
 
 
 def robust(Y: Tensor) -> Tensor:
@@ -31,10 +33,45 @@ def robust(Y: Tensor) -> Tensor:
     Returns:
         Shape ``n``, finite, zero mean and unit variance (all zeros where all outcomes are equal).
     """
-    # The warps do not depend on the scale; this keeps the squares of a perplexity of 1e200 from overflowing.
-    finite = Y[Y.isfinite()].abs()
-    scale = finite.max() if len(finite) and finite.max() > 0 else torch.ones_like(Y[0])
-    return standardize(log_warp(half_rank(Y / scale)))
+    return standardize(log_warp(half_rank(Y / _scale(Y))))
+
+
+def restore(values: Tensor, Y: Tensor, R: Tensor, rows: Tensor) -> Tensor:
+    """The outcomes that robust ``values`` stand for: the inverse of :func:`robust`, increasing.
+
+    In the better half it is exact, and goes on beyond the best outcome in the same manner. In the worse half it is
+    linear between outcomes, and ends at the worst one: of what is bad, only the rank was kept.
+
+    Args:
+        values: robust, of any shape.
+        Y: outcomes, shape ``n``, larger is better.
+        R: what became of them, or of ``Y[rows]`` standardised anew; two values at least that differ.
+        rows: the places in ``Y`` of what ``R`` has.
+
+    Example:
+        >>> Y = torch.tensor([0.1, 0.5, 0.6, 0.8], dtype=torch.float64)
+        >>> restore(robust(Y)[2:], Y, robust(Y), torch.arange(4))
+        tensor([0.6000, 0.8000], dtype=torch.float64)
+    """
+    scale = _scale(Y)
+    halved = half_rank(Y / scale)
+    warped = log_warp(halved)
+    kept = warped[rows.to(Y.device)]
+    worst, best = int(R.argmin()), int(R.argmax())
+    unit = (kept[best] - kept[worst]) / (R[best] - R[worst])
+    distance = torch.expm1((0.5 - kept[best] - unit * (values - R[best])) * math.log(LOG_WARP_OFFSET))
+    found = halved.max() - (halved.max() - halved.min()) * distance / (LOG_WARP_OFFSET - 1)
+    order = halved.argsort()
+    finite = torch.where(Y.isfinite(), Y, Y[Y.isfinite()].min())
+    below = np.interp(found.numpy(force=True), halved[order].numpy(force=True), finite[order].numpy(force=True))
+    median = torch.quantile(finite, 0.5, interpolation="higher")
+    return torch.where(found * scale >= median, found * scale, torch.as_tensor(below).to(found))
+
+
+def steepness(values: Tensor, Y: Tensor, R: Tensor, rows: Tensor) -> Tensor:
+    """The slope of :func:`restore` at ``values``, as a central difference: outcomes per robust unit."""
+    higher, lower = (restore(values + step, Y, R, rows) for step in (STEP, -STEP))
+    return (higher - lower) / (2 * STEP)
 
 
 def restore(values: Tensor, Y: Tensor) -> Tensor:
@@ -126,6 +163,12 @@ def standardize(Y: Tensor) -> Tensor:
     if spread <= 1e-12 * Y.abs().max().clamp_min(1.0):
         return torch.zeros_like(Y)
     return centred / spread
+
+
+def _scale(Y: Tensor) -> Tensor:
+    # The warps do not depend on the scale; this keeps the squares of a perplexity of 1e200 from overflowing.
+    finite = Y[Y.isfinite()].abs()
+    return finite.max() if len(finite) and finite.max() > 0 else torch.ones_like(Y[0])
 
 
 def _root_mean_square(Y: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
 
 def fit_surrogate(data: TrainingData) -> Surrogate:
     """The surrogate of the completed trials."""
-    return fit_gp(ProductKernel(data.features), data.X, data.Y)
+    return fit_gp(ProductKernel(data.features), data.X, data.Y, known_noise=data.known_noise)
 
 
 def find_incumbents(data: TrainingData, surrogate: Surrogate, limits: Sequence[Factor]) -> Tensor:

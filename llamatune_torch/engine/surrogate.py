@@ -8,7 +8,8 @@ once.
 
 The model is ``y = m(x) + c + f(x) + e``: a prior mean ``m``, zero unless one is given; a constant ``c``; a zero-mean GP
 ``f`` with the kernel of ``kernel.py``, which sees points through their features; Gaussian noise ``e`` of a learned
-variance. Several outcomes of the same trials are several such models with the same kernel.
+variance, plus the one that is known of an outcome. Several outcomes of the same trials are several such models with the
+same kernel.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def fit_gp(
     noise_prior: LogNormal = NOISE_PRIOR,
     constant: float | None = None,
     prior_mean: PriorMean | None = None,
+    known_noise: Tensor | None = None,
 ) -> Surrogate:
     """The GP whose hyperparameters maximise the marginal likelihood times their priors (MAP).
 
@@ -65,6 +67,7 @@ def fit_gp(
         constant: the constant ``c``; ``None`` to learn it.
         prior_mean: ``m``, from points (``n x d``) to outcomes (``n``), differentiable; ``None`` for zero. The GP is
             fitted to ``Y - m(X)``, and predictions add ``m`` again.
+        known_noise: variances of ``Y`` besides the learned noise, shape ``n``; ``None`` for zero.
 
     Returns:
         A fitted model in evaluation mode, on the device of ``X``.
@@ -81,9 +84,10 @@ def fit_gp(
     """
     rows = torch.linspace(0, len(Y) - 1, min(len(Y), FIT_AT_MOST), dtype=torch.float64, device=X.device)
     chosen = rows.round().long()
-    gp = Surrogate(kernel, X, Y, noise_prior, constant, prior_mean)
+    gp = Surrogate(kernel, X, Y, noise_prior, constant, prior_mean, known_noise)
     everything = len(chosen) == len(Y)
-    part = gp if everything else Surrogate(kernel, X[chosen], Y[chosen], noise_prior, constant, prior_mean)
+    some = None if known_noise is None else known_noise[chosen]
+    part = gp if everything else Surrogate(kernel, X[chosen], Y[chosen], noise_prior, constant, prior_mean, some)
     gp.set_theta(_find_most_probable(part))
     gp.eval()
     return gp
@@ -116,6 +120,7 @@ class Surrogate(SingleTaskGP):
         noise_prior: LogNormal = NOISE_PRIOR,
         constant: float | None = None,
         prior_mean: PriorMean | None = None,
+        known_noise: Tensor | None = None,
     ) -> None:
         if prior_mean is not None:
             with torch.no_grad():
@@ -130,7 +135,7 @@ class Surrogate(SingleTaskGP):
                 outcome_transform=None,
             )
         self.kernel, self.noise_prior, self.fixed_constant = kernel, noise_prior, constant
-        self.prior_mean = prior_mean
+        self.prior_mean, self.known_noise = prior_mean, known_noise
         self.set_theta(self.prior_modes())  # GPyTorch's own initial values have the default dtype
 
     # --- Hyperparameters ---------------------------------------------------------------------------------------------
@@ -179,7 +184,7 @@ class Surrogate(SingleTaskGP):
         n, noise = len(r), log_noise.exp()
         k = self.kernel.at(of_kernel)
         K, dK = k.matrix_and_slope(X)
-        K.diagonal().add_(noise)
+        K.diagonal().add_(noise if self.known_noise is None else noise + self.known_noise)
         root = psd_safe_cholesky(K)
         a = torch.cholesky_solve(r.unsqueeze(-1), root)
         value = -0.5 * r @ a.squeeze(-1) - root.diagonal().log().sum() - 0.5 * n * math.log(2 * math.pi)
@@ -223,7 +228,7 @@ class Surrogate(SingleTaskGP):
     def outcome_covariance(self) -> Tensor:
         """The covariance of the observed outcomes, noise included; ``n x n``."""
         K = self.covariance().matrix_and_slope(self.inputs)[0]
-        K.diagonal().add_(self.noise)
+        K.diagonal().add_(self.noise if self.known_noise is None else self.noise + self.known_noise)
         return K
 
     @property

@@ -89,6 +89,11 @@ class LlamaTune(Search):
         if model_eval_fn is not None and not callable(model_eval_fn):
             raise SettingsError(f"model_eval_fn must be callable, but got {model_eval_fn!r}")
         check_callbacks(callbacks)
+        if groups.settings.num_reserved >= groups.limits.max_evals:
+            raise SettingsError(
+                f"confirm={groups.settings.confirm} keeps {groups.settings.num_reserved} evaluations, so that "
+                f"max_evals={max_evals} leaves none for the search: more of them, or confirm_evals=..."
+            )
         self.model_eval_fn = model_eval_fn
         study = Study(space, Goal(direction, metric, read_constraints(constraints)), _validated(space, initial_points))
         store, settings = _open(groups, study)

@@ -11,14 +11,22 @@ from dataclasses import replace
 from typing import Any, overload
 
 from llamatune_torch.constraints import Estimate
-from llamatune_torch.decisions import Decision
+from llamatune_torch.decisions import Decision, Finish
+from llamatune_torch.engine.confirm import affordable
 from llamatune_torch.engine.data import choose_device
 from llamatune_torch.engine.decide import decide, find_strategy
-from llamatune_torch.engine.recommend import recommend
+from llamatune_torch.engine.recommend import Recommendation, explain, recommend
 from llamatune_torch.engine.relaxing import Relaxation, relaxations
 from llamatune_torch.engine.strategies.full import Full
 from llamatune_torch.engine.strategies.strategy import Strategy
-from llamatune_torch.errors import ConstraintError, OutcomeError, SettingsError, StillRunningError, StorageError
+from llamatune_torch.errors import (
+    BudgetSpentError,
+    ConstraintError,
+    OutcomeError,
+    SettingsError,
+    StillRunningError,
+    StorageError,
+)
 from llamatune_torch.runtime.events import Callback
 from llamatune_torch.runtime.threads import one_thread
 from llamatune_torch.settings import Limits, Settings
@@ -152,8 +160,18 @@ class Search:
         return find_strategy(self.settings, self.limits.max_evals, self.can_pause)
 
     def _start(self, n: int, goes_on: Callable[[], bool] = lambda: True) -> list[Trial]:
-        least = self.strategy.least
-        return self._store.start(n, self._choose, self.settings.seed, self.limits.max_evals, least, goes_on)
+        least, last = self.strategy.least, list[Decision]()
+
+        def choose(study: Study, n: int, left: float) -> list[Decision]:
+            last[:] = decisions = self._choose(study, n, left)
+            return decisions
+
+        try:
+            return self._store.start(n, choose, self.settings.seed, self.limits.max_evals, least, goes_on)
+        except BudgetSpentError:
+            if (self.settings.stopping or self.settings.confirm) and last and isinstance(last[-1], Finish):
+                self._store.conclude(last[-1].reason)
+            raise
 
     def tell(self, trial: Trial | int, outcome: float | Outcome) -> Trial:
         """Records what came of a trial, and returns its final record.
@@ -241,6 +259,15 @@ class Search:
         with self._lock, one_thread(choose_device(self.settings.device, len(self.study.completed))):
             return recommend(self.study, self.settings)
 
+    def recommendation(self) -> Recommendation:
+        """:meth:`recommend`, and how sure that is: the interval of its value, its probability to beat others.
+
+        Raises:
+            NoCompletedTrialError: nothing has completed yet.
+        """
+        with self._lock, one_thread(choose_device(self.settings.device, len(self.study.completed))):
+            return explain(self.study, self.settings)
+
     def relaxations(self) -> list[Relaxation]:
         """Says what the best parameters would gain if each limit that binds were a tenth looser; print them.
 
@@ -325,7 +352,9 @@ class Search:
 
     def _choose(self, study: Study, n: int, left: float) -> list[Decision]:
         strategy = self.strategy
-        if isinstance(strategy, Full):
+        if self.settings.confirm:
+            left = min(left, affordable(study, self.limits.max_cost))
+        elif isinstance(strategy, Full):
             left = math.inf  # of a study in memory, people may ask for more than the loop would
         with self._lock, one_thread(choose_device(self.settings.device, len(study.completed))):
             return decide(study, self.settings, strategy, n, left)

@@ -17,6 +17,7 @@ from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transac
 from llamatune_torch.storage.serialization import (
     compare_spaces,
     read_constraints,
+    read_end,
     read_estimates,
     read_extension,
     read_rules,
@@ -185,6 +186,7 @@ def merge(stored: Definition, given: Definition, values: Mapping[str, Any]) -> D
     study = replace(given.study, space=space, extension=extension, estimates=estimates or given.study.estimates)
     if not study.is_settled:
         study = replace(study, goal=replace(stored.study.goal, constraints=study.constraints))
+    study = replace(study, end=study.end or before.end)
     points = [change.applied_to(point, space) for point in before.initial_points]
     known = {_to_key(point) for point in points}
     new = [
@@ -229,6 +231,7 @@ def read_definition(row: Mapping[str, Any]) -> Definition:
         replace(goal, constraints=read_constraints(limits, f"{place}: constraints")),
         tuple(mapping(point, f"{place}: initial_points") for point in points),
         extension=UNCHANGED if changes is None else read_extension(changes, f"{place}: extension"),
+        end=optional(read_end)(settings.pop("end", None), f"{place}: end"),
         estimates=estimates,
     )
     return Definition(study, settings)
@@ -269,6 +272,8 @@ def _to_columns(definition: Definition) -> dict[str, Any]:
         changes["rules"] = write_rules(study.space.rules)
     if study.constraints:
         changes["constraints"] = write_constraints(study.constraints)
+    if study.end is not None:
+        changes["end"] = list(study.end)
     if study.estimates:
         changes["estimates"] = write_estimates(study.estimates)
     return {

@@ -18,6 +18,7 @@ from llamatune_torch.storage.definition import Definition, open_study, read_sett
 from llamatune_torch.storage.reader import Snapshot, show_trials
 from llamatune_torch.storage.serialization import (
     read_constraints,
+    read_end,
     read_estimates,
     read_extension,
     read_rules,
@@ -53,6 +54,7 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
         "extension": write_extension(study.extension),
         **({"rules": write_rules(study.space.rules)} if study.space.rules else {}),
         **({"constraints": write_constraints(study.constraints)} if study.constraints else {}),
+        **({} if study.end is None else {"end": list(study.end)}),
         **({"estimates": write_estimates(study.estimates)} if study.estimates else {}),
         "settings": dict(stored.settings),
         "trials": [_to_entry(stored.written.get(trial.number, trial)) for trial in study.trials],
@@ -81,6 +83,7 @@ def from_document(document: Any) -> Snapshot:
             _read_goal(document, place),
             tuple(mapping(point, f"{place}: initial_points[{i}]") for i, point in enumerate(points)),
             extension=read_extension(document.get("extension", write_extension(UNCHANGED)), f"{place}: extension"),
+            end=optional(read_end)(document.get("end"), f"{place}: end"),
             estimates=read_estimates(document.get("estimates", []), f"{place}: estimates"),
         )
         trials = [_to_trial(entry, i) for i, entry in enumerate(take(document, "trials", place, sequence))]
@@ -96,6 +99,7 @@ def from_document(document: Any) -> Snapshot:
             "constraints",
             "estimates",
             "rules",
+            "end",
         ):  # what runs here is decided here; the others stand alone
             settings.pop(name, None)
         study, written = show_trials(study, trials)

@@ -243,6 +243,10 @@ class DurableStore:
         """See ``Store``."""
         self.session.write(lambda locked: locked.estimate(estimates), "estimates to be written")
 
+    def conclude(self, reason: str) -> None:
+        """See ``Store``."""
+        self.session.write(lambda locked: locked.conclude(reason), "the end of the search to be written")
+
     def _with_unwritten(self, trial: Trial) -> Trial:
         curve = self._unwritten.get(trial.number)
         return trial if curve is None else replace(trial, curve=curve)

@@ -24,7 +24,7 @@ from llamatune_torch.storage.store import (
     num_left,
     to_retry,
 )
-from llamatune_torch.study import Study
+from llamatune_torch.study import End, Study
 from llamatune_torch.trial import Direction, Trial
 
 
@@ -96,6 +96,10 @@ class MemoryStore:
     def estimate(self, estimates: Sequence[Estimate]) -> None:
         with self._lock:
             self.study = replace(self.study, estimates=self.study.estimates or tuple(estimates))
+
+    def conclude(self, reason: str) -> None:
+        with self._lock:
+            self.study = replace(self.study, end=End(len(self.study.trials), reason))
 
 
 class FollowerStore(MemoryStore):

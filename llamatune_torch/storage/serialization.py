@@ -36,7 +36,7 @@ from llamatune_torch.storage.validation import (
     whole,
     words,
 )
-from llamatune_torch.study import UNCHANGED, Extension
+from llamatune_torch.study import UNCHANGED, End, Extension
 from llamatune_torch.trial import Cause, Origin, Trial, TrialState
 
 KINDS: Mapping[str, type[Any]] = {"Real": Real, "Integer": Integer, "Categorical": Categorical}
@@ -200,6 +200,18 @@ def read_estimates(written: Any, place: str) -> tuple[Estimate, ...]:
         except ConstraintError as error:
             raise SchemaError(f"{place}: {clip(error)}") from error
     return tuple(read)
+
+
+def read_end(written: Any, place: str) -> End:
+    """Reads the end of a search, written as the list of its fields.
+
+    Raises:
+        SchemaError: it is anything else.
+    """
+    fields = sequence(written, place)
+    if len(fields) != 2:
+        raise refuse(place, "a number of trials and a reason", written)
+    return End(whole(fields[0], place), words(fields[1], place))
 
 
 def write_trial(trial: Trial, *, with_curve: bool = True) -> dict[str, Any]:
@@ -373,6 +385,13 @@ def _read_goal(value: Any, place: str) -> float:
     return float(value)
 
 
+def _read_std(value: Any, place: str) -> float:
+    std = number(value, place)
+    if not 0 <= std < math.inf:
+        raise refuse(place, "a finite number >= 0", value)
+    return std
+
+
 def _read_count(value: Any, place: str) -> int:
     if whole(value, place) < 0:
         raise refuse(place, "an integer >= 0", value)
@@ -384,13 +403,14 @@ class _Stage(NamedTuple):
     default: Any
 
 
-#: Further fields, of a trial that does not train to its end in one go: written where they say something.
+#: Further fields, written where they say something: of a trial that does not train to its end in one go, and others.
 _STAGES: Mapping[str, _Stage] = {
     "until": _Stage(_read_goal, 1.0),
     "reached": _Stage(_read_share, 0.0),
     "pauses": _Stage(_read_count, 0),
     "resumed": _Stage(optional(number), None),
     "bounds": _Stage(_read_bounds, None),
+    "std": _Stage(_read_std, None),
 }
 
 

@@ -27,8 +27,8 @@ from llamatune_torch.storage.serialization import (
     write_trial,
 )
 from llamatune_torch.storage.store import check_number, check_open
-from llamatune_torch.storage.validation import number, optional, take, words
-from llamatune_torch.study import Study
+from llamatune_torch.storage.validation import mapping, number, optional, parsed, take, words
+from llamatune_torch.study import End, Study
 from llamatune_torch.trial import Direction, Trial
 
 T = TypeVar("T")
@@ -177,6 +177,18 @@ class LockedStudy:
             )
         known = read_estimates(settings["estimates"], "the stored estimates")
         self._known = replace(self._known, estimates=known)
+
+    def conclude(self, reason: str) -> None:
+        """Writes why the search has ended, among the study's settings."""
+        end = End(len(self.trials), reason)
+        (row,) = self.transaction.rows("SELECT settings FROM llamatune_studies WHERE id = :study", study=self.id)
+        settings = mapping(parsed(row["settings"], f"study {self.id}"), f"study {self.id}: settings")
+        self.transaction.run(
+            "UPDATE llamatune_studies SET settings = :settings WHERE id = :study",
+            study=self.id,
+            settings=to_json({**settings, "end": list(end)}),
+        )
+        self._known = replace(self._known, end=end)
 
     def _written_curve(self, number: int) -> Curve:
         """Returns the curve that the database has of a trial."""

@@ -111,6 +111,9 @@ class Store(Protocol):
     def estimate(self, estimates: Sequence[Estimate]) -> None:
         """Puts estimates on record, unless there are some."""
 
+    def conclude(self, reason: str) -> None:
+        """Writes down why the search has ended before its budget; see ``Study.ended``."""
+
 
 def carry_out(
     study: Study, decisions: Sequence[Decision], seed: int, now: float, put: Callable[[Trial], Study]

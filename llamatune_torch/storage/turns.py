@@ -266,8 +266,8 @@ def wait_for_lease(session: StudySession, pause: float, goes_on: Callable[[], bo
 def wait_for_others(session: StudySession, ask: Ask, goes_on: Callable[[], bool]) -> bool:
     """Waits for the trials of other workers, as ``Store.wait_for_others``: ``grace`` and a second look at most.
 
-    Where runs pause, something may be left of the budget for which nobody has a use. Then it takes a change of the
-    record since the last ask.
+    Something may be left of the budget for which nobody has a use. So it takes a change of the record since the last
+    ask.
     """
     known = stages(session.study)
 
@@ -275,7 +275,7 @@ def wait_for_others(session: StudySession, ask: Ask, goes_on: Callable[[], bool]
         mark_stalled(locked, ask.grace, ask.retries, ask.worker, ask.doubts)
         due = to_retry(locked.trials, locked.space, ask.retries)
         left = num_left(locked.study, ask.max_evals, due)
-        is_left = left >= ask.least - ROUNDING and (ask.least >= 1 or stages(locked.study) != known)
+        is_left = left >= ask.least - ROUNDING and stages(locked.study) != known
         return is_left, signs_of_life(locked, ask.worker)
 
     first: dict[int, float] = {}

@@ -6,6 +6,8 @@ import argparse
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,24 @@ def test_the_recommended_trial(cli: Cli, tmp_path: Path) -> None:
     found = json.loads(cli("best", "--recommended", "--json").out)
     assert (found["trial"], found["params"]) == (expected.number, expected.params)
     assert "best on average, of 8" in cli("best", "--recommended").out
+    sure = json.loads(cli("best", "--confidence", "--json").out)
+    known = lucky.recommendation()
+    assert (sure["trial"], sure["low"], sure["beats_runner_up"]) == (
+        expected.number,
+        pytest.approx(known.low),
+        pytest.approx(known.beats_runner_up),
+    )
+    assert (sure["default"], sure["runner_up"]) == (None, known.runner_up and known.runner_up.number)
+    assert f"a run on a fresh seed lies between {known.low:.6g} and" in cli("best", "--confidence").out
+
+
+def test_looks_load_no_torch(mine: LlamaTune, tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path}/llamatune.db"
+    for look in (["best"], ["status", "--once"], ["trials"], ["best", "--args"]):
+        code = f"import sys; from llamatune_torch.cli.main import main; main({[*look, '--storage', storage]!r})"
+        loaded = "; sys.exit(any(name in sys.modules for name in ('torch', 'scipy')))"
+        done = subprocess.run([sys.executable, "-c", code + loaded], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (look, done.stderr)
 
 
 def test_the_table_of_trials(cli: Cli, mine: LlamaTune) -> None:

@@ -323,3 +323,49 @@ def test_a_file_may_say_the_value_itself_also_with_extend(cli: Cli, spec: str, t
     grown = write_spec(tmp_path, text=GROWN.replace("EXTEND", ", 'extend': {'warmup': 0.25}"))
     assert cli("run", grown, "--name", "s", "--extend").code == 0
     assert [trial.params["warmup"] for trial in load_study(storage(tmp_path)).trials[:2]] == [0.25, 0.25]
+
+
+def test_a_search_may_end_by_itself_and_goes_on_for_a_larger_wish(cli: Cli, tmp_path: Path) -> None:
+    text = """
+from llamatune_torch import Real
+
+space = {"x": Real(0, 1)}
+search = {"max_evals": 30, "num_screened": 64, "num_restarts": 1}
+
+def evaluate(params):
+    return -(params["x"] - 0.4) ** 2 + 0.1 * hash(params["x"]) % 1000 / 10000
+"""
+    spec = write_spec(tmp_path, text=text)
+    ended = cli("run", spec, "--stopping", "auto", "--min-evals", 8)
+    assert ended.code == 0
+    assert "ended: a further trial is expected to gain " in ended.out
+    count = len(load_study(storage(tmp_path)).trials)
+    assert 8 <= count < 30
+    assert "finished\n" in cli("status").out
+    assert cli("resume", spec).out == ended.out
+    cli("resume", spec, "--min-evals", count + 2)
+    assert len(load_study(storage(tmp_path)).trials) >= count + 2
+
+
+def test_the_winner_is_confirmed_in_a_search_and_after_one(cli: Cli, spec: str, tmp_path: Path) -> None:
+    assert cli("run", spec).code == 0
+    before = load_study(storage(tmp_path))
+    done = cli("confirm", "--top", 2, "--confirm-evals", 4)
+    assert done.code == 0
+    study = load_study(storage(tmp_path))
+    assert study.trials[: len(before.trials)] == before.trials
+    again = study.trials[len(before.trials) :]
+    assert 3 <= len(again) <= 4
+    assert {trial.origin for trial in again} == {"confirm"}
+    found = study.confirmed()
+    assert found is not None
+    assert f"best accuracy (maximize): {found} in trial {found.trial.number}\n" in done.out
+    assert f"accuracy = {found} in trial {found.trial.number} (of " in cli("best").out
+    assert f"{found} in trial {found.trial.number}" in cli("status").out
+    assert json.loads(cli("best", "--json").out)["confirmed"]["num_seeds"] == found.num_seeds
+    assert cli("confirm", "--top", 2, "--confirm-evals", 4).code == 0
+    assert load_study(storage(tmp_path)).trials == study.trials
+    assert cli("run", spec, "--name", "both", "--trials", 14, "--confirm", 2, "--workers", 2).code == 0
+    both = load_study(storage(tmp_path), "both")
+    assert both.confirmed() is not None
+    assert both.spent <= 14

@@ -97,6 +97,7 @@ def test_the_record_for_programs(cli: Cli, tmp_path: Path) -> None:
         "trials": {"running": 1, "paused": 0, "complete": 1, "stopped": 0, "failed": 1, "lost": 0},
         "failures": {"out of memory": 1},
         "best": {"trial": 0, "value": 0.5, "params": mine.study.trials[0].params},
+        "ended": None,
     }
     assert (current["trial"], current["params"], current["pid"]) == (2, running.params, os.getpid())
     assert (current["last_report"], current["progress"]) == (0.25, 0.5)
@@ -202,3 +203,14 @@ def test_a_look_changes_nothing(cli: Cli, tmp_path: Path) -> None:
         assert cli(command).code == 0
     assert (tmp_path / "llamatune.db").read_bytes() == file
     assert Reader(f"sqlite:///{tmp_path}/llamatune.db").look().study == before.study
+
+
+def test_a_search_that_has_ended_by_itself_is_finished_and_says_why(cli: Cli, tmp_path: Path) -> None:
+    mine = tuner(tmp_path, stopping="auto")
+    mine.tell(mine.ask(), 0.5)
+    mine._store.conclude("a further trial is expected to gain 0.001, below 0.002")
+    assert "mine in sqlite:///llamatune.db: finished\n" in (out := cli("status").out)
+    assert "ended: a further trial is expected to gain 0.001, below 0.002\n" in out
+    assert json.loads(cli("status", "--json").out)["ended"].endswith("below 0.002")
+    mine.ask()  # a larger wish
+    assert "ended" not in cli("status").out

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llamatune_torch.engine.outcome import LOG_WARP_OFFSET, half_rank, log_warp, robust, standardize
+from llamatune_torch.engine.outcome import LOG_WARP_OFFSET, half_rank, log_warp, restore, robust, standardize, steepness
 
 scores = st.one_of(st.floats(0, 1), st.floats(-1e6, 1e6), st.sampled_from([0.5, -1e4, -math.inf]))
 histories = st.lists(scores, min_size=1, max_size=25)
@@ -154,3 +154,41 @@ def test_device_and_dtype_are_those_of_the_input(device: torch.device) -> None:
     assert R.dtype == torch.float64
     assert R.device.type == device.type
     assert R.cpu().tolist() == pytest.approx(robust(doubles([0.1, 0.9, -math.inf, 0.5])).tolist(), abs=1e-12)
+
+
+# --- The way back ------------------------------------------------------------------------------------------------
+
+
+@given(histories)
+def test_restore_undoes_robust(history: list[float]) -> None:
+    Y = doubles(history)
+    R = robust(Y)
+    assume(Y.isfinite().any())
+    assume(bool((R != R[0]).any()))
+    finite = Y.isfinite()
+    back = restore(R, Y, R, torch.arange(len(Y)))[finite]
+    torch.testing.assert_close(back, Y[finite], rtol=1e-6, atol=1e-6 * float(Y[finite].abs().max()))
+
+
+def test_restore_goes_on_beyond_the_best_and_ends_at_the_worst() -> None:
+    Y = torch.linspace(0, 1, 11, dtype=torch.float64)
+    R, rows = robust(Y), torch.arange(11)
+    beyond = restore(R.max() + doubles([0.0, 0.5, 1.0]), Y, R, rows)
+    assert beyond[0] == pytest.approx(1)
+    assert bool((beyond.diff() > 0.05).all())
+    assert restore(R.min() - 5, Y, R, rows) == 0
+
+
+def test_restore_knows_outcomes_of_which_a_part_was_standardised_anew() -> None:
+    Y = doubles([0.1, 0.9, 0.4, 0.7, 0.2, 0.65, 0.8])
+    rows = torch.tensor([1, 3, 6, 2])
+    R = standardize(robust(Y)[rows])
+    torch.testing.assert_close(restore(R, Y, R, rows), Y[rows])
+
+
+def test_the_slope_is_the_derivative_of_the_warp() -> None:
+    """At the best of outcomes from 0 to 1 whose better half is from 0.5 on, by hand."""
+    Y = torch.linspace(0, 1, 101, dtype=torch.float64)
+    R = robust(Y)
+    found = steepness(R[-1], Y, R, torch.arange(101)).item()
+    assert found == pytest.approx(((Y[-1] - Y[-2]) / (R[-1] - R[-2])).item(), rel=0.01)

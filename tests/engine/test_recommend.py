@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from strategies import make_study
 
 from llamatune_torch import NoCompletedTrialError, Real, SearchSpace, Study
-from llamatune_torch.engine.recommend import recommend
+from llamatune_torch.engine.recommend import explain, find_default, ranked, recommend
+from llamatune_torch.settings import Settings
 
 LINE = SearchSpace({"x": Real(0, 1)})
 
@@ -60,3 +62,81 @@ def test_over_many_noisy_studies_its_true_value_is_the_better_one() -> None:
         lost_by_best.append(1 - hill(study.best_params["x"]))
         lost_by_recommended.append(1 - hill(recommend(study).params["x"]))
     assert math.fsum(lost_by_recommended) < 0.5 * math.fsum(lost_by_best)
+
+
+# --- How sure it is ------------------------------------------------------------------------------------------------
+
+
+def noisy_study(seed: int, noise: float = 0.1, direction: Any = "maximize", unit: float = 1.0) -> Study:
+    """Each of seven places is tried three times."""
+    rng, sign = np.random.default_rng(seed), unit if direction == "maximize" else -unit
+    rows = [(x, sign * (hill(x) + noise * rng.standard_normal())) for x in np.linspace(0.1, 0.9, 7).tolist() * 3]
+    return study_of([(round(x, 4), value) for x, value in rows], direction)
+
+
+def test_a_run_on_a_fresh_seed_lies_within_the_interval_nine_times_in_ten() -> None:
+    inside, rng = 0, np.random.default_rng(99)
+    for seed in range(20):
+        found = explain(noisy_study(seed))
+        fresh = hill(found.trial.params["x"]) + 0.1 * rng.standard_normal()
+        inside += found.low <= fresh <= found.high
+    assert inside >= 16  # of 20; of 18 expected ones, 15 or fewer come once in 23 times
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_the_interval_is_in_the_unit_and_the_direction_of_the_metric(direction: Any) -> None:
+    one, many = (explain(noisy_study(3, direction=direction, unit=unit)) for unit in (1.0, 1000.0))
+    assert one.trial.number == many.trial.number
+    found, expected = (many.low, many.mean, many.high), (one.low, one.mean, one.high)
+    assert found == pytest.approx([1000 * value for value in expected], rel=1e-3)
+    assert one.low < one.mean < one.high
+    truth = (1 if direction == "maximize" else -1) * hill(one.trial.params["x"])
+    assert abs(one.mean - truth) < 0.15
+    assert 0.2 < one.high - one.low < 1  # 3.3 standard deviations of 0.1 at least, were it known
+
+
+def test_it_beats_a_bad_default_for_sure_and_its_neighbour_hardly() -> None:
+    study = noisy_study(5, noise=0.05)
+    assert explain(study).default is None
+    first = replace(study.trials[6], number=0, origin="initial")  # x = 0.9, which is bad
+    study = replace(study, trials=(first, *study.trials[1:]), initial_points=({"x": 0.9},))
+    found = explain(study)
+    assert found.default == first
+    assert found.beats_default is not None
+    assert found.beats_default > 0.99
+    assert found.beats_runner_up is not None
+    assert 0.3 < found.beats_runner_up < 0.99
+    assert found.runner_up is not None
+    assert found.runner_up.params != found.trial.params
+    assert [trial.params for trial in ranked(study, Settings())][:2] == [found.trial.params, found.runner_up.params]
+    assert f"better than the default, trial 0: {found.beats_default:.0%}" in str(found)
+
+
+def test_the_default_is_the_first_initial_point_that_has_completed() -> None:
+    trials = make_study(LINE, [({"x": 0.5}, None), ({"x": 0.2}, 1.0), ({"x": 0.5}, 2.0)]).trials
+    trials = tuple(replace(trial, origin="initial") for trial in trials)
+    study = Study(LINE, initial_points=({"x": 0.5}, {"x": 0.2}), trials=trials)
+    assert find_default(study) == trials[2]
+    assert find_default(replace(study, initial_points=({"x": 0.9},))) is None
+    assert find_default(replace(study, initial_points=())) is None
+
+
+def test_too_few_trials_promise_nothing() -> None:
+    found = explain(study_of([(0.1, 0.5), (0.9, 0.6)]))
+    assert (found.trial.number, found.mean, found.low, found.high) == (1, 0.6, -math.inf, math.inf)
+    assert found.beats_runner_up is None
+    with pytest.raises(NoCompletedTrialError):
+        explain(study_of([(0.4, None)]))
+
+
+def test_equal_values_have_no_spread() -> None:
+    found = explain(study_of([(x, 0.5) for x in (0.1, 0.3, 0.5, 0.9)]))
+    assert (found.low, found.mean, found.high) == (0.5, 0.5, 0.5)
+
+
+def test_a_value_that_is_known_to_be_uncertain_counts_less() -> None:
+    rows = [(x, hill(x)) for x in (0.05, 0.2, 0.38, 0.5, 0.7, 0.95)] + [(0.62, 1.3)]
+    study = study_of(rows)
+    assert recommend(study).number == 6
+    lucky = replace(study.trials[6], std=0.5)
+    assert recommend(replace(study, trials=(*study.trials[:6], lucky))).number == 2

@@ -287,3 +287,25 @@ def test_a_fit_that_fails_throughout_leaves_the_modes_of_the_priors_and_says_so(
     with pytest.warns(SurrogateWarning, match=r"fitting the surrogate to 8 observations failed"):
         gp = fitted(X, Y)
     assert torch.equal(gp.posterior(X).mean, unfitted(X, Y).posterior(X).mean)
+
+
+def test_known_noise_adds_to_the_learned_one_in_likelihood_and_prediction() -> None:
+    kernel = ProductKernel(Features(plain_space(2)))
+    generator = torch.Generator().manual_seed(3)
+    X = torch.rand(9, 2, dtype=torch.float64, generator=generator)
+    Y = standardize(torch.randn(9, dtype=torch.float64, generator=generator))
+    known = torch.rand(9, dtype=torch.float64, generator=generator)
+    gp, plain = fit_gp(kernel, X, Y, known_noise=known), fit_gp(kernel, X, Y)
+    K = gp.covariance()(gp.inputs, gp.inputs) + torch.diag(gp.noise + known)
+    normal = torch.distributions.MultivariateNormal(gp.constant.expand(9), K)
+    prior = torch.zeros(4, dtype=torch.float64)
+    log_prior = kernel.log_prior(gp.theta[:2], prior[:2]) + gp.noise_prior.log_density(gp.noise, prior[2:3])
+    assert 9 * gp.log_posterior(gp.theta)[0].item() == pytest.approx((normal.log_prob(Y) + log_prior).item())
+    mean = gp.constant + gp.covariance()(kernel.features(X[:1]), gp.inputs) @ torch.linalg.solve(K, Y - gp.constant)
+    assert gp.posterior(X[:1]).mean.item() == pytest.approx(mean.item())
+    # The gradient is that of differences, and none is what zeros are.
+    step = torch.tensor([0.0, 0.0, 1e-5, 0.0], dtype=torch.float64)
+    up, down = gp.log_posterior(gp.theta + step)[0], gp.log_posterior(gp.theta - step)[0]
+    assert gp.log_posterior(gp.theta)[1][2].item() == pytest.approx(((up - down) / 2e-5).item(), abs=1e-6)
+    zeros = fit_gp(kernel, X, Y, known_noise=torch.zeros_like(Y))
+    torch.testing.assert_close(zeros.theta, plain.theta)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import sqlite3
@@ -22,6 +23,7 @@ from llamatune_torch import (
     Real,
     SchemaError,
     SearchSpace,
+    SettingsError,
     StorageError,
     Study,
     Trial,
@@ -30,8 +32,8 @@ from llamatune_torch import (
 )
 from llamatune_torch.storage.document import from_document, restore, to_document
 from llamatune_torch.storage.reader import Reader, Snapshot
-from llamatune_torch.study import Goal
-from llamatune_torch.tables import trials_table
+from llamatune_torch.study import End, Goal
+from llamatune_torch.tables import read_table, to_csv, trials_table
 
 NUMBERS = st.floats(allow_nan=False)
 GOALS = st.builds(Goal, st.sampled_from(["maximize", "minimize"]), st.sampled_from([None, "value", "eval_f1"]))
@@ -283,3 +285,33 @@ def test_a_document_has_the_limits(tmp_path: Path) -> None:
     for broken in ({"memory_gb": [8, 1]}, {"memory_gb": "<= 8"}, {"memory_gb": [None]}, [1], {"a": [None, None]}):
         with pytest.raises(SchemaError, match="constraints"):
             from_document({**document, "constraints": broken})
+
+
+def test_the_end_of_a_search_stays_with_its_study(tmp_path: Path) -> None:
+    study = Study(SearchSpace({"x": Real(0, 1)}), end=End(0, "enough is known"))
+    document = json.loads(json.dumps(to_document(snapshot(study))))
+    assert from_document(document).study.ended == "enough is known"
+    url = f"sqlite:///{tmp_path}/s.db"
+    restore(url, "mine", from_document(document))
+    assert load_study(url).ended == "enough is known"
+    assert LlamaTune(study.space, storage=url, name="mine").study.ended == "enough is known"
+    for odd in ("yes", [1], ["1", "why"], [0, 1]):
+        with pytest.raises(SchemaError, match="end"):
+            from_document({**document, "end": odd})
+
+
+def test_a_known_standard_deviation_is_stored_exported_and_read_from_tables(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/s.db"
+    tuner = LlamaTune({"x": Real(0, 1)}, storage=url)
+    tuner.tell(tuner.ask(), Outcome(0.5, std=0.125))
+    tuner.tell(tuner.ask(), 0.75)
+    study = load_study(url)
+    assert [trial.std for trial in study.trials] == [0.125, None]
+    assert from_document(json.loads(json.dumps(to_document(Reader(url).look())))).study.trials == study.trials
+    assert study.rows()[0]["std"] == 0.125
+    assert "std" not in study.rows()[1]
+    table = io.StringIO()
+    to_csv(study.rows(), table)
+    assert [trial.std for trial in read_table([table.getvalue()], study.space, "value")] == [0.125, None]
+    with pytest.raises(SettingsError, match=r"row 1, column 'std': must be a finite number >= 0, but got -1.0"):
+        read_table(["x,value,std", "0.5,1,-1"], study.space, "value")

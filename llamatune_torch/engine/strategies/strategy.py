@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from llamatune_torch.confirmed import is_confirmation
 from llamatune_torch.decisions import ROUNDING, Decision, Finish, Resume, Start
 from llamatune_torch.engine.initial import initial_suggestions
 from llamatune_torch.settings import Settings
@@ -68,11 +69,12 @@ def resume(trial: Trial, until: float, left: float, reason: str) -> Decision:
 def own_runs(study: Study) -> list[Trial]:
     """The runs that a strategy has started, in the order in which they began; a retry stands for what it repeats.
 
-    Lost ones count for nothing, nor do trials that were evaluated elsewhere.
+    Lost ones count for nothing, nor do trials that were evaluated elsewhere, nor confirmations.
     """
     runs: dict[int, Trial] = {}
     for trial in study.trials:
-        if trial.origin != "added" and trial.state is not TrialState.LOST:
+        own = trial.origin != "added" and not is_confirmation(trial, study.trials)
+        if own and trial.state is not TrialState.LOST:
             runs[trial.first] = trial
     return [runs[first] for first in sorted(runs)]
 

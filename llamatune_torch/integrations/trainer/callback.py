@@ -129,7 +129,8 @@ class Recorder(TrainerCallback):
             most = self.trainer.state.max_steps
             self.report(step, value, min(1.0, step / most) if most > 0 else None)
         self.values[step] = value
-        if (why := self.breakdown(value)) is not None:
+        # At its end a run has nothing left to lose, and its value says more than that it has failed.
+        if step < self.trainer.state.max_steps and (why := self.breakdown(value)) is not None:
             self.failure = Outcome.failure("diverged", f"{self.metric.name} at step {step}: {why}")
 
     def outcome(self) -> Outcome:

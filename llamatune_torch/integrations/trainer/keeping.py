@@ -252,7 +252,7 @@ class Keeper(Listener):
 
     def _update_best(self) -> None:
         study = self.optimizer.study
-        self.fine_tune.best = study.best_value if study.feasible else None
+        self.fine_tune.best = study.by_value()[0].value if study.feasible else None
 
     def _keep(self) -> None:
         """Puts the model of the best trial in ``output_dir/best``, if it has been saved and not moved yet.
@@ -262,7 +262,7 @@ class Keeper(Listener):
         study, self._waiting = self.optimizer.study, None
         if self.best is None or not study.feasible:
             return
-        trial = study.best_trial
+        trial = study.by_value()[0]  # of one run, not of a mean over seeds
         saved = self.folders.model(trial)
         record = read_record(saved / KEPT_RECORD)
         if record is not None and record["value"] == trial.value:  # else it was told by hand

@@ -30,8 +30,9 @@ def divide(trainer: Trainer, most: int) -> int:
         args.per_device_train_batch_size = batch // parts
         args.gradient_accumulation_steps *= parts
         trainer._train_batch_size = args.train_batch_size
-        if trainer.loss_is_scaled_for_ga is None and trainer.compute_loss_func is None:
-            trainer.loss_is_scaled_for_ga = divides_by_items(trainer)
+        said = getattr(trainer, "loss_is_scaled_for_ga", None)  # by the user; earlier Trainers do not ask
+        if said is None and trainer.compute_loss_func is None and not divides_by_items(trainer):
+            trainer.model_accepts_loss_kwargs = False
     return batch // parts
 
 

@@ -71,8 +71,9 @@ def tune(
         direction: "maximize" or "minimize". By default, the metric's name decides: losses, errors and perplexities are
             minimised, everything else is maximised. A function needs it.
         max_evals: the number of full fine-tunes in total; one that was stopped counts for the share that it trained.
-        keep: "best" leaves the best model and its tokenizer in ``output_dir/best``, ready for ``from_pretrained``,
-            with the trial's record in ``trial.json``. Later starts of a stored study replace it by a better one only.
+        keep: "best" leaves the model of the best run and its tokenizer in ``output_dir/best``, ready for
+            ``from_pretrained``, with the trial's record in ``trial.json``. Later starts of a stored study replace it by
+            a better one only. A mean over fresh seeds (``confirm``) is no run: the model may be of another candidate.
         output_dir: a folder for checkpoints, instead of the Trainer's own ``output_dir``. Each trial of each study has
             a folder of its own in it, so searches may share it. Checkpoints are written, whatever ``save_strategy``,
             only for ``load_best_model_at_end``, or with a ``storage`` and ``retries`` for a retry to go on from; then

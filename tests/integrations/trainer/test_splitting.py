@@ -57,7 +57,7 @@ def test_a_batch_that_fits_is_left_alone(tmp_path: Path) -> None:
     trainer = classifier(tmp_path)
     assert divide(trainer, 16) == 16
     assert trainer.args.gradient_accumulation_steps == 1
-    assert trainer.loss_is_scaled_for_ga is None
+    assert trainer.model_accepts_loss_kwargs
 
 
 def test_whether_a_model_divides_by_items_is_tried_out_and_leaves_no_trace(tmp_path: Path) -> None:

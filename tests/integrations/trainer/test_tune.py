@@ -183,3 +183,16 @@ def test_a_stored_search_goes_on_with_a_parameter_more(tmp_path: Path) -> None:
     study = tuned(tmp_path, factory, space=space, max_evals=2, extend={"dropout": 0.1}, **stored)
     assert [trial.state for trial in study.trials] == [TrialState.COMPLETE] * 2
     assert study.trials[0].params["dropout"] == 0.1
+
+
+def test_the_winner_is_trained_again_on_fresh_seeds(tmp_path: Path) -> None:
+    calls = Calls(tmp_path)
+    study = tuned(tmp_path, calls, max_evals=6, confirm=1, confirm_evals=2, strategy="full", keep="best")
+    again = study.trials[4:]
+    assert [trial.origin for trial in again] == ["confirm"] * 2
+    found = study.confirmed()
+    assert found is not None
+    assert {repr(trial.params) for trial in again} == {repr(study.best_params)}
+    assert len({trial.seed for trial in (*again, found.trial)}) == 3
+    assert study.best_value == found.mean == sum(trial.value or 0.0 for trial in again) / 2
+    assert (tmp_path / "best").is_dir() or any(tmp_path.rglob("best"))
