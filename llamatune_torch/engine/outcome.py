@@ -74,39 +74,6 @@ def steepness(values: Tensor, Y: Tensor, R: Tensor, rows: Tensor) -> Tensor:
     return (higher - lower) / (2 * STEP)
 
 
-def restore(values: Tensor, Y: Tensor) -> Tensor:
-    """The inverse of :func:`robust` of outcomes ``Y``, for any values on its scale; increasing.
-
-    In the better half, and beyond the best, it is the inverse of the log warp. Among the worse half it is linear
-    between the outcomes that there are, and below all of them it is the worst finite one.
-
-    Args:
-        values: any shape, on the scale of ``robust(Y)``.
-        Y: shape ``n``, as :func:`robust` takes it.
-
-    Example:
-        >>> Y = torch.tensor([0.0, 3.0, 1.0])
-        >>> restore(robust(Y), Y)
-        tensor([0., 3., 1.])
-    """
-    finite = Y[Y.isfinite()]
-    if len(finite) == 0 or finite.min() == finite.max():
-        return torch.full_like(values, float(finite[0]) if len(finite) else 0.0)
-    scale = finite.abs().max()
-    ranked = half_rank(Y / scale)
-    warped = log_warp(ranked)
-    width, centred = ranked.max() - ranked.min(), warped - warped.mean()
-    distance = torch.expm1((0.5 - values * _root_mean_square(centred) - warped.mean()) * math.log(LOG_WARP_OFFSET))
-    restored = ranked.max() - width * distance / (LOG_WARP_OFFSET - 1)
-    # What half_rank did is undone by interpolation; above the median it did nothing.
-    known, place = torch.unique(ranked, return_inverse=True)
-    meant = torch.empty_like(known).scatter_(0, place, Y.clamp_min(finite.min()) / scale)
-    above = torch.searchsorted(known, restored.contiguous()).clamp(1, len(known) - 1)
-    share = ((restored - known[above - 1]) / (known[above] - known[above - 1])).clamp_min(0.0)
-    between = torch.lerp(meant[above - 1], meant[above], share)
-    return scale * torch.where(restored >= known[-1], restored - known[-1] + meant[-1], between)
-
-
 def half_rank(Y: Tensor) -> Tensor:
     """The better half as it is, the worse half by ranks.
 

@@ -20,10 +20,10 @@ from llamatune_torch.engine.acquisition import Acquisition, Factor
 from llamatune_torch.engine.candidates import maximize
 from llamatune_torch.engine.crash import crash_factors
 from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.data import choose_device, training_data, with_own_modes
+from llamatune_torch.engine.data import choose_device, signed_values, training_data, with_own_modes
 from llamatune_torch.engine.estimates import EstimatedLimit
 from llamatune_torch.engine.feasibility import LimitModel, limit_models
-from llamatune_torch.engine.outcome import restore, robust
+from llamatune_torch.engine.outcome import restore
 from llamatune_torch.engine.qmc import normal_samples
 from llamatune_torch.engine.suggest import find_incumbents, fit_surrogate
 from llamatune_torch.seeds import derived_seed
@@ -60,8 +60,8 @@ class Relaxation:
 def relaxations(study: Study, settings: Settings | None = None) -> list[Relaxation]:
     """Says what relaxing each binding limit by a tenth would gain, a pure function of the record.
 
-    A bound of 0 is relaxed by a tenth of the spread of what was measured. Limits that do not bind are left out, and so
-    are those that too few trials have measured.
+    Nothing is found while all outcomes are equal. A bound of 0 is relaxed by a tenth of the spread of what was measured.
+    Limits that do not bind are left out, and so are those that too few trials have measured.
 
     Raises:
         NoCompletedTrialError: nothing has completed yet; as NoFeasibleTrialError: nothing keeps the limits.
@@ -74,10 +74,9 @@ def relaxations(study: Study, settings: Settings | None = None) -> list[Relaxati
     """
     settings, binding = settings or Settings(), study.binding()
     data = training_data(study, choose_device(settings.device, len(study.completed)), [])
-    sign = 1.0 if study.direction == "maximize" else -1.0
-    values = torch.tensor([float(trial.value or 0.0) for trial in study.completed], dtype=torch.float64)
-    raw = sign * values[data.rows.cpu()].to(data.X)
-    data = data._replace(Y=robust(raw))  # of the rows alone, so that the way back is known
+    if bool((data.Y == data.Y[0]).all()):  # nothing is known to be better than anything else
+        return []
+    values = signed_values(study).to(data.Y)
     surrogate, models = fit_surrogate(data), limit_models(study, data)
     incumbents = find_incumbents(data, surrogate, [])
     crashes = crash_factors(data)
@@ -101,7 +100,8 @@ def relaxations(study: Study, settings: Settings | None = None) -> list[Relaxati
         root = torch.linalg.cholesky(posterior.distribution.covariance_matrix)
         base = normal_samples(NUM_SAMPLES, 2, seed).to(root)
         samples = posterior.mean.reshape(-1) + base @ root.mT
-        gains = restore(samples[:, 1], raw) - restore(samples[:, 0], raw)
+        before, after = (restore(samples[:, i], values, data.Y, data.rows) for i in range(2))
+        gains = after - before
         low, gain, high = gains.quantile(gains.new_tensor(INTERVAL)).tolist()
         found.append(Relaxation(limit, relaxed, gain, low, high))
     return found

@@ -23,12 +23,13 @@ from typing import NamedTuple
 
 from llamatune_torch.engine.acquisition import make_acquisition, posterior_mean
 from llamatune_torch.engine.candidates import maximize
+from llamatune_torch.engine.crash import crash_factors
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import choose_device, signed_values, training_data, with_own_modes
 from llamatune_torch.engine.feasibility import limit_factors
 from llamatune_torch.engine.filling import knows_nothing
 from llamatune_torch.engine.outcome import steepness
-from llamatune_torch.engine.suggest import find_incumbents, fit_surrogate, further_factors
+from llamatune_torch.engine.suggest import find_incumbents, fit_surrogate
 from llamatune_torch.seeds import derived_seed
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
@@ -72,7 +73,7 @@ def assess(study: Study, settings: Settings) -> Verdict | None:
         return None
     limits = limit_factors(study, data)
     plain = replace(settings, acquisition="logei", xi=0.0)
-    further = [*further_factors(data), *limits]
+    further = [*crash_factors(data), *limits]
     seed = derived_seed(settings.seed, len(study.trials), 0)
     acquisition = make_acquisition(plain, surrogate, data.baseline, data.X[:0], further, seed)
     incumbents = find_incumbents(data, surrogate, limits)

@@ -6,9 +6,6 @@ import math
 from typing import Any
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llamatune_torch import (
     Constraint,
@@ -22,7 +19,6 @@ from llamatune_torch import (
     TrialState,
     relaxations,
 )
-from llamatune_torch.engine.outcome import restore, robust
 from llamatune_torch.engine.relaxing import relax
 from llamatune_torch.study import Goal
 
@@ -85,23 +81,3 @@ def test_nothing_binds_nothing_to_gain() -> None:
 def test_a_tenth_looser(limit: Constraint, relaxed: Constraint) -> None:
     found = relax(limit, [-3.0, math.nan, 2.0])
     assert (found.lower, found.upper) == (pytest.approx(relaxed.lower), pytest.approx(relaxed.upper))
-
-
-@given(st.lists(st.one_of(st.floats(-1e3, 1e3), st.just(-math.inf)), min_size=2, max_size=12))
-def test_outcomes_come_back_from_their_robust_scale(values: list[float]) -> None:
-    Y = torch.tensor(values, dtype=torch.float64)
-    finite = Y[Y.isfinite()]
-    back = restore(robust(Y), Y)
-    assert back.isfinite().all()
-    if len(finite) and (finite.max() - finite.min()) > 1e-3:
-        assert torch.allclose(back[Y.isfinite()], finite, rtol=1e-6, atol=1e-6 * float(finite.abs().max()))
-
-
-def test_beyond_the_best_it_goes_on_and_never_back() -> None:
-    Y = torch.tensor([0.1, 0.5, 0.6, 0.7, -50.0], dtype=torch.float64)
-    scale = robust(Y)
-    z = torch.linspace(float(scale.min()) - 1, float(scale.max()) + 1, 200, dtype=torch.float64)
-    back = restore(z, Y)
-    assert (back.diff() >= -1e-12).all()
-    assert back[0] == -50.0
-    assert back[-1] > 0.7
