@@ -60,7 +60,7 @@ class Relaxation:
 def relaxations(study: Study, settings: Settings | None = None) -> list[Relaxation]:
     """Says what relaxing each binding limit by a tenth would gain, a pure function of the record.
 
-    Nothing is found while all outcomes are equal. A bound of 0 is relaxed by a tenth of the spread of what was measured.
+    Nothing is found while outcomes are all equal. A bound of 0 is relaxed by a tenth of the range of what is measured.
     Limits that do not bind are left out, and so are those that too few trials have measured.
 
     Raises:
