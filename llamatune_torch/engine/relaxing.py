@@ -60,8 +60,8 @@ class Relaxation:
 def relaxations(study: Study, settings: Settings | None = None) -> list[Relaxation]:
     """Says what relaxing each binding limit by a tenth would gain, a pure function of the record.
 
-    A bound of 0 is relaxed by a tenth of the spread of what was measured. Limits that do not bind are left out, and so
-    are those that too few trials have measured.
+    Nothing is found while outcomes are all equal. A bound of 0 is relaxed by a tenth of the range of what is measured.
+    Limits that do not bind are left out, and so are those that too few trials have measured.
 
     Raises:
         NoCompletedTrialError: nothing has completed yet; as NoFeasibleTrialError: nothing keeps the limits.
@@ -74,7 +74,9 @@ def relaxations(study: Study, settings: Settings | None = None) -> list[Relaxati
     """
     settings, binding = settings or Settings(), study.binding()
     data = training_data(study, choose_device(settings.device, len(study.completed)), [])
-    Y = signed_values(study).to(data.Y)
+    if bool((data.Y == data.Y[0]).all()):  # nothing is known to be better than anything else
+        return []
+    values = signed_values(study).to(data.Y)
     surrogate, models = fit_surrogate(data), limit_models(study, data)
     incumbents = find_incumbents(data, surrogate, [])
     crashes = crash_factors(data)
@@ -98,8 +100,8 @@ def relaxations(study: Study, settings: Settings | None = None) -> list[Relaxati
         root = torch.linalg.cholesky(posterior.distribution.covariance_matrix)
         base = normal_samples(NUM_SAMPLES, 2, seed).to(root)
         samples = posterior.mean.reshape(-1) + base @ root.mT
-        now_and_then = restore(samples, Y, data.Y, data.rows)
-        gains = now_and_then[:, 1] - now_and_then[:, 0]
+        before, after = (restore(samples[:, i], values, data.Y, data.rows) for i in range(2))
+        gains = after - before
         low, gain, high = gains.quantile(gains.new_tensor(INTERVAL)).tolist()
         found.append(Relaxation(limit, relaxed, gain, low, high))
     return found

@@ -74,7 +74,7 @@ def test_checkpointing_and_frozen_weights_take_less(tmp_path: Path) -> None:
     def taken(**changes: Any) -> float:
         model = tiny_model(**{**LARGE, "n_layer": 6})
         for name, weight in model.named_parameters():
-            weight.requires_grad = "score" in name or not changes.pop(name, False) and "frozen" not in changes
+            weight.requires_grad = "score" in name or (not changes.pop(name, False) and "frozen" not in changes)
         changes.pop("frozen", None)
         trainer = tiny_trainer(PARAMS, tmp_path, model=model, **changes)
         return footprint(trainer, (16, 32), (48,)).bytes(16, 48)
