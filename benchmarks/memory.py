@@ -45,7 +45,7 @@ from transformers import (
 )
 
 from llamatune_torch.engine.estimates import LOCAL, OFF
-from llamatune_torch.integrations.trainer.memory import first_principles, footprint
+from llamatune_torch.integrations.trainer.memory import as_measured, first_principles, footprint
 
 MEASURED = 3
 
@@ -168,8 +168,9 @@ def main() -> None:
         computed = footprint(trainer, (min(options.batches), max(options.batches)), spread)
         seconds = time.perf_counter() - began
         formula = make(options.batches[0], options.lengths[0], options)
-        predicted = np.array([computed.bytes(b, length) for b, length in configurations])
-        by_formula = np.array([first_principles(formula, b, length) for b, length in configurations])
+        device = formula.args.device
+        predicted = np.array([as_measured(computed.bytes(*pair), device) for pair in configurations])
+        by_formula = np.array([as_measured(first_principles(formula, *pair), device) for pair in configurations])
         measured = np.array(
             [measure(partial(make, b, length, options), options.device) for b, length in configurations]
         )

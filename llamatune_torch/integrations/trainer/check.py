@@ -20,7 +20,15 @@ from llamatune_torch.errors import LlamaTuneError, TrainerError
 from llamatune_torch.integrations.trainer.estimating import PATIENCE, first_params
 from llamatune_torch.integrations.trainer.finetune import FineTune
 from llamatune_torch.integrations.trainer.measuring import Meter
-from llamatune_torch.integrations.trainer.memory import footprint, length_of, memory_of_device, sample_batch
+from llamatune_torch.integrations.trainer.memory import (
+    CPU_FACTOR,
+    CPU_MORE,
+    as_measured,
+    footprint,
+    length_of,
+    memory_of_device,
+    sample_batch,
+)
 from llamatune_torch.integrations.trainer.metric import Metric
 from llamatune_torch.runtime.process import TrialProcess, pickled
 from llamatune_torch.study import Study
@@ -69,7 +77,9 @@ class Check:
             computed = footprint(trainer, (batch, 2 * batch), (length,))
         except Exception as error:  # whatever a model does on tensors without numbers
             return f"memory: not computed, because the model fails on tensors without numbers: {error}"
-        most, takes = computed.largest_batch(limit, length), computed.bytes(batch, length) / 1e9
+        takes = as_measured(computed.bytes(batch, length), trainer.args.device) / 1e9
+        room = limit if trainer.args.device.type != "cpu" else (limit - CPU_MORE) / CPU_FACTOR
+        most = computed.largest_batch(room, length)
         fits = f"batch {most} at length {length} fits into {limit / 1e9:.3g} GB, {most + 1} does not"
         if most < 1:
             fits = f"not even one sequence of length {length} fits into {limit / 1e9:.3g} GB"
@@ -102,9 +112,9 @@ def replace_space(fine_tune: FineTune, study: Study) -> FineTune:
 def _look_at_evaluation(trainer: Trainer, metric: Metric) -> str:
     data: Any = trainer.eval_dataset
     on = f"on {len(data)} examples" if hasattr(data, "__len__") else "on a stream of examples"
-    when = {"no": "at the end only", "epoch": "after each epoch"}.get(
-        trainer.args.eval_strategy.value, f"every {trainer.args.eval_steps} steps"
-    )
+    strategy: Any = trainer.args.eval_strategy
+    at_steps = f"every {trainer.args.eval_steps} steps"
+    when = {"no": "at the end only", "epoch": "after each epoch"}.get(strategy.value, at_steps)
     return f"metric: {metric.name}, to {metric.direction}; evaluated {on}, {when}"
 
 

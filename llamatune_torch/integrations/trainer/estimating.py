@@ -29,6 +29,7 @@ from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.qmc import allowed_sobol
 from llamatune_torch.integrations.trainer.memory import (
     Footprint,
+    as_measured,
     first_principles,
     footprint,
     keeps_no_activations,
@@ -79,6 +80,7 @@ class Built:
     batch: int
     length: int
     kind: str
+    device: torch.device
 
 
 @dataclass
@@ -130,8 +132,8 @@ class MemoryEstimator:
                 formula = f"{type(error).__name__}: {error}"
                 trainer = self._build(point).trainer
                 footprints[kind] = partial(first_principles, trainer)
-        chosen = list(_pair(points, own, footprints))
-        estimates = [Estimate("memory_gb", params, footprints[kind](*shapes(params)) / 1e9) for params, kind in chosen]
+        found = [(params, footprints[kind](*shapes(params))) for params, kind in _pair(points, own, footprints)]
+        estimates = [Estimate("memory_gb", params, as_measured(size, built.device) / 1e9) for params, size in found]
         seconds = time.monotonic() - began
         return Estimated(
             1.0,
@@ -151,7 +153,9 @@ class MemoryEstimator:
         transformers.set_seed(0)
         trainer = self.trainer_factory(self.space.values_of(params))
         length = length_of(sample_batch(trainer))
-        return Built(trainer, int(trainer.args.per_device_train_batch_size), length, kind_of(trainer))
+        return Built(
+            trainer, int(trainer.args.per_device_train_batch_size), length, kind_of(trainer), trainer.args.device
+        )
 
     def _screen(self, points: Sequence[Params], first: Built) -> tuple[list[str], str, str]:
         """Finds the parameters that matter, and among them the batch size and the number of tokens ("" if none)."""

@@ -89,7 +89,7 @@ class Keeper(Listener):
         estimator = MemoryEstimator(self.fine_tune.trainer_factory, study.space)
         try:
             found = estimate_memory(estimator, first_params(study), optimizer.settings.seed)
-            error = found.error or found.reason
+            error = (found.error or str(found.reason)).strip().splitlines()[-1]
         except ExecutorError as refused:
             found, error = Outcome(), str(refused)
         if not isinstance(found, Estimated):

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NamedTuple, Self
@@ -37,6 +38,11 @@ from llamatune_torch.integrations.trainer.measuring import sizes_of
 NUM_BATCHES = 8  # of the training data, of which the longest counts
 
 BLOCK = 512  # bytes; CUDA's allocator rounds up to a multiple of it
+
+
+#: On a CPU a process grows by more than its tensors take: the C library leaves gaps, and libraries are loaded. In the
+#: median of nine cells by this factor and these bytes (benchmarks/README.md); on a GPU by nothing.
+CPU_FACTOR, CPU_MORE = 1.35, 3e7
 
 
 class Tally(TorchDispatchMode):
@@ -153,22 +159,27 @@ class _Passes:
         self.tally = Tally(self.device.type)
 
     def __enter__(self) -> Self:
-        trainer, model = self.trainer, self.trainer.model
-        self.mode.__enter__()
-        self.tally.__enter__()  # type: ignore[no-untyped-call]
-        take_numbers_away(model, self.mode, self.device)
-        model.train()
-        if keeps_no_activations(trainer.args):
-            # PyTorch's older kind runs a pass within a backward pass of its own, and does without hooks.
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        self.model = trainer.accelerator.prepare_model(model, device_placement=False)
-        trainer.optimizer = None
-        self.optimizer = trainer.create_optimizer()
+        with ExitStack() as stack:
+            stack.enter_context(self.mode)
+            stack.enter_context(self.tally)
+            self._prepare()
+            self._stack = stack.pop_all()  # unless the model does not run so
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.tally.__exit__(*error)  # type: ignore[no-untyped-call]
-        self.mode.__exit__(*error)
+        self._stack.close()
+
+    def _prepare(self) -> None:
+        trainer, model = self.trainer, self.trainer.model
+        take_numbers_away(model, self.mode, self.device)
+        model.train()
+        if keeps_no_activations(trainer.args):
+            newer = hasattr(model, "activation_checkpointing_enable")
+            enable = model.activation_checkpointing_enable if newer else model.gradient_checkpointing_enable
+            enable({"use_reentrant": False})  # the older kind runs a whole pass within the backward pass
+        self.model = trainer.accelerator.prepare_model(model, device_placement=False)
+        trainer.optimizer = None
+        self.optimizer = trainer.create_optimizer()
 
     def peaks(self, batch: int, length: int) -> Peaks:
         """Measures a step with ``batch`` sequences of ``length`` tokens."""
@@ -233,6 +244,8 @@ def take_numbers_away(model: torch.nn.Module, mode: FakeTensorMode, device: torc
             fakes[id(tensor)] = torch.nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
         return fakes[id(tensor)]
 
+    for tensor in model.parameters():
+        tensor.grad = None
     with mode:
         for module in model.modules():
             tensors: list[dict[str, Any]] = [module._parameters, module._buffers]
@@ -276,6 +289,11 @@ def activation_bytes(batch: float, length: float, hidden: int, heads: int) -> fl
         114.0
     """
     return length * batch * hidden * (34 + 5 * heads * length / hidden)
+
+
+def as_measured(computed: float, device: torch.device) -> float:
+    """Returns the bytes by which a process grows on a device whose tensors take the computed number."""
+    return CPU_MORE + CPU_FACTOR * computed if device.type == "cpu" else computed
 
 
 def memory_of_device(device: torch.device) -> float:
