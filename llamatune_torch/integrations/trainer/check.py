@@ -39,7 +39,7 @@ NUM_STEPS = 3
 
 @dataclass(frozen=True)
 class Checked(Outcome):
-    """What a look has found, in lines for people."""
+    """The findings of a look, in lines for people."""
 
     lines: tuple[str, ...] = ()
 
