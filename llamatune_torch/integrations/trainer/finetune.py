@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -289,6 +290,11 @@ class FineTune:
                 f"trainer_factory must return a transformers.Trainer, but got "
                 f"{trainer if trainer is None else f'an object of type {type(trainer).__name__}'}"
             )
+        if trial.origin == "confirm":  # the Trainer's own seed makes the order of the data and the dropout
+            trainer.args = copy.copy(trainer.args)
+            trainer.args.seed = trial.seed
+            trainer.args.data_seed = None
+            transformers.set_seed(trial.seed)
         _check_fresh(trainer)
         _check_evaluates(trainer)
         if trainer.args.auto_find_batch_size:

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
+import transformers
 from tiny import (
     CHECKPOINTS,
     SPACE,
@@ -46,6 +47,8 @@ from llamatune_torch import (
 from llamatune_torch.integrations.trainer.finetune import FineTune
 from llamatune_torch.integrations.trainer.metric import Metric
 from llamatune_torch.integrations.trainer.tune import prepare
+from llamatune_torch.runtime.evaluation import run_trial
+from llamatune_torch.trial import Outcome, Trial
 
 # --- Metrics that do not exist ------------------------------------------------------------------
 
@@ -424,3 +427,21 @@ def test_the_factory_gets_values_of_its_own_and_records_have_labels(tmp_path: Pa
     assert built == [values[trial.params["hidden"]] for trial in study.trials]
     assert {trial.params["dtype"] for trial in study.trials} == {"single"}
     assert study.best_params["dtype"] is torch.float32
+
+
+def test_a_confirmation_has_another_order_of_data_and_another_dropout(tmp_path: Path) -> None:
+    """Also where the weights are loaded, so that nothing else depends on the seed."""
+
+    def factory(params: dict[str, Any]) -> Trainer:
+        transformers.set_seed(0)
+        return tiny_trainer(params, tmp_path, data_seed=7)
+
+    def loss(seed: int, origin: Literal["sobol", "confirm"]) -> float | None:
+        fine_tune = FineTune(factory, metric="eval_loss", output_dir=tmp_path / f"{origin}-{seed}")
+        outcome = run_trial(fine_tune, Trial(0, {"learning_rate": 1e-2}, seed, origin))
+        assert isinstance(outcome, Outcome)
+        return outcome.value
+
+    assert loss(1, "sobol") == loss(2, "sobol")
+    assert len({loss(1, "sobol"), loss(1, "confirm"), loss(2, "confirm")}) == 3
+    assert loss(1, "confirm") == loss(1, "confirm")
