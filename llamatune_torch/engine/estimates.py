@@ -28,7 +28,9 @@ from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 from llamatune_torch.study import Study
 
 OFF = 0.2  # of the logarithm of estimate over outcome: most estimates are within a fifth
+FARTHEST = 3 * OFF  # what a measurement may say against its estimate; a process that reuses memory seems to need none
 LOCAL = 0.08  # of what remains of it, once the factor is known
+TINY = 1e-300
 LIKELY = 0.8  # the probability from which a point of the initial design is tried before others
 FEW = 4  # measurements, from which a GP says where the factor differs
 
@@ -53,18 +55,18 @@ class EstimatedLimit:
         self._estimated: Surrogate = fit_gp(ProductKernel(features), X, standardize(logs))
         self._offset, self._uncertain = torch.zeros_like(self._center), OFF**2
         self._local: Surrogate | None = None
-        whole = ~measured.at_least
-        self._learn(features, measured.X[whole], measured.values[whole].log())
+        whole, seen = ~measured.at_least, measured.values.clamp_min(TINY).log()
+        self._learn(features, measured.X[whole], seen[whole])
         if not bool(whole.all()):
             mean, spread = self.moments(measured.X.unsqueeze(-2))
-            completed = expect_at_least(measured.values.log(), mean.detach(), spread.detach())
-            self._learn(features, measured.X, torch.where(whole, measured.values.log(), completed))
+            completed = expect_at_least(seen, mean.detach(), spread.detach())
+            self._learn(features, measured.X, torch.where(whole, seen, completed))
 
     def _learn(self, features: Features, X: Tensor, logs: Tensor) -> None:
         if len(X) == 0:
             return
         with torch.no_grad():
-            off = logs - self._estimate(X.unsqueeze(-2))[0]
+            off = (logs - self._estimate(X.unsqueeze(-2))[0]).clamp(-FARTHEST, FARTHEST)
         ratio = LOCAL**2 / OFF**2
         self._offset = off.sum() / (len(off) + ratio)  # the posterior mean of c, and its variance
         self._uncertain = LOCAL**2 / (len(off) + ratio)
@@ -96,7 +98,7 @@ class EstimatedLimit:
         """``log P(the constraint is kept | x)`` of each point; ``X`` has shape ``b x 1 x d``, the result ``b``."""
         mean, spread = self.moments(X)
         # Above zero, as the outcome is; a bound that is not says nothing, or all.
-        bounds = (None if b is None else math.log(max(b, 1e-300)) for b in (self._limit.lower, self._limit.upper))
+        bounds = (None if b is None else math.log(max(b, TINY)) for b in (self._limit.lower, self._limit.upper))
         lower, upper = ((None if b is None else (b - mean) / spread) for b in bounds)
         return log_probability_between(lower, upper)
 

@@ -90,6 +90,13 @@ def test_a_run_that_went_out_of_memory_has_taken_at_least_so_much() -> None:
     assert predicted(known, 20)[0] > 1.1 * predicted(unknown, 20)[0]
 
 
+def test_a_measurement_of_nothing_does_little_harm() -> None:
+    study = study_of({2: memory(2), 4: 0.0, 8: memory(8), 16: memory(16)})
+    mean, spread = predicted(study, 12)
+    assert 0.5 * memory(12) < mean < memory(12)
+    assert math.isfinite(spread)
+
+
 @given(st.floats(-3, 3), st.floats(-3, 3))
 @settings(max_examples=20)
 def test_probabilities_are_those_of_a_log_normal(low: float, high: float) -> None:

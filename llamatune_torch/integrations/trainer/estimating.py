@@ -12,6 +12,7 @@ but PEFT's models then damage that of the process (torch 2.13).
 
 from __future__ import annotations
 
+import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,8 @@ from llamatune_torch.runtime.process import TrialProcess, pickled
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Outcome, Trial
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 30.0  # for the estimates of a space
 PATIENCE = 600.0  # seconds, after which the process that makes them is killed
@@ -121,8 +124,9 @@ class MemoryEstimator:
             kind = repr([point.get(name) for name in own])
             if kind in footprints or (time.monotonic() > self._deadline and footprints):
                 continue
+            if (other := built if point is first else self._built_or_none(point)) is None:
+                continue
             try:
-                other = built if point is first else self._build(point)
                 span = ([other.batch], [other.length])
                 span = (spans[0] if batches else span[0], spans[1] if lengths else span[1])
                 measured = footprint(other.trainer, (min(span[0]), max(span[0])), _spread(span[1]))
@@ -157,6 +161,14 @@ class MemoryEstimator:
             trainer, int(trainer.args.per_device_train_batch_size), length, kind_of(trainer), trainer.args.device
         )
 
+    def _built_or_none(self, params: Params) -> Built | None:
+        """Builds a Trainer, unless the factory refuses these parameters; their trial will say why."""
+        try:
+            return self._build(params)
+        except Exception as error:  # whatever a user's factory may raise
+            logger.info("no estimate for %s: %s", params, error)
+            return None
+
     def _screen(self, points: Sequence[Params], first: Built) -> tuple[list[str], str, str]:
         """Finds the parameters that matter, and among them the batch size and the number of tokens ("" if none)."""
         relevant, seen = [], [(points[0], first)]
@@ -168,7 +180,10 @@ class MemoryEstimator:
                 if time.monotonic() > self._deadline - self.seconds / 2:
                     relevant.append(name)  # as far as is known
                     break
-                before, after = first if base is points[0] else self._build(base), self._build(other)
+                before, after = first if base is points[0] else self._built_or_none(base), self._built_or_none(other)
+                if before is None or after is None:
+                    relevant.append(name)  # as far as is known
+                    break
                 seen += [(base, before), (other, after)]
                 if (before.kind, before.batch, before.length) != (after.kind, after.batch, after.length):
                     relevant.append(name)
@@ -190,7 +205,7 @@ class MemoryEstimator:
             changed = x.copy()
             changed[column] = u
             varied.append(space.decode(changed))
-        return varied
+        return [params for params in varied if space.keeps_rules(params)]
 
 
 def first_params(study: Study) -> Params:

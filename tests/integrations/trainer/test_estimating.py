@@ -81,6 +81,29 @@ def test_a_formula_stands_in_for_a_model_that_looks_at_numbers(tmp_path: Path) -
     assert min(large) > min(e.value for e in found.estimates)
 
 
+def test_configurations_that_the_factory_refuses_have_no_estimate(tmp_path: Path) -> None:
+    def choosy(folder: Path, params: dict[str, Any]) -> Trainer:
+        if params["layers"] == 4:
+            raise ValueError("four layers are too many")
+        return factory(folder, params)
+
+    found = estimated(tmp_path, choosy)
+    assert {estimate.params["layers"] for estimate in found.estimates} == {1}
+    assert len(found.estimates) > 16
+
+
+def test_rules_hold_for_what_is_built(tmp_path: Path) -> None:
+    def small(params: dict[str, Any]) -> bool:
+        return bool(params["layers"] * params["batch"] <= 16)
+
+    def checking(params: dict[str, Any]) -> Trainer:
+        assert small(params)
+        return factory(tmp_path, params)
+
+    found = MemoryEstimator(checking, SearchSpace(SPACE, rule=small), seconds=300)(Trial(0, FIRST, 0, "initial"))
+    assert {estimate.params["layers"] for estimate in found.estimates} == {1, 4}
+
+
 def test_a_process_that_dies_is_a_failure_that_says_why(tmp_path: Path) -> None:
     def killed(params: dict[str, Any]) -> Trainer:
         os.kill(os.getpid(), signal.SIGSEGV)
