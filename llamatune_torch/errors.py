@@ -33,6 +33,7 @@
     ├── CheckpointWarning                     the best model could not be kept, or is not the one that counts
     ├── MetricWarning                         values of the metric do not compare across trials
     ├── StorageWarning                        something could not be written yet, or not at all
+    ├── EstimateWarning                       memory could not be computed before the first trial
     └── CallbackWarning                       a user's callback raised; the study went on
 
 A mistake of the caller is raised before any training starts and leaves the study as it was. A failure of
