@@ -267,9 +267,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=1)
     options = parser.parse_args(arguments)
     seeds = range(options.seeds)  # one after another: all problems are equally far
-    known = set(itertools.product(options.problems, options.methods))
-    known -= {(name, "this, with estimates") for name in options.problems if name not in MEMORY}
-    jobs = [(*job, s, options.evals) for s in seeds for job in sorted(known)]
+    pairs = itertools.product(options.problems, options.methods)
+    known = [(name, method) for name, method in pairs if name in MEMORY or METHODS[method] is not Warned]
+    jobs = [(*pair, s, options.evals) for s in seeds for pair in known]
     runs = []
     for run in executed(jobs, options.workers):
         print(json.dumps(run), flush=True)
