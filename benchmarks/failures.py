@@ -9,10 +9,11 @@
     pretraining       five, a wall through width, depth, batch and length of a model that is trained from nothing
     divergence        five: the rate at which a run diverges depends on optimizer, depth, warm-up and beta2
 
-The last two had no part in any choice. Three to four tenths of each space fail. Peers are those of ``peers.py``; a
-failure is told as each of them says, and to this engine as out of memory or diverged. "this, with estimates" knows the
-memory of wall6 and of pretraining roughly before the first run (``engine/estimates.py``). Seeds are paired as in
-``regret.py``. The best value is what the run that looked best is worth without noise. Each run is printed at its end.
+The last two had no part in the choice of the engine; pretraining had one in how cautious it is with estimates. Three
+to four tenths of each space fail. Peers are those of ``peers.py``; a failure is told as each of them says, and to this
+engine as out of memory or diverged. "this, with estimates" knows the memory of wall6 and of pretraining roughly before
+the first run (``engine/estimates.py``). Seeds are paired as in ``regret.py``. The best value is what the run that
+looked best is worth without noise. Each run is printed at its end.
 """
 
 from __future__ import annotations

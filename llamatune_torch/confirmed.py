@@ -3,9 +3,9 @@
 Runs on fresh seeds had no part in choosing the candidates, so that their mean flatters nobody. The candidate with the
 most of them has outlived the others (``engine/confirm.py``); the best mean decides among equals.
 
-With ``n`` values of mean ``m``, and the standard deviation ``s`` of all candidates' values around their own means, on
-``f`` degrees of freedom, a run on another seed lies within ``m +- t s sqrt(1 + 1 / n)`` with the probability of 90 %,
-where ``t`` is the 95 % quantile of Student's distribution. So all candidates are taken to be equally noisy.
+All candidates are taken to be equally noisy: ``s`` is the standard deviation of their values around their own means, on
+``f`` degrees of freedom. Let a candidate have ``n`` values of mean ``m``. With a probability of 90 %, a run of it on
+another seed lies within ``m +- t s sqrt(1 + 1 / n)``. ``t`` is the 95 % quantile of Student's distribution.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 from llamatune_torch.trial import Direction, Trial, TrialState
 
-# The 95 % quantiles of Student's distribution with 1, 2, ... degrees of freedom.
+# The 95 % quantiles of Student's distribution with 1, 2, ... degrees of freedom. SciPy has them too, but takes longer
+# to load than a look at a study may take.
 STUDENT = (6.3138, 2.9200, 2.3534, 2.1318, 2.0150, 1.9432, 1.8946, 1.8595, 1.8331, 1.8125)
 NORMAL = 1.6449
 

@@ -1,7 +1,7 @@
 """The learning curve of one trial: a value that never changes, and grows by a new one in constant time.
 
 A training run may report a hundred thousand points, and each report makes a new record. So a curve is a chain from its
-last point back to the first, and the curves that grow out of one another share its links.
+last point back to the first. Curves that grow out of one another share its links.
 """
 
 from __future__ import annotations

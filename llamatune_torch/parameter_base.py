@@ -212,8 +212,8 @@ def compact(value: Any) -> str:
 def to_python(value: Any) -> Any:
     """The plain text or number that a scalar holds; anything else as it is.
 
-    A scalar is one of numpy or torch, or an instance of a subclass of ``str``, ``int`` or ``float``, such as the member
-    of a ``StrEnum``. Only plain values are equal, in hash and type as well, to what comes back from a file.
+    A scalar is one of numpy or torch. So is an instance of a subclass of ``str``, ``int`` or ``float``, such as the
+    member of a ``StrEnum``. Only plain values are equal, in hash and type as well, to what comes back from a file.
 
     Example:
         >>> to_python(np.float32(0.5)), to_python(HTTPStatus.OK)

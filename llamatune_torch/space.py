@@ -3,7 +3,7 @@
 The law, kept by a property test: ``space.decode(space.encode(params)) == params`` for every ``params`` that
 ``space.validate`` returned.
 
-A parameter with a condition (``when``) is active while each of its parents is active and has one of the values named,
+A parameter with a condition (``when``) is active while each of its parents is active, and has one of the values named
 or meets the comparison. Otherwise it is absent from ``params``. Its column is always there, and holds the middle while
 it is inactive, so that all points with the same parameters are the same point.
 

@@ -178,8 +178,8 @@ class Study:
     def spent(self) -> float:
         """The number of full runs that count against a budget.
 
-        A run counts for the share that it has trained, while it runs for that which it was started for, and for 1 if it
-        has failed. LOST and added trials do not count; a retry counts once, with what it repeats. Until a first
+        A run counts for the share that it has trained, and while it runs for that which it was started for. A failed
+        one counts for 1. LOST and added trials do not count; a retry counts once, with what it repeats. Until a first
         run has paused, any may turn out to be one that cannot, and each that runs counts for 1.
         """
         can_pause = self.can_pause
@@ -207,6 +207,10 @@ class Study:
             if trial.origin != "added" and (trial.state is not TrialState.LOST or trial.cause is Cause.OUTSIDE):
                 shares[trial.first] = max(shares.get(trial.first, 0.0), share(trial))
         return math.fsum(shares.values())
+
+    def estimates_of(self, outcome: str) -> list[Estimate]:
+        """The estimates of one outcome."""
+        return [estimate for estimate in self.estimates if estimate.name == outcome]
 
     @property
     def ended(self) -> str | None:

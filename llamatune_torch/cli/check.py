@@ -16,11 +16,11 @@ def check(options: Namespace) -> int:
         raise SpecError(f"{spec.path}: check looks at a trainer_factory, but {options.target} has another function")
     if spec.space is None:
         raise SpecError(f"{spec.path} has no `space`")
-    from llamatune_torch.integrations.trainer.check import check as look  # takes its time to load
+    from llamatune_torch.integrations.trainer.check import look_ahead  # takes its time to load
     from llamatune_torch.integrations.trainer.tune import prepare
 
     search = {name: value for name, value in spec.search.items() if name not in ("storage", "name")}
     keeper = prepare(spec.function, spec.space, **search)
-    for line in look(keeper.fine_tune, keeper.optimizer.study, keeper.optimizer.settings.seed):
+    for line in look_ahead(keeper.fine_tune, keeper.optimizer.study, keeper.optimizer.settings.seed):
         say(line)
     return 0

@@ -1,8 +1,8 @@
 """The values beyond which a run has broken down: learnt from the study's own curves, never from a guess.
 
 A loss that explodes stays exploded, and its GPU hours are wasted. But only the study can tell what a large loss is:
-some metrics start a hundred times above where they end. So a value has to be far out among those of runs that came to
-their end, and worse than any of them, their first steps included.
+some metrics start a hundred times above where they end. So a value has to be far out among those of finished runs. It
+also has to be worse than any of them, their first steps included.
 """
 
 from __future__ import annotations

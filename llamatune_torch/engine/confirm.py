@@ -2,8 +2,9 @@
 
     candidates   the ``settings.confirm`` best by the surrogate's mean, when the search is over
     round        each candidate that is left trains once, all on the same fresh seed
-    after it     one that has failed or broken a limit is out; the posterior of all runs tells how likely each is best;
-                 one that is so with ``settings.confidence`` remains alone, else those go that hardly are
+    after it     one that has failed or broken a limit is out.
+                 The posterior of all runs tells how likely each is best.
+                 One that is so with ``settings.confidence`` remains alone, else those go that hardly are.
     end          when one alone has trained once more than all others, or the evaluations for it are used up
 
 This is successive elimination (Even-Dar et al., 2006) by posterior probability. Seeds are shared, since candidates

@@ -1,11 +1,11 @@
 """Limits on outcomes that are estimated beforehand, such as the memory of a fine-tune.
 
-An estimate is off by a factor that is much the same everywhere. So the model is one of logarithms,
+An estimate is off by a factor that is much the same everywhere. So the model is one of logarithms:
 
-    log y(x) = m(x) + c + f(x) + e,        c ~ N(0, OFF^2),
+    log y(x) = m(x) + c + f(x) + e,        c ~ N(0, OFF^2).
 
-with the mean ``m`` of a GP through the estimates, a constant ``c``, and a zero-mean GP ``f`` of standard deviation
-``LOCAL`` for what differs from place to place. Measurements teach ``c`` and ``f``; before the first one, a limit is
+``m`` is the mean of a GP through the estimates, and ``c`` a constant. ``f`` is a zero-mean GP of standard deviation
+``LOCAL``, for what differs from place to place. Measurements teach ``c`` and ``f``; before the first one, a limit is
 known to within ``OFF``. Of a run that was cut off, the outcome is at least what it has measured (``feasibility.py``).
 """
 
@@ -24,9 +24,12 @@ from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.measured import Measured, expect_at_least, log_probability_between, measurements
 from llamatune_torch.engine.outcome import standardize
+from llamatune_torch.engine.qmc import allowed_sobol
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
+from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.study import Study
 
+NUM_ESTIMATES = 64  # points, through which a GP is drawn
 OFF = 0.2  # of the logarithm of estimate over outcome: most estimates are within a fifth
 FARTHEST = 3 * OFF  # what a measurement may say against its estimate; a process that reuses memory seems to need none
 LOCAL = 0.08  # of what remains of it, once the factor is known
@@ -47,7 +50,7 @@ class EstimatedLimit:
 
     def __init__(self, study: Study, features: Features, measured: Measured, limit: Constraint) -> None:
         self._limit = limit
-        known = [estimate for estimate in study.estimates if estimate.name == limit.name]
+        known = study.estimates_of(limit.name)
         X = Cube(study.space).encode_all([estimate.params for estimate in known]).to(measured.X)
         logs = torch.tensor([estimate.value for estimate in known]).to(X).log()
         self._center, spread = logs.mean(), logs.std(correction=0)
@@ -103,6 +106,12 @@ class EstimatedLimit:
         return log_probability_between(lower, upper)
 
 
+def points_to_estimate(space: SearchSpace, seed: int) -> list[Params]:
+    """Parameters all over a space, for which outcomes are to be estimated."""
+    cube = Cube(space)
+    return [cube.decode(x) for x in allowed_sobol(cube, NUM_ESTIMATES, seed)]
+
+
 def likely_kept(study: Study) -> Callable[[Tensor], Tensor] | None:
     """Returns a function that marks the points (``n x d``) that are ``LIKELY`` to keep the limits with estimates.
 
@@ -112,7 +121,7 @@ def likely_kept(study: Study) -> Callable[[Tensor], Tensor] | None:
     limits = [
         EstimatedLimit(study, Features(study.space), measurements(study, like, limit), limit)
         for limit in study.constraints
-        if any(estimate.name == limit.name for estimate in study.estimates)
+        if study.estimates_of(limit.name)
     ]
 
     def mark(X: Tensor) -> Tensor:

@@ -8,9 +8,9 @@ variance ``var`` of the outcome,
 and the acquisition is multiplied by it (Gardner et al., 2014), to the power of ``CAUTION``. While no trial keeps all
 limits, there is nothing to improve on, and the acquisition is that product alone.
 
-An outcome is seen by its distance from the bound, on a scale that is fine there and coarse far away: with the
-distances' median ``s``, as ``sign(v) log(1 + |v| / s)`` (the bilog of Eriksson & Poloczek, 2021, section 3), and no
-farther than ``FAR``. So one trial that took a hundred times too long does not hide where the limit lies.
+An outcome is seen by its distance ``v`` from the bound, on a scale that is fine there and coarse far away. With the
+distances' median ``s`` it is ``sign(v) log(1 + |v| / s)``, and no farther than ``FAR`` (the bilog of Eriksson &
+Poloczek, 2021, section 3). So one trial that took a hundred times too long does not hide where the limit lies.
 
 A run that did not come to its end, because it ran out of memory or of time, or is paused, has measured a part: its
 outcome is *at least* that much. The model takes it for its expectation, given that, under a GP of the others (Schmee &
@@ -111,7 +111,7 @@ def limit_models(study: Study, data: TrainingData) -> dict[Constraint, LimitMode
     models: dict[Constraint, LimitModel | EstimatedLimit] = {}
     for limit in study.constraints:
         measured = measurements(study, data.X, limit)
-        if any(estimate.name == limit.name for estimate in study.estimates):
+        if study.estimates_of(limit.name):
             models[limit] = EstimatedLimit(study, data.features, measured, limit)
         elif len(measured.X) >= LEAST and not bool(measured.at_least.all()):
             models[limit] = LimitModel(ProductKernel(data.features), measured, limit)

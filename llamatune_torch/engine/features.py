@@ -3,8 +3,8 @@
 A number with special values becomes two features: the place of its value in the ordinary range, and its kind (ordinary,
 or which special value). The kernel's categorical factor between kinds has a length scale of its own. A long one means
 that "off" is much like "on"; a short one means that the outcome jumps there. A special value stands in the middle,
-wherever it might lie as a number, so that knowledge about the good part of the range counts for it too. At its own end
-of the range it would be judged by small values, and be left untried for good where these are bad.
+wherever it might lie as a number. So knowledge about the good part of the range counts for it too. At its own end of
+the range it would be judged by small values, and be left untried for good where these are bad.
 
 Inactive parameters stand in the middle too, so they add no distance between points. The column of an unordered parent
 tells active from inactive. An ordered parent says that neighbours are alike. They are not where one of them switches

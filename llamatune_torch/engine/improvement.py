@@ -4,8 +4,8 @@ With ``u = (mean - best_f) / sigma``, ``h(u) = phi(u) + u Phi(u)`` and ``EI = si
 
     d log EI / d mean = g / sigma,     d log EI / d sigma = (1 - u g) / sigma,     g = Phi(u) / h(u).
 
-Far below the bar both ``phi`` and ``Phi`` are zero in floating point while their ratio is not, so ``h`` is taken in the
-logarithm, by the scaled complementary error function (Ament et al., 2023, arXiv:2310.20708, section 4.1). BoTorch's
+Far below the bar both ``phi`` and ``Phi`` are zero in floating point, while their ratio is not. So ``h`` is taken in
+the logarithm, by the scaled complementary error function (Ament et al., 2023, arXiv:2310.20708, section 4.1). BoTorch's
 ``LogExpectedImprovement`` computes the same, a test compares both. The search for candidates calls it dozens of times
 on a handful of points. There the number of operations takes the time: so autograd has one node instead of forty.
 """

@@ -6,7 +6,7 @@
 hyperparameters ``theta`` are the logarithms of the length scales, numeric ones first.
 
 Length scales of numeric features have the log-normal prior that grows with their number (Hvarfner et al., 2024,
-arXiv:2402.02229), so that the same model serves 2 and 20 parameters.
+arXiv:2402.02229). So the same model serves 2 and 20 parameters.
 
 GPyTorch computes the same, a test compares both. Here no general machinery stands between the formula and its matrix
 products, which take most of the time of a GP of fifty points.

@@ -1,8 +1,8 @@
 """Robust outcomes: how a diverged run spoils a GP, and the cure.
 
 A GP sees outcomes through their spread. One run that diverged (a loss of 1e4, an accuracy at chance) makes the
-differences among the good runs vanish in it, and the search is about those. The cure follows the Vizier Gaussian
-process bandit (Song et al., 2024, arXiv:2408.11527, appendix B):
+differences among the good runs vanish in it. The search is about those. The cure follows the Vizier Gaussian process
+bandit (Song et al., 2024, arXiv:2408.11527, appendix B):
 
 1. *half-rank*: an outcome below the median keeps its rank and loses its size: it becomes the normal quantile
    of that rank, on the scale of the better half;
@@ -77,8 +77,8 @@ def steepness(values: Tensor, Y: Tensor, R: Tensor, rows: Tensor) -> Tensor:
 def half_rank(Y: Tensor) -> Tensor:
     """The better half as it is, the worse half by ranks.
 
-    The median ``m`` is a value, of an even number the upper one, so that the better half holds no diverged run as
-    long as half of the runs are good. With ``u`` distinct values below it, the one of rank ``r = 1 .. u`` becomes
+    The median ``m`` is a value, of an even number the upper one. So the better half holds no diverged run as long as
+    half of the runs are good. With ``u`` distinct values below it, the one of rank ``r = 1 .. u`` becomes
     ``m + s * Phi^-1((r - 1/2) / (2 u + 1))``; ``s`` is the root mean square distance of the better half from ``m``.
 
     Args:

@@ -3,7 +3,7 @@
 Among many runs at the flat top of a noisy landscape, the one that came out best has the kindest noise. The surrogate
 has seen all of them: its mean estimates the average outcome of each.
 
-Its posterior also says what to expect. With mean ``m``, variance ``v`` and the noise of a run, a run on a fresh seed is
+Its posterior also says what to expect. With mean ``m`` and variance ``v`` of the average, a run on a fresh seed is
 normal with mean ``m`` and variance ``v + noise``. One trial beats another, on average over seeds, with the probability
 ``Phi((m1 - m2) / sqrt(v11 + v22 - 2 v12))``. The surrogate sees robust outcomes: quantiles become the metric's by the
 inverse of what made them so, which is increasing (``outcome.py``).

@@ -9,11 +9,11 @@ the standard deviation ``sqrt(noise)``. The search ends once
 
     gain < FRACTION * sqrt(noise).
 
-This is the rule of Makarova et al. (2022, "Automatic Termination for Hyperparameter Optimization", section 4), to end
-once what is left to gain is lost in the statistical error of the choice, with two changes. They bound what is left by
-confidence bounds, whose largest in the space stays above the noise for hundreds of trials where there are several
-parameters: it ended no search of the benchmark within 60. And they take the error from a cross-validation, which a
-fine-tune has not: the noise that the surrogate has learnt takes its place.
+This is the rule of Makarova et al. (2022, "Automatic Termination for Hyperparameter Optimization", section 4): to end
+once what is left to gain is lost in the statistical error of the choice. There are two changes. They bound what is left
+by confidence bounds. With several parameters, the largest one stays above the noise for hundreds of trials: it ended no
+search of the benchmark within 60. And they take the error from a cross-validation, which a fine-tune has not: the noise
+that the surrogate has learnt takes its place.
 """
 
 from __future__ import annotations

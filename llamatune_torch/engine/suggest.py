@@ -38,8 +38,8 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
 
     The user's initial points come first. A scrambled Sobol sequence follows until ``n_initial`` trials are on record
     and one of them has completed. It goes on while outcomes say nothing about parameters (``filling.py``). From then on
-    it is the maximiser of the acquisition under the surrogate, or the point that is least known if the search is stuck
-    (``stagnation.py``). While no trial keeps the constraints, it is the point that most probably does. A batch is
+    it is the maximiser of the acquisition under the surrogate. If the search is stuck, it is the point that is least
+    known (``stagnation.py``). While no trial keeps the constraints, it is the point that most probably does. A batch is
     chosen one by one, each point knowing those before it.
 
     Raises:

@@ -131,8 +131,8 @@ def should_pause() -> bool:
     """True if the evaluation should save what it needs to go on, and return; whatever it returns then, it is paused.
 
     It is called after :func:`report`, whose ``progress`` decides: a run pauses at the first report at or beyond the
-    share that it was started for. Later the same trial may run again, with a larger share. A run that has broken
-    down, which has reported nan or a value far beyond all others of the study, is to return too, and has failed.
+    share that it was started for. Later the same trial may run again, with a larger share. A run that has reported nan,
+    or a value far beyond all others of the study, has broken down. It is to return too, and has failed.
 
     Raises:
         TrialStateError: this thread evaluates no trial.

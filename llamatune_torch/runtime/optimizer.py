@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import Any, Never, Unpack
 
 from llamatune_torch.constraints import Constraints, Estimate, read_constraints
-from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.qmc import allowed_sobol
+from llamatune_torch.engine.estimates import points_to_estimate
 from llamatune_torch.errors import ConstraintError, ParamsError, SettingsError
 from llamatune_torch.hints import RUNNING, describe_unknown
 from llamatune_torch.partial import validate_part
@@ -205,9 +204,6 @@ class Arguments(Knobs, total=False):
 #: The names of all that ``LlamaTune`` takes by keyword, beside a space and a function.
 ARGUMENTS = ("max_evals", "direction", "metric", *Arguments.__annotations__)
 
-#: Points of the space at which a function is asked for its estimates.
-NUM_ESTIMATES = 64
-
 #: The knobs that a stored study remembers for later starts.
 LASTING = ("max_evals", "max_cost", *(name for name in names_of(Settings) if name != "device"))
 
@@ -245,9 +241,8 @@ def _estimated(study: Study, estimates: Mapping[str, Callable[[Params], float]],
     for name in estimates:
         if name not in limited:
             raise ConstraintError(f"an estimate is of use for an outcome with a constraint, but {name!r} has none")
-    space = study.space
-    points = [Cube(space).decode(x) for x in allowed_sobol(Cube(space), NUM_ESTIMATES, seed)]
-    return [Estimate(name, p, function(space.values_of(p))) for name, function in estimates.items() for p in points]
+    points, values_of = points_to_estimate(study.space, seed), study.space.values_of
+    return [Estimate(name, p, function(values_of(p))) for name, function in estimates.items() for p in points]
 
 
 def _validated(space: SearchSpace, points: Sequence[Mapping[str, Any]]) -> tuple[Params, ...]:

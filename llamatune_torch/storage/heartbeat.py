@@ -85,9 +85,9 @@ def beat_interval(grace: float) -> float:
 class Doubts:
     """Silences that were seen once. A trial is taken from its worker only after a second look.
 
-    When a machine wakes up, its clock is set or a database comes back, all workers seem to have been silent, until each
-    has given its next sign. Between the two looks lie ``pause`` seconds, by a clock that stands still in a suspended
-    machine and that nobody sets.
+    All workers seem to have been silent when a machine wakes up, its clock is set or a database comes back. That lasts
+    until each has given its next sign. Between the two looks lie ``pause`` seconds, by a clock that stands still in a
+    suspended machine and that nobody sets.
     """
 
     def __init__(self, pause: float) -> None:

@@ -6,7 +6,6 @@ each sees those before it. Afterwards the record in this process is up to date: 
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -166,29 +165,26 @@ class LockedStudy:
 
     def estimate(self, estimates: Sequence[Estimate]) -> None:
         """Writes estimates among the settings, or takes over those that another process has written."""
-        (row,) = self.transaction.rows("SELECT settings FROM llamatune_studies WHERE id = :study", study=self.id)
-        settings = json.loads(row["settings"])
+        settings = self._read_settings()
         if "estimates" not in settings:
-            settings["estimates"] = write_estimates(estimates)
-            self.transaction.run(
-                "UPDATE llamatune_studies SET settings = :settings WHERE id = :study",
-                study=self.id,
-                settings=to_json(settings),
-            )
-        known = read_estimates(settings["estimates"], "the stored estimates")
+            settings = self._write_settings({**settings, "estimates": write_estimates(estimates)})
+        known = read_estimates(settings["estimates"], f"study {self.id}: estimates")
         self._known = replace(self._known, estimates=known)
 
     def conclude(self, reason: str) -> None:
         """Writes why the search has ended, among the study's settings."""
         end = End(len(self.trials), reason)
-        (row,) = self.transaction.rows("SELECT settings FROM llamatune_studies WHERE id = :study", study=self.id)
-        settings = mapping(parsed(row["settings"], f"study {self.id}"), f"study {self.id}: settings")
-        self.transaction.run(
-            "UPDATE llamatune_studies SET settings = :settings WHERE id = :study",
-            study=self.id,
-            settings=to_json({**settings, "end": list(end)}),
-        )
+        self._write_settings({**self._read_settings(), "end": list(end)})
         self._known = replace(self._known, end=end)
+
+    def _read_settings(self) -> dict[str, Any]:
+        (row,) = self.transaction.rows("SELECT settings FROM llamatune_studies WHERE id = :study", study=self.id)
+        return mapping(parsed(row["settings"], f"study {self.id}"), f"study {self.id}: settings")
+
+    def _write_settings(self, settings: dict[str, Any]) -> dict[str, Any]:
+        update = "UPDATE llamatune_studies SET settings = :settings WHERE id = :study"
+        self.transaction.run(update, study=self.id, settings=to_json(settings))
+        return settings
 
     def _written_curve(self, number: int) -> Curve:
         """Returns the curve that the database has of a trial."""

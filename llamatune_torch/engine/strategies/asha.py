@@ -1,7 +1,7 @@
 """ASHA (Li et al., 2020, Algorithm 2): successive halving that waits for nobody.
 
-A free worker looks for the highest rung at which a run is among the best, one in ``eta``, of those that have got there,
-and has not gone on yet. That run goes on; where there is none, a new one starts.
+A free worker looks for the highest rung with a run that has not gone on yet, and is among the best of those there, one
+in ``eta``. That run goes on; where there is none, a new one starts.
 """
 
 from __future__ import annotations

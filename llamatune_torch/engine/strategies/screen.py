@@ -78,8 +78,8 @@ class Screen:
     ) -> Decision | None:
         """Decides within the opening, which has started ``runs``; ``None`` if it is over.
 
-        A worker that is free while others run begins what has not begun, then takes up the next run of a batch in
-        which none is on its last leg, then the control. A second run on its last leg is a spare one, and comes last.
+        A worker that is free while others run begins what has not begun. Else it takes up the next run of a batch in
+        which none is on its last leg, else the control. A second run on its last leg is a spare one, and comes last.
         """
         opened: list[_Batch] = []
         for i in range(self.max_batches):

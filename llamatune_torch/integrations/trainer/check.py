@@ -1,14 +1,14 @@
 """A look before the first trial: what fits into memory, what a step takes, what the metric is.
 
-One configuration is built, passed through its model on tensors without numbers (``memory.py``), trained for three
-steps and evaluated on two batches, in a process of its own. Nothing is saved, and no tracker hears of it.
+One configuration is built in a process of its own. Its model is run on tensors without numbers (``memory.py``), trained
+for three steps, and evaluated on two batches. Nothing is saved, and no tracker hears of it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import transformers
@@ -16,13 +16,12 @@ from torch.utils.data import Subset
 from transformers import DefaultFlowCallback, Trainer
 
 from llamatune_torch.constraints import Constraint
-from llamatune_torch.errors import LlamaTuneError, TrainerError
-from llamatune_torch.integrations.trainer.estimating import PATIENCE, first_params
+from llamatune_torch.errors import TrainerError
+from llamatune_torch.integrations.trainer.estimating import first_params, run_apart
 from llamatune_torch.integrations.trainer.finetune import FineTune
 from llamatune_torch.integrations.trainer.measuring import Meter
 from llamatune_torch.integrations.trainer.memory import (
-    CPU_FACTOR,
-    CPU_MORE,
+    as_computed,
     as_measured,
     footprint,
     length_of,
@@ -30,7 +29,6 @@ from llamatune_torch.integrations.trainer.memory import (
     sample_batch,
 )
 from llamatune_torch.integrations.trainer.metric import Metric
-from llamatune_torch.runtime.process import TrialProcess, pickled
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Outcome, Trial
 
@@ -78,35 +76,23 @@ class Check:
         except Exception as error:  # whatever a model does on tensors without numbers
             return f"memory: not computed, because the model fails on tensors without numbers: {error}"
         takes = as_measured(computed.bytes(batch, length), trainer.args.device) / 1e9
-        room = limit if trainer.args.device.type != "cpu" else (limit - CPU_MORE) / CPU_FACTOR
-        most = computed.largest_batch(room, length)
+        most = computed.largest_batch(as_computed(limit, trainer.args.device), length)
         fits = f"batch {most} at length {length} fits into {limit / 1e9:.3g} GB, {most + 1} does not"
         if most < 1:
             fits = f"not even one sequence of length {length} fits into {limit / 1e9:.3g} GB"
         return f"memory: {fits}; batch {batch} takes about {takes:.3g} GB to train"
 
 
-def check(fine_tune: FineTune, study: Study, seed: int) -> list[str]:
+def look_ahead(fine_tune: FineTune, study: Study, seed: int) -> list[str]:
     """Looks at one configuration of a study, the first initial point or the middle of the space; in lines for people.
 
     Raises:
         LlamaTuneError: what :func:`tune` would raise at the first trial; as TrainerError, any other failure.
     """
-    trial = Trial(0, first_params(study), seed, "initial")
-    process = TrialProcess({}, fresh=True, timeout=PATIENCE)
-    found = process.run(pickled(Check(replace_space(fine_tune, study), study.constraints), trial), lambda *_: None)
-    if isinstance(found, LlamaTuneError):
-        raise found
+    found = run_apart(Check(fine_tune, study.constraints), first_params(study), seed)
     if not isinstance(found, Checked):
         raise TrainerError(f"the check failed: {found.error or found.reason}")
     return list(found.lines)
-
-
-def replace_space(fine_tune: FineTune, study: Study) -> FineTune:
-    """The fine-tune with the space of a study, which has the values of labels."""
-    copied = replace(fine_tune)
-    copied.space = study.space
-    return copied
 
 
 def _look_at_evaluation(trainer: Trainer, metric: Metric) -> str:

@@ -5,9 +5,9 @@ First comes one configuration with each parameter changed in turn: it shows whic
 parameter that is the batch size, or the number of tokens, is known by its values. Memory is computed for all of these
 at once from two to four passes; any other combination that matters is run.
 
-All of this happens in a process of its own, which may run out of memory, or be brought down by a model that does not
-like such tensors. The factory itself is called in the ordinary way: on tensors without numbers it would take no memory,
-but PEFT's models then damage that of the process (torch 2.13).
+All of this happens in a process of its own. It may run out of memory, or be brought down by a model that does not like
+such tensors. The factory itself is called in the ordinary way: on tensors without numbers it would take no memory, but
+PEFT's models then damage that of the process (torch 2.13).
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,7 @@ import transformers
 from transformers import Trainer
 
 from llamatune_torch.constraints import Estimate
-from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.qmc import allowed_sobol
+from llamatune_torch.engine.estimates import points_to_estimate
 from llamatune_torch.integrations.trainer.memory import (
     Footprint,
     as_measured,
@@ -46,8 +45,7 @@ from llamatune_torch.trial import Outcome, Trial
 logger = logging.getLogger(__name__)
 
 SECONDS = 30.0  # for the estimates of a space
-PATIENCE = 600.0  # seconds, after which the process that makes them is killed
-NUM_POINTS = 64  # of the space, for which memory is estimated
+PATIENCE = 600.0  # seconds, after which a process that looks ahead is killed
 NUM_LENGTHS = 3  # at which a footprint is measured: it is a parabola in the number of tokens
 MORE_OF_A_KIND = 4  # batches and lengths for which one footprint is used, where footprints are few
 
@@ -86,6 +84,30 @@ class Built:
     device: torch.device
 
 
+#: Bytes of a kind of configuration, for a batch of so many sequences of so many tokens.
+Bytes = Callable[[float, float], float]
+
+
+class Roles(NamedTuple):
+    """The parameters that matter to memory.
+
+    batch, length   the names of the batch size and of the number of tokens; "" if no parameter is that
+    others          the names of the others, whose values make the kind of a configuration
+    """
+
+    batch: str
+    length: str
+    others: list[str]
+
+    def kind_of(self, params: Params) -> str:
+        """Returns the kind of a configuration."""
+        return repr([params.get(name) for name in self.others])
+
+    def size_of(self, params: Params, first: Built) -> tuple[int, int]:
+        """Returns the batch and the length of a configuration; what is no parameter is as in the ``first`` one."""
+        return params.get(self.batch, first.batch), params.get(self.length, first.length)
+
+
 @dataclass
 class MemoryEstimator:
     """An evaluation that estimates memory instead of training; ``trial.params`` is the first configuration.
@@ -109,49 +131,42 @@ class MemoryEstimator:
             return self._estimate(trial.params, trial.seed, began)
 
     def _estimate(self, first: Params, seed: int, began: float) -> Estimated:
-        points = [first, *self._sample(seed)]
+        points = [first, *points_to_estimate(self.space, seed)]
         built = self._build(first)
-        relevant, batches, lengths = self._screen(points, built)
-        own = [name for name in relevant if name not in (batches, lengths)]
-
-        def shapes(params: Params) -> tuple[int, int]:
-            return params.get(batches, built.batch), params.get(lengths, built.length)
-
-        formula, of_first = "", None
-        footprints: dict[str, Callable[[float, float], float]] = {}
-        spans = [[shapes(point)[i] for point in points] for i in (0, 1)]
+        roles = self._screen(points, built)
+        sizes = [roles.size_of(point, built) for point in points]
+        of_kinds: dict[str, Bytes] = {}
+        of_first, formula = None, ""
         for point in points:
-            kind = repr([point.get(name) for name in own])
-            if kind in footprints or (time.monotonic() > self._deadline and footprints):
+            kind = roles.kind_of(point)
+            if kind in of_kinds or (time.monotonic() > self._deadline and of_kinds):
                 continue
-            if (other := built if point is first else self._built_or_none(point)) is None:
+            other = built if point is first else self._built_or_none(point)
+            if other is None:
                 continue
+            batches = [batch for batch, _ in sizes] if roles.batch else [other.batch]
+            lengths = [length for _, length in sizes] if roles.length else [other.length]
             try:
-                span = ([other.batch], [other.length])
-                span = (spans[0] if batches else span[0], spans[1] if lengths else span[1])
-                measured = footprint(other.trainer, (min(span[0]), max(span[0])), _spread(span[1]))
-                footprints[kind] = measured.bytes
-                of_first = measured if point is first else of_first
+                measured = footprint(other.trainer, (min(batches), max(batches)), _spread(lengths))
             except Exception as error:  # whatever a model does on tensors without numbers
                 formula = f"{type(error).__name__}: {error}"
-                trainer = self._build(point).trainer
-                footprints[kind] = partial(first_principles, trainer)
-        found = [(params, footprints[kind](*shapes(params))) for params, kind in _pair(points, own, footprints)]
+                of_kinds[kind] = partial(first_principles, self._build(point).trainer)
+            else:
+                of_kinds[kind] = measured.bytes
+                of_first = measured if point is first else of_first
+        found = [
+            (params, of_kinds[kind](*roles.size_of(params, built))) for params, kind in _pair(points, roles, of_kinds)
+        ]
         estimates = [Estimate("memory_gb", params, as_measured(size, built.device) / 1e9) for params, size in found]
-        seconds = time.monotonic() - began
         return Estimated(
             1.0,
             estimates=tuple(estimates),
             footprint=of_first,
             batch=built.batch,
             length=built.length,
-            seconds=seconds,
+            seconds=time.monotonic() - began,
             formula=formula,
         )
-
-    def _sample(self, seed: int) -> list[Params]:
-        cube = Cube(self.space)
-        return [cube.decode(x) for x in allowed_sobol(cube, NUM_POINTS, seed)]
 
     def _build(self, params: Params) -> Built:
         transformers.set_seed(0)
@@ -169,8 +184,8 @@ class MemoryEstimator:
             logger.info("no estimate for %s: %s", params, error)
             return None
 
-    def _screen(self, points: Sequence[Params], first: Built) -> tuple[list[str], str, str]:
-        """Finds the parameters that matter, and among them the batch size and the number of tokens ("" if none)."""
+    def _screen(self, points: Sequence[Params], first: Built) -> Roles:
+        """Finds the parameters that matter, and among them the batch size and the number of tokens."""
         relevant, seen = [], [(points[0], first)]
         for name in self.space.names:
             base = next((point for point in points if name in point), None)
@@ -190,7 +205,8 @@ class MemoryEstimator:
                     break
         batches = [n for n in relevant if all(params.get(n) == built.batch for params, built in seen)]
         lengths = [n for n in relevant if all(params.get(n) == built.length for params, built in seen)]
-        return relevant, (batches or [""])[0], (lengths or [""])[0]
+        batch, length = (batches or [""])[0], (lengths or [""])[0]
+        return Roles(batch, length, [name for name in relevant if name not in (batch, length)])
 
     def _variations(self, base: Params, name: str, points: Sequence[Params]) -> list[Params]:
         """``base`` with each other choice of a parameter, or with the value that is farthest away."""
@@ -212,23 +228,19 @@ def first_params(study: Study) -> Params:
     """Returns the first initial point that leaves nothing out, or else the middle of the space."""
     whole = (point for point in study.initial_points if is_complete(study.space, point))
     middle = study.space.decode(np.full(study.space.dim, 0.5))
-    return next(whole, middle)
+    allowed = [middle] if study.space.keeps_rules(middle) else points_to_estimate(study.space, seed=0)
+    return next(whole, allowed[0])
 
 
-def estimate_memory(estimator: MemoryEstimator, first: Params, seed: int) -> Outcome:
-    """Estimates the memory of a space in a process of its own; an ``Estimated``, or a failure that says why.
-
-    Args:
-        estimator: knows the factory and the space.
-        first: the configuration that comes first.
-        seed: of the trial that stands for it.
+def run_apart(evaluate: Callable[[Trial], Outcome], params: Params, seed: int) -> Outcome:
+    """Runs an evaluation of some parameters in a process of its own, before any trial.
 
     Raises:
-        ExecutorError: the factory cannot be sent to another process.
+        LlamaTuneError: the evaluation raised it; as ExecutorError, it cannot be sent to another process.
     """
-    trial = Trial(0, first, seed, "initial")
+    trial = Trial(0, params, seed, "initial")
     process = TrialProcess({}, fresh=True, timeout=PATIENCE)
-    outcome = process.run(pickled(estimator, trial), lambda kind, content: None)
+    outcome = process.run(pickled(evaluate, trial), lambda kind, content: None)
     if isinstance(outcome, Outcome):
         return outcome
     raise outcome
@@ -251,17 +263,17 @@ def _spread(lengths: Sequence[int]) -> tuple[int, ...]:
     return tuple(sorted({low, (low + high) // 2, high}))[-NUM_LENGTHS:]
 
 
-def _pair(points: Sequence[Params], own: Sequence[str], known: Any) -> Iterator[tuple[Params, str]]:
-    """Pairs points with the footprint that is theirs; where few are known, other points take those values."""
+def _pair(points: Sequence[Params], roles: Roles, known: Mapping[str, Bytes]) -> Iterator[tuple[Params, str]]:
+    """Pairs points with their kind, where that is known; where few are, other points take the values of one."""
     kinds: dict[str, Params] = {}
     for point in points:
-        kind = repr([point.get(name) for name in own])
+        kind = roles.kind_of(point)
         if kind in known:
             kinds.setdefault(kind, point)
             yield point, kind
-    left = [point for point in points if repr([point.get(name) for name in own]) not in known]
+    left = [point for point in points if roles.kind_of(point) not in known]
     for i, point in enumerate(left[: MORE_OF_A_KIND * len(kinds)]):
         kind, like = list(kinds.items())[i % len(kinds)]
-        params = {**point, **{name: like[name] for name in own if name in like}}
+        params = {**point, **{name: like[name] for name in roles.others if name in like}}
         if params.keys() == like.keys():
             yield params, kind

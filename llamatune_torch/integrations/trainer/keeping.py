@@ -18,7 +18,7 @@ from llamatune_torch.engine.strategies.strategy import best_first
 from llamatune_torch.errors import CheckpointWarning, EstimateWarning, ExecutorError
 from llamatune_torch.integrations.trainer.best import Best
 from llamatune_torch.integrations.trainer.checkpoints import adopt, newest_complete, settle_in
-from llamatune_torch.integrations.trainer.estimating import Estimated, MemoryEstimator, estimate_memory, first_params
+from llamatune_torch.integrations.trainer.estimating import Estimated, MemoryEstimator, first_params, run_apart
 from llamatune_torch.integrations.trainer.finetune import FineTune, FineTuned, Orders, warn_not_kept
 from llamatune_torch.integrations.trainer.folders import KEPT_RECORD, Folders, checkpoints_in, read_record, size_of
 from llamatune_torch.integrations.trainer.metric import Metric
@@ -88,7 +88,7 @@ class Keeper(Listener):
             return
         estimator = MemoryEstimator(self.fine_tune.trainer_factory, study.space)
         try:
-            found = estimate_memory(estimator, first_params(study), optimizer.settings.seed)
+            found = run_apart(estimator, first_params(study), optimizer.settings.seed)
             error = (found.error or str(found.reason)).strip().splitlines()[-1]
         except ExecutorError as refused:
             found, error = Outcome(), str(refused)

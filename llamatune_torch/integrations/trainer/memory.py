@@ -91,10 +91,6 @@ class Peaks(NamedTuple):
     passes: float
     step: float
 
-    @property
-    def bytes(self) -> float:
-        return max(self.passes, self.step)
-
 
 @dataclass(frozen=True)
 class Footprint:
@@ -256,10 +252,11 @@ def take_numbers_away(model: torch.nn.Module, mode: FakeTensorMode, device: torc
 def first_principles(trainer: Trainer, batch: float, length: float) -> float:
     """Estimates the peak bytes of a training step from a model's sizes alone, for what :func:`footprint` cannot run.
 
-    Weights, gradients and the two moments of Adam, as in Rajbhandari et al. (2020, section 3.1); for each layer, as in
-    Korthikanti et al. (2022, equation 2), ``l b h (34 + 5 a l / h)`` bytes of activations in 16 bit, twice as many in
-    32 bit, without the second term where attention keeps no matrix of weights; with gradient checkpointing, a
-    layer's inputs, and one layer whole; the logits, their logarithms and their gradients in 32 bit.
+    The weights, the gradients and the two moments of Adam count as in Rajbhandari et al. (2020, section 3.1). A layer
+    keeps ``l b h (34 + 5 a l / h)`` bytes of activations in 16 bit, as in Korthikanti et al. (2022, equation 2), and
+    twice as many in 32 bit. The second term is left out where attention keeps no matrix of weights. With gradient
+    checkpointing, layers keep their inputs, and one is there as a whole. A language model has the logits, their
+    logarithms and their gradients, in 32 bit.
 
     Args:
         trainer: of a transformer whose configuration has the usual names.
@@ -294,6 +291,11 @@ def activation_bytes(batch: float, length: float, hidden: int, heads: int) -> fl
 def as_measured(computed: float, device: torch.device) -> float:
     """Returns the bytes by which a process grows on a device whose tensors take the computed number."""
     return CPU_MORE + CPU_FACTOR * computed if device.type == "cpu" else computed
+
+
+def as_computed(measured: float, device: torch.device) -> float:
+    """Returns what :func:`as_measured` takes to give a number of bytes."""
+    return (measured - CPU_MORE) / CPU_FACTOR if device.type == "cpu" else measured
 
 
 def memory_of_device(device: torch.device) -> float:

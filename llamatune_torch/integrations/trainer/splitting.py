@@ -1,7 +1,7 @@
 """``auto_batch``: the batch that a step learns from stays as it is, and is passed through the model in parts that fit.
 
 The parts are gradients that accumulate. Their losses have to be divided by the number of parts, unless the model has
-divided by the number of all items in the batch. The Trainer takes the word of the model's signature for that, which is
+divided by the number of all items in the batch. The Trainer takes the word of the model's signature for that. It is
 wrong for models that take ``**kwargs`` and ignore them, as GPT-2's classifier does. So it is tried out.
 """
 

@@ -17,7 +17,7 @@ from typing import Any, Literal, Unpack
 
 from llamatune_torch.errors import SettingsError
 from llamatune_torch.hints import describe_unknown
-from llamatune_torch.integrations.trainer.check import check as find
+from llamatune_torch.integrations.trainer.check import look_ahead
 from llamatune_torch.integrations.trainer.finetune import FineTune, TrainerFactory
 from llamatune_torch.integrations.trainer.keeping import Keeper
 from llamatune_torch.integrations.trainer.metric import MetricFunction
@@ -56,11 +56,11 @@ def tune(
     """Finds the hyperparameters for which a fine-tune comes out best.
 
     A trial that raises, runs out of memory or meets a nan is FAILED, with its reason. The search goes on and steers
-    away from such parameters. Before each trial, the global seeds are set to the trial's own, so that the new layers of
-    a model start the same when the trial is repeated.
+    away from such parameters. Before each trial, the global seeds are set to the trial's own. So the new layers of a
+    model start the same when the trial is repeated.
 
     Not every fine-tune is trained to its end. From ``max_evals=4`` on, ``strategy="auto"`` trains twenty to a tenth of
-    their steps, finishes the best two, and then lets the engine choose, which sees finished ones only. A fine-tune that
+    their steps, and finishes the best two. Then the engine chooses, which sees finished ones only. A fine-tune that
     pauses is evaluated, leaves a checkpoint, and goes on from there as if it had never paused, in any process.
     ``strategy="full"`` trains all of them to their end.
 
@@ -148,20 +148,10 @@ def tune(
     fine_tune |= {"max_paused": max_paused, "max_disk_gb": max_disk_gb, "estimate_memory": estimate_memory}
     fine_tune |= {"auto_batch": auto_batch}
     keeper = prepare(trainer_factory, space, max_evals=max_evals, **fine_tune, **search)
-    if check:
-        look(keeper)
-    return keeper.run(runner)
-
-
-def look(keeper: Keeper) -> None:
-    """Checks a search that is ready to run, and logs what is found.
-
-    Raises:
-        LlamaTuneError: something is wrong.
-    """
-    if rank() == 0:
-        for line in find(keeper.fine_tune, keeper.optimizer.study, keeper.optimizer.settings.seed):
+    if check and rank() == 0:
+        for line in look_ahead(keeper.fine_tune, keeper.optimizer.study, keeper.optimizer.settings.seed):
             logger.info("%s", line)
+    return keeper.run(runner)
 
 
 def prepare(

@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from llamatune_torch import MetricError, TrainerError, tune
 from llamatune_torch.cli.main import main
-from llamatune_torch.integrations.trainer.check import Check, check
+from llamatune_torch.integrations.trainer.check import Check, look_ahead
 from llamatune_torch.integrations.trainer.tune import prepare
 from llamatune_torch.trial import Trial
 
@@ -40,7 +40,6 @@ def factory(folder: Path, params: dict[str, Any], **changes: Any) -> Trainer:
 def looked(build: Any, **arguments: Any) -> list[str]:
     keeper = prepare(build, SPACE, progress=False, **arguments)
     trial = Trial(0, {"learning_rate": 1e-2}, 0, "initial")
-    keeper.fine_tune.space = keeper.optimizer.study.space
     return list(Check(keeper.fine_tune, keeper.optimizer.study.constraints)(trial).lines)
 
 
@@ -67,10 +66,10 @@ def test_a_model_that_does_not_fit_at_all_is_said(tmp_path: Path) -> None:
 def test_a_wrong_metric_and_a_wrong_factory_are_found(tmp_path: Path) -> None:
     keeper = prepare(partial(factory, tmp_path), SPACE, metric="f1", output_dir=tmp_path / "o", progress=False)
     with pytest.raises(MetricError, match="eval_f1"):
-        check(keeper.fine_tune, keeper.optimizer.study, 0)
+        look_ahead(keeper.fine_tune, keeper.optimizer.study, 0)
     silent = prepare(lambda params: 1 / 0, SPACE, output_dir=tmp_path / "o", progress=False)
     with pytest.raises(TrainerError, match=r"(?s)the check failed: .*ZeroDivisionError"):
-        check(silent.fine_tune, silent.optimizer.study, 0)
+        look_ahead(silent.fine_tune, silent.optimizer.study, 0)
 
 
 def test_tune_looks_before_the_first_trial(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

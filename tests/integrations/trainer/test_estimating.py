@@ -24,7 +24,7 @@ from llamatune_torch import (
     load_study,
     tune,
 )
-from llamatune_torch.integrations.trainer.estimating import Estimated, MemoryEstimator, estimate_memory, first_params
+from llamatune_torch.integrations.trainer.estimating import Estimated, MemoryEstimator, first_params, run_apart
 from llamatune_torch.integrations.trainer.memory import CPU_FACTOR, CPU_MORE, footprint
 from llamatune_torch.trial import Trial
 
@@ -109,7 +109,7 @@ def test_a_process_that_dies_is_a_failure_that_says_why(tmp_path: Path) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
         raise AssertionError
 
-    found = estimate_memory(MemoryEstimator(killed, SPACE), FIRST, 0)
+    found = run_apart(MemoryEstimator(killed, SPACE), FIRST, 0)
     assert not isinstance(found, Estimated)
     assert "SIGSEGV" in str(found.error)
 
