@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         MetricWarning,
         NoCompletedTrialError,
         NoFeasibleTrialError,
+        ObjectiveError,
         OutcomeError,
         OutputError,
         ParamsError,
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         TrialStateError,
     )
     from llamatune_torch.integrations.trainer.tune import tune
+    from llamatune_torch.objectives import Objective
     from llamatune_torch.parameters import Integer, Real
     from llamatune_torch.rules import Linear
     from llamatune_torch.runtime.evaluation import current_trial, report, should_pause
@@ -86,6 +88,8 @@ __all__ = [
     "MetricWarning",
     "NoCompletedTrialError",
     "NoFeasibleTrialError",
+    "Objective",
+    "ObjectiveError",
     "Outcome",
     "OutcomeError",
     "OutputError",
@@ -128,6 +132,7 @@ _HOMES = {
     "Linear": "rules",
     "Listener": "runtime.events",
     "LlamaTune": "runtime.optimizer",
+    "Objective": "objectives",
     "Outcome": "trial",
     "Real": "parameters",
     "SearchSpace": "space",

@@ -7,7 +7,8 @@
     │   └── RuleError                         a rule between parameters that is none, raises, or is kept nowhere
     ├── ParamsError            (ValueError)   parameters that are not in the space: unknown, missing, outside
     ├── SettingsError          (ValueError)   a knob out of its range
-    │   └── ConstraintError                   a limit that is none, or on an outcome that nobody reports
+    │   ├── ConstraintError                   a limit that is none, or on an outcome that nobody reports
+    │   └── ObjectiveError                    one of several objectives is none, or is reported by nobody
     ├── SpecError              (ValueError)   what the command line is to run cannot be loaded
     ├── OutputError                           a command has nowhere to write its result
     ├── FolderError            (OSError)      the working directory is gone
@@ -63,6 +64,10 @@ class SettingsError(LlamaTuneError, ValueError):
 
 class ConstraintError(SettingsError):
     """A limit is none that can be kept, or is on an outcome that no evaluation reports."""
+
+
+class ObjectiveError(SettingsError):
+    """One of several objectives is none, is reported by no evaluation, or does not go with another setting."""
 
 
 class SpecError(LlamaTuneError, ValueError):

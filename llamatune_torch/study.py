@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from llamatune_torch.confirmed import Confirmed, find_winner
 from llamatune_torch.constraints import Constraint, Estimate, read_constraints
 from llamatune_torch.errors import NoCompletedTrialError, NoFeasibleTrialError, SettingsError, TrialStateError
+from llamatune_torch.objectives import Objective, find_front
 from llamatune_torch.parameter_base import to_python
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.tables import html_table, show_value, to_dataframe, to_row
@@ -37,6 +38,8 @@ class Goal:
         metric: the name of the value, for tables and messages; ``None`` until the first trial teaches it, as a Trainer
             does, and the direction with it.
         constraints: limits on other outcomes, which the best trial has to keep.
+        others: the objectives beside the metric, which is the first of them.
+        reference: that of the metric, as of :class:`Objective`.
 
     Raises:
         SettingsError: the direction is neither, or the metric is no text; as ConstraintError, a limit is none.
@@ -45,6 +48,8 @@ class Goal:
     direction: Direction = "maximize"
     metric: str | None = "value"
     constraints: tuple[Constraint, ...] = ()
+    others: tuple[Objective, ...] = ()
+    reference: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("direction", "metric"):  # a frozen dataclass sets its fields this way
@@ -226,6 +231,58 @@ class Study:
         """The limits on outcomes, in the order of their names."""
         return self.goal.constraints
 
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The objectives, first the metric; mostly it is the only one."""
+        return Objective(self.metric, self.direction, self.goal.reference), *self.goal.others
+
+    def scores_of(self, trial: Trial) -> tuple[float, ...]:
+        """The trial's objectives, with the sign with which larger is better; nan where it has not measured one."""
+        value = math.nan if trial.value is None else trial.value
+        others = (each.signed(trial.outcomes.get(each.name, math.nan)) for each in self.goal.others)
+        return self.objectives[0].signed(value), *others
+
+    def pareto(self) -> list[Trial]:
+        """The feasible trials that no other one dominates, the best in the first objective first (``objectives.py``).
+
+        Trials that have not measured all objectives are left out. Of one objective it is the best trial, or several
+        that are equal; the list is empty while nothing feasible has completed.
+
+        Example:
+            >>> for trial in study.pareto():
+            ...     print(trial.value, trial.outcomes["latency_ms"])
+        """
+        measured = [trial for trial in self.feasible if all(map(math.isfinite, self.scores_of(trial)))]
+        front = [measured[i] for i in find_front([self.scores_of(trial) for trial in measured])]
+        return sorted(front, key=self.scores_of, reverse=True)
+
+    def best(self, **limits: Any) -> Trial:
+        """The best feasible trial in the first objective among those that keep further ``limits``.
+
+        Args:
+            **limits: as in ``constraints``, on any outcome or on the metric: ``latency_ms="<= 20"``.
+
+        Raises:
+            ConstraintError: a limit is none.
+            NoCompletedTrialError: nothing has completed; as NoFeasibleTrialError: none keeps them all.
+
+        Example:
+            >>> study.best(latency_ms="<= 20").params
+            {'rank': 16}
+        """
+        if not limits:
+            return self.best_trial
+        read = read_constraints(limits)
+        measured = {trial.number: {**trial.outcomes, self.metric: _value(trial)} for trial in self.feasible}
+        kept = [t for t in self.feasible if all(limit.is_kept(measured[t.number]) for limit in read)]
+        if self.feasible and not kept:
+            raise NoFeasibleTrialError(
+                f"none of {len(self.feasible)} feasible trials keeps {', '.join(map(str, read))}"
+            )
+        if not kept:
+            return self.best_trial  # which says why there is none
+        return max(kept, key=lambda trial: (self.objectives[0].signed(_value(trial)), -trial.number))
+
     def is_feasible(self, trial: Trial) -> bool:
         """True for a completed trial that keeps all constraints, as far as it has measured what they limit."""
         kept = all(limit.is_kept(trial.outcomes) for limit in self.constraints)
@@ -307,6 +364,7 @@ class Study:
         lines += [f"  {name} = {show_value(value)}" for name, value in best.params.items()]
         lines += [f"  ({key}: {note})" for key, note in best.notes.items()]
         lines += [f"limit {self._how_kept(limit)}" for limit in self.constraints]
+        lines += self.describe_front() if self.goal.others else []
         lines += [f"ended: {self.ended}"] if self.ended else []
         return printable("\n".join(lines))
 
@@ -340,6 +398,15 @@ class Study:
     def failures_by_reason(self) -> dict[str, int]:
         """The number of failed trials for each reason, the most frequent first."""
         return dict(Counter(trial.reason or "unknown" for trial in self.failed).most_common())
+
+    def describe_front(self) -> list[str]:
+        """The Pareto front, a trial a line."""
+        front = self.pareto()
+        lines = [f"Pareto front ({', '.join(map(str, self.objectives))}): {len(front)} trials"]
+        for trial in front[:NUM_SHOWN]:
+            others = ", ".join(f"{each.name} {trial.outcomes[each.name]:.6g}" for each in self.goal.others)
+            lines.append(f"  {self.metric} {_value(trial):.6g}, {others} in trial {trial.number}")
+        return lines + ([f"  and {len(front) - NUM_SHOWN} more: study.pareto()"] if len(front) > NUM_SHOWN else [])
 
     def _how_kept(self, limit: Constraint) -> str:
         kept = sum(limit.is_kept(trial.outcomes) for trial in self.completed)

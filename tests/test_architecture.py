@@ -35,6 +35,7 @@ RECORDS = [
     "seeds",
     "curve",
     "trial",
+    "objectives",
     "confirmed",
     "tables",
     "study",

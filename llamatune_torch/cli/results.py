@@ -21,6 +21,7 @@ from llamatune_torch.storage.serialization import to_strict
 from llamatune_torch.study import Study
 from llamatune_torch.tables import cells, plain, show_value, trials_table
 from llamatune_torch.text import quote
+from llamatune_torch.trial import Trial
 
 if TYPE_CHECKING:
     from llamatune_torch.engine.recommend import Recommendation
@@ -40,9 +41,11 @@ def best(options: Namespace) -> int:
     with standard_output(utf8=options.json or options.args) as file:
         if options.json:
             record = {"study": stored.name, "metric": study.metric, "direction": study.direction}
-            found = {"trial": trial.number, "value": trial.value, "params": trial.params}
+            found: dict[str, Any] = {"trial": trial.number, "value": trial.value, "params": trial.params}
             if confirmed is not None:
                 found["confirmed"] = {**confirmed._asdict(), "trial": confirmed.trial.number}
+            if study.goal.others:
+                found["pareto"] = [_on_front(study, each) for each in study.pareto()]
             sure = _as_record(known) if known is not None and options.confidence else {}
             print(json.dumps(to_strict(record | found | sure)), file=file)
         elif options.args:
@@ -57,11 +60,18 @@ def best(options: Namespace) -> int:
                 say(f"  ({key}: {note})")
             for limit in study.constraints:
                 say(f"  {limit.name} = {limit.value_in(trial.outcomes):.4g} ({limit})")
+            for line in study.describe_front() if study.goal.others else []:
+                say(line)
             if known is not None and options.confidence:
                 say(str(known))
             for relaxation in _relaxations(stored) if options.relax else []:
                 say(f"  {relaxation}")
     return 0
+
+
+def _on_front(study: Study, trial: Trial) -> dict[str, Any]:
+    others = {each.name: trial.outcomes[each.name] for each in study.goal.others}
+    return {"trial": trial.number, study.metric: trial.value, **others, "params": trial.params}
 
 
 def arguments(params: Mapping[str, Any], flags: bool = False) -> str:

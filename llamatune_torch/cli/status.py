@@ -158,6 +158,7 @@ def shown(stored: Snapshot, url: str) -> RenderableType:
         lines.append(f"  {show_params(best.params)}")
     elif study.completed:
         lines.append(f"no completed trial keeps the limits: {', '.join(map(str, study.constraints))}")
+    lines += study.describe_front()[:1] if study.goal.others else []
     lines += [f"ended: {study.ended}"] if study.ended else []
     parts: list[RenderableType] = [Text(printable("\n".join(lines)))]
     if study.pending:

@@ -129,6 +129,12 @@ def signed_values(study: Study) -> Tensor:
     return torch.tensor([sign * float(t.value or 0.0) for t in study.completed], dtype=torch.float64)
 
 
+def signed_objectives(study: Study) -> Tensor:
+    """All objectives of completed trials (``n x m``): larger is better, nan where one was not measured."""
+    scores = [study.scores_of(trial) for trial in study.completed]
+    return torch.tensor(scores, dtype=torch.float64).reshape(-1, len(study.objectives))
+
+
 def choose_device(device: str, n: int) -> torch.device:
     """The device to compute on with ``n`` observations; only "auto" depends on them.
 

@@ -20,6 +20,7 @@ from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import TrainingData, choose_device, training_data, with_own_modes
 from llamatune_torch.engine.feasibility import limit_factors
 from llamatune_torch.engine.filling import fill_space, knows_nothing
+from llamatune_torch.engine.hypervolume import fit_objectives, hypervolume_improvement, spread_front
 from llamatune_torch.engine.initial import initial_suggestions
 from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.stagnation import exploration, is_stuck
@@ -39,7 +40,8 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     The user's initial points come first. A scrambled Sobol sequence follows until ``n_initial`` trials are on record
     and one of them has completed. It goes on while outcomes say nothing about parameters (``filling.py``). From then on
     it is the maximiser of the acquisition under the surrogate. If the search is stuck, it is the point that is least
-    known (``stagnation.py``). While no trial keeps the constraints, it is the point that most probably does. A batch is
+    known (``stagnation.py``). Of several objectives, the maximiser of the expected hypervolume (``hypervolume.py``) is
+    next. While no trial keeps the constraints, it is the point that most probably does. A batch is
     chosen one by one, each point knowing those before it.
 
     Raises:
@@ -60,16 +62,23 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     surrogate = fit_surrogate(data)
     limits = limit_factors(study, data)
     further = [*crash_factors(data), *limits]
-    if knows_nothing(surrogate):
+    objectives = fit_objectives(study, data)
+    if all(map(knows_nothing, [surrogate] if objectives is None else objectives.surrogates)):
         return suggestions + fill_space(study, settings, data, further, n - len(suggestions))
-    incumbents = find_incumbents(data, surrogate, limits)
+    if objectives is None:
+        incumbents = find_incumbents(data, surrogate, limits)
+    else:
+        incumbents = spread_front(objectives, NUM_INCUMBENTS)
     nothing_to_improve_on = bool(limits) and not bool(data.feasible.any())
     while len(suggestions) < n:
         seed = derived_seed(settings.seed, len(study.trials), len(suggestions))
         if nothing_to_improve_on and len(data.X_pending) == 0:
             acquisition = Acquisition(further)
-        elif nothing_to_improve_on or is_stuck(study, data, surrogate):
+        elif nothing_to_improve_on or (objectives is None and is_stuck(study, data, surrogate)):
             acquisition = exploration(data, further)
+        elif objectives is not None:
+            gain = hypervolume_improvement(objectives, data.X_pending, settings.mc_samples, seed)
+            acquisition = Acquisition([gain, *further])
         else:
             acquisition = make_acquisition(settings, surrogate, data.baseline, data.X_pending, further, seed)
         x = maximize(acquisition, space, incumbents, data.tried, settings.num_restarts, settings.num_screened, seed)

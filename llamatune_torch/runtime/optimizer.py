@@ -9,8 +9,9 @@ from typing import Any, Never, Unpack
 
 from llamatune_torch.constraints import Constraints, Estimate, read_constraints
 from llamatune_torch.engine.estimates import points_to_estimate
-from llamatune_torch.errors import ConstraintError, ParamsError, SettingsError
+from llamatune_torch.errors import ConstraintError, ObjectiveError, ParamsError, SettingsError
 from llamatune_torch.hints import RUNNING, describe_unknown
+from llamatune_torch.objectives import Objectives, read_objectives
 from llamatune_torch.partial import validate_part
 from llamatune_torch.rules import Rule
 from llamatune_torch.runtime.evaluation import Evaluate, OnParams, can_pause
@@ -42,6 +43,10 @@ class LlamaTune(Search):
         rule: parameters are tried only where this function of them is True; ``Linear(...)``, or a list of such.
         constraints: limits on other outcomes of an evaluation: ``{"memory_gb": "<= 8"}``, or a list of
             :class:`Constraint`. The best trial keeps them; the search learns where they can be kept.
+        objectives: several objectives: ``{"accuracy": "maximize", "latency_ms": ("minimize", 50)}``, with the worst
+            value that is of use, or without. The first is the value of an evaluation, in the place of ``metric`` and
+            ``direction``; the others are among its ``outcomes``. The search widens the Pareto front: ``study.pareto()``
+            and ``study.best(latency_ms="<= 20")`` choose from it, and the best trial is that of the first objective.
         estimates: functions of parameters that say beforehand, roughly, what a limited outcome will be:
             ``{"memory_gb": lambda p: 2 + 0.1 * p["batch"]}``. The search keeps away from what will not do, and learns
             by what factor they are off. A stored study has the estimates that it began with.
@@ -76,6 +81,7 @@ class LlamaTune(Search):
         metric: str | None = "value",
         rule: Rule | Sequence[Rule] | None = None,
         constraints: Constraints = (),
+        objectives: Objectives | None = None,
         estimates: Mapping[str, Callable[[Params], float]] | None = None,
         initial_points: Sequence[Mapping[str, Any]] = (),
         callbacks: Sequence[Callback] = (),
@@ -94,7 +100,8 @@ class LlamaTune(Search):
                 f"max_evals={max_evals} leaves none for the search: more of them, or confirm_evals=..."
             )
         self.model_eval_fn = model_eval_fn
-        study = Study(space, Goal(direction, metric, read_constraints(constraints)), _validated(space, initial_points))
+        goal = _make_goal(direction, metric, constraints, objectives, groups.settings)
+        study = Study(space, goal, _validated(space, initial_points))
         store, settings = _open(groups, study)
         super().__init__(store, settings, groups.limits, callbacks, progress)
         self.can_pause = can_pause(model_eval_fn)
@@ -194,6 +201,7 @@ class Arguments(Knobs, total=False):
 
     rule: Rule | Sequence[Rule] | None
     constraints: Constraints
+    objectives: Objectives | None
     estimates: Mapping[str, Callable[[Params], float]] | None
     initial_points: Sequence[Mapping[str, Any]]
     callbacks: Sequence[Callback]
@@ -229,6 +237,36 @@ def _open(groups: Groups, study: Study) -> tuple[Store, Settings]:
         retries=place.retries,
     )
     return store, replace(settings, seed=store.settings["seed"])
+
+
+def _make_goal(
+    direction: Direction,
+    metric: str | None,
+    constraints: Constraints,
+    objectives: Objectives | None,
+    settings: Settings,
+) -> Goal:
+    """The goal that arguments spell.
+
+    Raises:
+        ObjectiveError: they contradict each other, or ask of several objectives what only a single one can have.
+    """
+    limits, read = read_constraints(constraints), read_objectives(objectives)
+    if not read:
+        return Goal(direction, metric, limits)
+    first, *others = read
+    if metric not in (None, "value", first.name) or direction not in ("maximize", first.direction):
+        raise ObjectiveError(
+            f"the first objective is the metric: objectives begin with {first}, but metric={metric!r} and "
+            f"direction={direction!r}"
+        )
+    strategy = name_of_strategy(settings.strategy)
+    for knob, given in (("stopping", settings.stopping), ("confirm", settings.confirm)):
+        if given:
+            raise ObjectiveError(f"{knob}={given!r} is about one best trial: it does not go with several objectives")
+    if strategy not in ("auto", "full"):
+        raise ObjectiveError(f"strategy={strategy!r} judges runs by one metric: several objectives need 'full'")
+    return Goal(first.direction, metric and first.name, limits, tuple(others), first.reference)
 
 
 def _estimated(study: Study, estimates: Mapping[str, Callable[[Params], float]], seed: int) -> list[Estimate]:

@@ -15,6 +15,7 @@ from llamatune_torch.decisions import Decision, Finish
 from llamatune_torch.engine.confirm import affordable
 from llamatune_torch.engine.data import choose_device
 from llamatune_torch.engine.decide import decide, find_strategy
+from llamatune_torch.engine.hypervolume import hypervolume_trace
 from llamatune_torch.engine.recommend import Recommendation, explain, recommend
 from llamatune_torch.engine.relaxing import Relaxation, relaxations
 from llamatune_torch.engine.strategies.full import Full
@@ -22,6 +23,7 @@ from llamatune_torch.engine.strategies.strategy import Strategy
 from llamatune_torch.errors import (
     BudgetSpentError,
     ConstraintError,
+    ObjectiveError,
     OutcomeError,
     SettingsError,
     StillRunningError,
@@ -157,7 +159,7 @@ class Search:
     @property
     def strategy(self) -> Strategy:
         """The strategy that the settings name."""
-        return find_strategy(self.settings, self.limits.max_evals, self.can_pause)
+        return find_strategy(self.settings, self.limits.max_evals, self.can_pause and not self.study.goal.others)
 
     def _start(self, n: int, goes_on: Callable[[], bool] = lambda: True) -> list[Trial]:
         least, last = self.strategy.least, list[Decision]()
@@ -277,6 +279,14 @@ class Search:
         with self._lock, one_thread(choose_device(self.settings.device, len(self.study.completed))):
             return relaxations(self.study, self.settings)
 
+    def hypervolume_trace(self) -> list[float]:
+        """The hypervolume of the Pareto front after each completed trial (``engine/hypervolume.py``).
+
+        Raises:
+            ObjectiveError: the study has one objective only.
+        """
+        return hypervolume_trace(self.study)
+
     def settle_metric(self, metric: str, direction: Direction) -> None:
         """Names the score and its direction, for evaluations that learn both from their first trial.
 
@@ -341,6 +351,10 @@ class Search:
             if limit.name not in outcome.outcomes and not any(limit.name in t.outcomes for t in self.study.trials):
                 measured = sorted(outcome.outcomes) or "nothing besides its value"
                 raise ConstraintError(f"{limit}: the evaluation does not report {limit.name!r}; it reports {measured}")
+        for each in self.study.goal.others:
+            if each.name not in outcome.outcomes and not any(each.name in t.outcomes for t in self.study.trials):
+                measured = sorted(outcome.outcomes) or "nothing besides its value"
+                raise ObjectiveError(f"{each}: the evaluation does not report {each.name!r}; it reports {measured}")
 
     def _change(self, trial: Trial | int, change: Change) -> Trial:
         """Ends a trial, unless it is the parent's, which a forked child on its way out must not end."""

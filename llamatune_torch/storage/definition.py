@@ -20,12 +20,14 @@ from llamatune_torch.storage.serialization import (
     read_end,
     read_estimates,
     read_extension,
+    read_objectives,
     read_rules,
     read_space,
     to_json,
     write_constraints,
     write_estimates,
     write_extension,
+    write_objectives,
     write_rules,
     write_space,
 )
@@ -108,6 +110,9 @@ def compare(stored: Definition, given: Definition) -> tuple[list[str], bool]:
     limits = [", ".join(map(str, definition.study.constraints)) or "none" for definition in (stored, given)]
     if limits[0] != limits[1]:  # old trials are judged by the new ones, since what they have measured is on record
         lines.append(f"constraints: stored {limits[0]}, given {limits[1]}")
+    aims = [", ".join(map(str, definition.study.objectives[1:])) or "none" for definition in (stored, given)]
+    if aims[0] != aims[1]:
+        lines.append(f"objectives beside the metric: stored {aims[0]}, given {aims[1]}")
     if stored.study.is_settled and given.study.is_settled:
         score = compare_scores(stored.study, given.study, named=True)
         lines, extensible = lines + score, extensible and not score
@@ -185,7 +190,8 @@ def merge(stored: Definition, given: Definition, values: Mapping[str, Any]) -> D
     estimates = () if added or lost else before.estimates
     study = replace(given.study, space=space, extension=extension, estimates=estimates or given.study.estimates)
     if not study.is_settled:
-        study = replace(study, goal=replace(stored.study.goal, constraints=study.constraints))
+        score = before.goal
+        study = replace(study, goal=replace(study.goal, direction=score.direction, metric=score.metric))
     study = replace(study, end=study.end or before.end)
     points = [change.applied_to(point, space) for point in before.initial_points]
     known = {_to_key(point) for point in points}
@@ -224,6 +230,7 @@ def read_definition(row: Mapping[str, Any]) -> Definition:
         raise SchemaError(f"{place} cannot be read: {clip(error)}") from error
     settings = read_settings(mapping(parsed(row["settings"], place), f"{place}: settings"), place)
     changes, limits = settings.pop("extension", None), settings.pop("constraints", {})
+    goal = read_objectives(settings.pop("objectives", []), goal, f"{place}: objectives")
     estimates = read_estimates(settings.pop("estimates", []), f"{place}: estimates")
     rules = read_rules(settings.pop("rules", []), f"{place}: rules")
     study = Study(
@@ -272,6 +279,8 @@ def _to_columns(definition: Definition) -> dict[str, Any]:
         changes["rules"] = write_rules(study.space.rules)
     if study.constraints:
         changes["constraints"] = write_constraints(study.constraints)
+    if study.goal.others:
+        changes["objectives"] = write_objectives(study.goal)
     if study.end is not None:
         changes["end"] = list(study.end)
     if study.estimates:

@@ -21,6 +21,7 @@ from llamatune_torch.storage.serialization import (
     read_end,
     read_estimates,
     read_extension,
+    read_objectives,
     read_rules,
     read_space,
     read_trial,
@@ -29,6 +30,7 @@ from llamatune_torch.storage.serialization import (
     write_constraints,
     write_estimates,
     write_extension,
+    write_objectives,
     write_rules,
     write_space,
     write_trial,
@@ -54,6 +56,7 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
         "extension": write_extension(study.extension),
         **({"rules": write_rules(study.space.rules)} if study.space.rules else {}),
         **({"constraints": write_constraints(study.constraints)} if study.constraints else {}),
+        **({"objectives": write_objectives(study.goal)} if study.goal.others else {}),
         **({} if study.end is None else {"end": list(study.end)}),
         **({"estimates": write_estimates(study.estimates)} if study.estimates else {}),
         "settings": dict(stored.settings),
@@ -97,6 +100,7 @@ def from_document(document: Any) -> Snapshot:
             "launch",
             "extension",
             "constraints",
+            "objectives",
             "estimates",
             "rules",
             "end",
@@ -138,7 +142,8 @@ def _to_entry(trial: Trial) -> dict[str, Any]:
 def _read_goal(document: Mapping[str, Any], place: str) -> Goal:
     direction: Any = take(document, "direction", place, text)  # `Goal` checks it
     limits = read_constraints(document.get("constraints", {}), f"{place}: constraints")
-    return Goal(direction, take(document, "metric", place, optional(text)), limits)
+    goal = Goal(direction, take(document, "metric", place, optional(text)), limits)
+    return read_objectives(document.get("objectives", []), goal, f"{place}: objectives")
 
 
 def _to_trial(entry: Any, number: int) -> Trial:

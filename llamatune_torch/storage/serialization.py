@@ -14,7 +14,16 @@ from typing import Any, NamedTuple, cast, get_args
 
 from llamatune_torch.constraints import Constraint, Estimate
 from llamatune_torch.curve import Curve
-from llamatune_torch.errors import ConstraintError, OutcomeError, ParamsError, RuleError, SchemaError, SpaceError
+from llamatune_torch.errors import (
+    ConstraintError,
+    ObjectiveError,
+    OutcomeError,
+    ParamsError,
+    RuleError,
+    SchemaError,
+    SpaceError,
+)
+from llamatune_torch.objectives import Objective
 from llamatune_torch.parameter_base import Parameter, describe, to_python
 from llamatune_torch.parameters import Categorical, Integer, Real
 from llamatune_torch.rules import Linear, Rule, Unknown, name_of_rule
@@ -36,7 +45,7 @@ from llamatune_torch.storage.validation import (
     whole,
     words,
 )
-from llamatune_torch.study import UNCHANGED, End, Extension
+from llamatune_torch.study import UNCHANGED, End, Extension, Goal
 from llamatune_torch.trial import Cause, Origin, Trial, TrialState
 
 KINDS: Mapping[str, type[Any]] = {"Real": Real, "Integer": Integer, "Categorical": Categorical}
@@ -178,6 +187,31 @@ def read_constraints(written: Any, place: str) -> tuple[Constraint, ...]:
         except ConstraintError as error:
             raise SchemaError(f"{place}: {clip(error)}") from error
     return tuple(read)
+
+
+def write_objectives(goal: Goal) -> list[list[Any]]:
+    """Writes the objectives beside the metric as JSON values: name, direction, reference; the metric's own is first."""
+    return [[None, None, goal.reference], *([each.name, each.direction, each.reference] for each in goal.others)]
+
+
+def read_objectives(written: Any, goal: Goal, place: str) -> Goal:
+    """Reads what :func:`write_objectives` wrote into a goal; ``place`` names it in errors.
+
+    Raises:
+        SchemaError: it is anything else.
+    """
+    entries = [sequence(entry, place) for entry in sequence(written, place)]
+    if any(len(entry) != 3 for entry in entries):
+        raise refuse(place, "a name, a direction and a reference each", written)
+    try:
+        others = tuple(
+            Objective(text(name, place), cast(Any, text(direction, place)), optional(number)(reference, place))
+            for name, direction, reference in entries[1:]
+        )
+    except ObjectiveError as error:
+        raise SchemaError(f"{place}: {clip(error)}") from error
+    reference = optional(number)(entries[0][2], place) if entries else None
+    return replace(goal, others=others, reference=reference)
 
 
 def write_estimates(estimates: Iterable[Estimate]) -> list[list[Any]]:

@@ -58,6 +58,24 @@ def test_the_price_of_a_limit(cli: Cli, tmp_path: Path) -> None:
         assert (result.code, "--relax is for people to read" in result.err) == (2, True)
 
 
+def test_the_front_of_several_objectives(cli: Cli, tmp_path: Path) -> None:
+    objectives = {"accuracy": "maximize", "latency_ms": "minimize"}
+    search = LlamaTune({"x": (0.0, 1.0)}, objectives=objectives, storage="sqlite:///llamatune.db", progress=False)
+    for x, latency in ((0.5, 5.0), (0.9, 30.0), (0.4, 6.0)):
+        search.add_trial({"x": x}, Outcome(x, outcomes={"latency_ms": latency}))
+    front = "Pareto front (maximize accuracy, minimize latency_ms): 2 trials"
+    assert cli("best").out.splitlines()[-3:] == [
+        front,
+        "  accuracy 0.9, latency_ms 30 in trial 1",
+        "  accuracy 0.5, latency_ms 5 in trial 0",
+    ]
+    assert front in cli("status").out
+    assert json.loads(cli("best", "--json").out)["pareto"] == [
+        {"trial": 1, "accuracy": 0.9, "latency_ms": 30.0, "params": {"x": 0.9}},
+        {"trial": 0, "accuracy": 0.5, "latency_ms": 5.0, "params": {"x": 0.5}},
+    ]
+
+
 def test_best_for_programs(cli: Cli, mine: LlamaTune) -> None:
     assert json.loads(cli("best", "--json").out) == {
         "study": "mine",

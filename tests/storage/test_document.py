@@ -26,6 +26,7 @@ from llamatune_torch import (
     SettingsError,
     StorageError,
     Study,
+    StudyMismatchError,
     Trial,
     TrialState,
     load_study,
@@ -285,6 +286,27 @@ def test_a_document_has_the_limits(tmp_path: Path) -> None:
     for broken in ({"memory_gb": [8, 1]}, {"memory_gb": "<= 8"}, {"memory_gb": [None]}, [1], {"a": [None, None]}):
         with pytest.raises(SchemaError, match="constraints"):
             from_document({**document, "constraints": broken})
+
+
+def test_a_document_and_a_stored_study_have_the_objectives(tmp_path: Path) -> None:
+    objectives = {"accuracy": ("maximize", 0.5), "latency_ms": "minimize", "bytes": ("minimize", 8)}
+    url, space = f"sqlite:///{tmp_path}/a.db", {"x": (0.0, 1.0)}
+    search = LlamaTune(space, max_evals=2, storage=url, objectives=objectives)
+    search.tell(search.ask(), Outcome(0.7, outcomes={"latency_ms": 3.0, "bytes": 4.0}))
+    document = json.loads(json.dumps(to_document(Reader(url).look())))
+    assert document["objectives"] == [[None, None, 0.5], ["latency_ms", "minimize", None], ["bytes", "minimize", 8]]
+    assert from_document(document).study.goal == search.study.goal
+    restore(f"sqlite:///{tmp_path}/b.db", "copy", from_document(document))
+    assert load_study(f"sqlite:///{tmp_path}/b.db", "copy").goal == search.study.goal
+    assert LlamaTune(space, max_evals=2, storage=url, objectives=objectives).study.goal == search.study.goal
+    others = {"accuracy": "maximize", "latency_ms": "minimize"}
+    with pytest.raises(StudyMismatchError, match="objectives beside the metric: stored minimize latency_ms, minimize"):
+        LlamaTune(space, max_evals=2, storage=url, objectives=others)
+    extended = LlamaTune(space, max_evals=2, storage=url, objectives=others, extend=True)
+    assert [each.name for each in extended.study.objectives] == ["accuracy", "latency_ms"]
+    for broken in (3, [[None]], [[None, None, 0.5], ["a", "up", None]], [[None, None, None], [3, "minimize", None]]):
+        with pytest.raises(SchemaError, match="objectives"):
+            from_document({**document, "objectives": broken})
 
 
 def test_the_end_of_a_search_stays_with_its_study(tmp_path: Path) -> None:

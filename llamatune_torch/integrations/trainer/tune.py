@@ -15,12 +15,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
-from llamatune_torch.errors import SettingsError
+from llamatune_torch.errors import ObjectiveError, SettingsError
 from llamatune_torch.hints import describe_unknown
 from llamatune_torch.integrations.trainer.check import look_ahead
 from llamatune_torch.integrations.trainer.finetune import FineTune, TrainerFactory
 from llamatune_torch.integrations.trainer.keeping import Keeper
 from llamatune_torch.integrations.trainer.metric import MetricFunction
+from llamatune_torch.objectives import read_objectives
 from llamatune_torch.runtime.optimizer import ARGUMENTS, Arguments, LlamaTune
 from llamatune_torch.runtime.runners import Executor, Gpus, make_runner
 from llamatune_torch.runtime.torchrun import rank
@@ -106,7 +107,8 @@ def tune(
         gpus: "auto" gives each of them a GPU of its own.
         isolate: gives each fine-tune a fresh process.
         trial_timeout: seconds after which a fine-tune's process is killed.
-        **search: all other arguments of :class:`LlamaTune`, such as ``initial_points``, ``seed``, ``timeout`` and
+        **search: all other arguments of :class:`LlamaTune`, such as ``objectives`` (of which the first is the metric),
+            ``initial_points``, ``seed``, ``timeout`` and
             ``callbacks``; with ``storage`` and ``name``, a later call goes on where this one ended.
 
     Returns:
@@ -161,6 +163,12 @@ def prepare(
 
     Arguments and errors are those of :func:`tune`, without the arguments that say where fine-tunes run.
     """
+    if objectives := read_objectives(arguments.get("objectives")):
+        first = objectives[0]
+        for name, told in (("metric", first.name), ("direction", first.direction)):
+            if arguments.get(name) not in (None, told):
+                raise ObjectiveError(f"the first objective is the metric: {first}, but {name}={arguments[name]!r}")
+            arguments[name] = told
     own = {field.name for field in fields(FineTune) if field.init}
     search = {name: value for name, value in arguments.items() if name not in own}
     _check_names(search)

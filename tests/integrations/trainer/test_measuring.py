@@ -12,7 +12,7 @@ import torch
 from tiny import tiny_trainer, tuned
 from transformers import TrainerCallback
 
-from llamatune_torch import ConstraintError, RuleError, TrialState
+from llamatune_torch import ConstraintError, ObjectiveError, RuleError, TrialState
 from llamatune_torch.integrations.trainer.measuring import Meter, sizes_of
 
 NAMES = {
@@ -160,6 +160,16 @@ def test_a_search_under_limits_on_what_a_fine_tune_takes(tmp_path: Path) -> None
         tuned(tmp_path, max_evals=2, constraints={"latency": "<= 1"})
     with pytest.raises(RuleError, match=r"raised KeyError\('no_such'\) for {"):
         tuned(tmp_path, max_evals=2, rule=lambda params: params["no_such"] > 0)
+
+
+def test_a_fine_tune_of_several_objectives(tmp_path: Path) -> None:
+    objectives = {"eval_accuracy": "maximize", "seconds": "minimize"}
+    study = tuned(tmp_path, max_evals=3, objectives=objectives)
+    assert [each.name for each in study.objectives] == ["eval_accuracy", "seconds"]
+    assert study.pareto()
+    assert not any(trial.pauses for trial in study.trials), "a pause is judged by one metric"
+    with pytest.raises(ObjectiveError, match="first objective is the metric"):
+        tuned(tmp_path, max_evals=3, objectives=objectives, metric="eval_loss")
 
 
 def test_sizes_by_hand() -> None:
