@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import platform
 import statistics
 import time
@@ -138,6 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", help="a file for all traces")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
+    logging.getLogger("llamatune_torch").setLevel(logging.WARNING)
     print(f"{platform.machine()}, torch {torch.__version__}, {options.seeds} seeds, medians; shares of the largest")
     traces: dict[str, list[list[float]]] = {}
     marks = [mark for mark in MARKS if mark <= options.evals] or [options.evals]

@@ -26,7 +26,10 @@ def glosses() -> None:
 
 
 @pytest.mark.usefixtures("glosses")
-@pytest.mark.parametrize(("seconds", "end"), [("1000", "What bound: "), ("0.001", "No trial keeps the limits")])
+@pytest.mark.parametrize(
+    ("seconds", "end"),
+    [("1000", "What bound: "), pytest.param("0.001", "No trial keeps the limits", marks=pytest.mark.slow)],
+)
 def test_it_ends_with_a_feasible_best_or_says_how_near_it_came(seconds: str, end: str, tmp_path: Path) -> None:
     few = ["--max-evals", "2", "--subset", "64", "--memory-gb", "100", "--seconds", seconds]
     command = [sys.executable, str(EXAMPLES / "constraints.py"), *few, "--output-dir", str(tmp_path)]

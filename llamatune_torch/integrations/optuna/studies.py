@@ -57,6 +57,8 @@ def to_optuna(study: Study, storage: str, name: str) -> int:
         storage: a URL of Optuna's, such as "sqlite:///optuna.db"; an SQLite file is made if there is none.
         name: the name of the new study.
 
+    Of several objectives Optuna gets the first as the value; the others are among the outcomes.
+
     Raises:
         SettingsError: ``storage`` is no URL or names no file, or ``name`` is empty.
         SpaceError: a parameter is of a class of the user's own, or has the name of another's special values.
