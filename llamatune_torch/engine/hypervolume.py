@@ -74,7 +74,7 @@ def fit_objectives(study: Study, data: TrainingData) -> Objectives | None:
         tamed = tame(Y[known, j])
         surrogates.append(fit_gp(ProductKernel(data.features), data.X[known], standardize(tamed)))
         center, unit = tamed.mean(), tamed.std(correction=0).clamp_min(1e-12 * max(1.0, float(tamed.abs().max())))
-        seen.append((tame(Y[known, j])[used[known]] - center) / unit)
+        seen.append((tamed[used[known]] - center) / unit)
         given = math.nan if objective.reference is None else objective.signed(objective.reference)
         references.append((given - center) / unit)
     reference, inferred = torch.stack(references), infer_reference(torch.stack(seen, dim=-1))

@@ -59,11 +59,12 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
 
     space, device = Cube(study.space), choose_device(settings.device, len(study.completed))
     data = training_data(study, device, [s.params for s in suggestions])
-    surrogate = fit_surrogate(data)
     limits = limit_factors(study, data)
     further = [*crash_factors(data), *limits]
     objectives = fit_objectives(study, data)
-    if all(map(knows_nothing, [surrogate] if objectives is None else objectives.surrogates)):
+    surrogates = [fit_surrogate(data)] if objectives is None else objectives.surrogates
+    surrogate = surrogates[0]
+    if all(map(knows_nothing, surrogates)):
         return suggestions + fill_space(study, settings, data, further, n - len(suggestions))
     if objectives is None:
         incumbents = find_incumbents(data, surrogate, limits)
