@@ -139,7 +139,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", help="a file for all traces")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    logging.getLogger("llamatune_torch").setLevel(logging.WARNING)
     print(f"{platform.machine()}, torch {torch.__version__}, {options.seeds} seeds, medians; shares of the largest")
     traces: dict[str, list[list[float]]] = {}
     marks = [mark for mark in MARKS if mark <= options.evals] or [options.evals]
@@ -171,4 +170,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    logging.getLogger("llamatune_torch").setLevel(logging.WARNING)
     main()

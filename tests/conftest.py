@@ -7,6 +7,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a download fails at once, not after a minute
 
 import itertools
+import logging
 import tempfile
 import time
 import warnings
@@ -97,6 +98,14 @@ def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
     from llamatune_torch.storage import heartbeat
 
     monkeypatch.setattr(heartbeat, "LOOKS_APART", 0.0)
+
+
+@pytest.fixture(autouse=True)
+def same_log_level() -> Iterator[None]:
+    """A test that leaves the package's log level changed fails, rather than one that looks at lines after it."""
+    level = logging.getLogger("llamatune_torch").level
+    yield
+    assert logging.getLogger("llamatune_torch").level == level
 
 
 @pytest.fixture
