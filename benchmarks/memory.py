@@ -3,6 +3,7 @@
     OMP_NUM_THREADS=1 python benchmarks/memory.py
     python benchmarks/memory.py --layers 12 --hidden 768 --vocabulary 32000 --batches 4 8 16 --lengths 128 256 512
     OMP_NUM_THREADS=1 python benchmarks/memory.py --models bert --layers 1 --hidden 32 --batches 2 4 --lengths 16 32
+    python benchmarks/memory.py --search 3 --layers 6 --hidden 512 --heads 8 --vocabulary 16000 --lengths 512
 
 Twelve cells: GPT-2, Llama and BERT, trained in full or by LoRA, with and without gradient checkpointing. For each, a
 real Trainer takes three steps with each batch and length. On CUDA memory is the peak of PyTorch's allocator. On a CPU
@@ -10,6 +11,10 @@ it is what a process forked for this alone has grown by.
 
 Errors are |log(predicted / measured)|, in percent. "After three" corrects the computed memory by the factor that three
 measurements of the cell teach (``engine/estimates.py``), and is judged by the others.
+
+``--search GB`` asks how many fine-tunes of a search run out of memory on a GPU of which so much may be taken: 14 of
+GPT-2 with batches of 2 to 64 and sequences up to the last of ``--lengths``, without a limit, with one, and with
+``auto_batch``.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +50,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from llamatune_torch import Cause, Integer, Real, tune
 from llamatune_torch.engine.estimates import LOCAL, OFF
 from llamatune_torch.integrations.trainer.memory import as_measured, first_principles, footprint
 
@@ -128,6 +135,35 @@ def measure(make: Any, device: str) -> float:
     return float(text)
 
 
+def search(gigabytes: float, options: argparse.Namespace) -> dict[str, list[str | None]]:
+    """The cause of each failed trial, ``None`` for the others, of three searches on a GPU of so many GB."""
+    share = 1e9 * gigabytes / torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(share)
+    space = {"learning_rate": Real(1e-5, 1e-2, prior="log-uniform"), "batch": Integer(2, 64, prior="log-uniform"),
+             "length": Integer(64, max(options.lengths), prior="log-uniform")}  # fmt: skip
+
+    def factory(params: dict[str, Any]) -> Trainer:
+        trainer = build("gpt2", False, False, params["batch"], params["length"], options)
+        trainer.args.learning_rate = params["learning_rate"]
+        trainer.eval_dataset = torch.utils.data.Subset(trainer.train_dataset, range(4))
+        return trainer
+
+    limited = {"constraints": {"memory_gb": f"<= {0.97 * gigabytes:g}"}}
+    ways: dict[str, dict[str, Any]] = {"no limit": {}, "with the limit": limited, "auto_batch": {"auto_batch": True}}
+    causes: dict[str, list[str | None]] = {}
+    for name, way in ways.items():
+        began = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            study = tune(factory, space, max_evals=options.trials, strategy="full", output_dir=folder, progress=False,
+                         **way)  # fmt: skip
+        causes[name] = [trial.cause for trial in study.trials]
+        seconds = time.perf_counter() - began
+        print(f"{name}: {Counter(causes[name])[Cause.OUT_OF_MEMORY]} of {len(study.trials)} out of memory, "
+              f"{seconds:.0f} s", flush=True)  # fmt: skip
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    return causes
+
+
 def judge(predicted: np.ndarray, measured: np.ndarray) -> dict[str, list[float]]:
     """Errors in percent before anything is measured, and of the others after ``MEASURED``."""
     off = np.log(measured / predicted)
@@ -149,10 +185,20 @@ def main() -> None:
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 128, 256])
     parser.add_argument("--methods", nargs="+", default=["full", "lora"], choices=["full", "lora"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--search", type=float, metavar="GB", help="search on a GPU of which so much may be taken")
+    parser.add_argument("--trials", type=int, default=14, help="of each search")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if options.search is not None and options.device != "cuda":
+        parser.error("--search needs CUDA")
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
+    if options.search is not None:
+        causes = search(options.search, options)
+        print(describe_versions(options.device))
+        if options.output is not None:
+            options.output.write_text(json.dumps({"versions": describe_versions(options.device), **causes}) + "\n")
+        return
     if options.device == "cuda":
         torch.ones(8, 8, device="cuda") @ torch.ones(8, 8, device="cuda")  # cuBLAS takes its workspace once
     else:
@@ -188,13 +234,17 @@ def main() -> None:
         figures = [cell["seconds"], *figures, np.median(cell["formula"])]
         rows.append([cell["cell"], *(f"{figure:.1f}" for figure in figures)])
     print(markdown([head, *rows]))
-    name = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
-    versions = (
-        f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.python_version()}, {name}"
-    )
+    versions = describe_versions(options.device)
     print(versions)
     if options.output is not None:
         options.output.write_text(json.dumps({"versions": versions, "cells": cells}) + "\n")
+
+
+def describe_versions(device: str) -> str:
+    """The versions, and the machine."""
+    name = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    python = platform.python_version()
+    return f"torch {torch.__version__}, transformers {transformers.__version__}, Python {python}, {name}"
 
 
 def _together(cells: list[dict[str, Any]]) -> dict[str, list[float]]:
