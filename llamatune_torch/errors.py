@@ -66,6 +66,10 @@ class ConstraintError(SettingsError):
     """A limit is none that can be kept, or is on an outcome that no evaluation reports."""
 
 
+class PastError(SettingsError):
+    """A past study is none, or nothing of it can be used here; or a size of a study is no number above zero."""
+
+
 class ObjectiveError(SettingsError):
     """One of several objectives is none, is reported by no evaluation, or does not go with another setting."""
 

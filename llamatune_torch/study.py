@@ -14,6 +14,7 @@ from llamatune_torch.constraints import Constraint, Estimate, read_constraints
 from llamatune_torch.errors import NoCompletedTrialError, NoFeasibleTrialError, SettingsError, TrialStateError
 from llamatune_torch.objectives import Objective, find_front
 from llamatune_torch.parameter_base import to_python
+from llamatune_torch.past import PastStudy, PastTrial, teaches
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.tables import html_table, show_value, to_dataframe, to_row
 from llamatune_torch.text import printable
@@ -106,6 +107,8 @@ class Study:
         extension: what the space has gained and lost. Trials are shown as they count in the space of now.
         estimates: beliefs about outcomes that are limited, from before anything was measured.
         end: why the search has ended before its budget, if it has; :attr:`ended` tells whether that still holds.
+        context: sizes that tell this study from others of its kind, such as ``{"parameters": 1.2e9}``.
+        past: snapshots of older studies, from which the search learns.
     """
 
     space: SearchSpace
@@ -115,6 +118,8 @@ class Study:
     extension: Extension = UNCHANGED
     estimates: tuple[Estimate, ...] = ()
     end: End | None = None
+    context: Mapping[str, float] = field(default_factory=dict)
+    past: tuple[PastStudy, ...] = ()
 
     @property
     def direction(self) -> Direction:
@@ -212,6 +217,23 @@ class Study:
             if trial.origin != "added" and (trial.state is not TrialState.LOST or trial.cause is Cause.OUTSIDE):
                 shares[trial.first] = max(shares.get(trial.first, 0.0), share(trial))
         return math.fsum(shares.values())
+
+    def as_past(self, name: str = "past study", context: Mapping[str, float] | None = None) -> PastStudy:
+        """A snapshot for a new study to learn from: the trials that have completed, or failed for a known cause.
+
+        Args:
+            name: for people.
+            context: sizes, such as ``{"parameters": 1.2e9}``; by default the study's own.
+
+        Raises:
+            PastError: a size is no number above zero.
+
+        Example:
+            >>> small = load_study("sqlite:///small.db").as_past("124M", {"parameters": 124e6})
+            >>> tune(trainer_factory, space, past=[small], context={"parameters": 1.2e9})
+        """
+        trials = tuple(PastTrial(trial.params, trial.value) for trial in self.trials if teaches(trial))
+        return PastStudy(name, self.direction, trials, self.context if context is None else context)
 
     def estimates_of(self, outcome: str) -> list[Estimate]:
         """The estimates of one outcome."""

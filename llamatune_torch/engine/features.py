@@ -17,6 +17,8 @@ map is then the identity, and costs nothing.
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -54,6 +56,16 @@ class Features:
         self.numeric = [j for j in space.numeric_columns if j in varied]
         self.categorical = [*(j for j in space.categorical_columns if j in varied), *added]
         self.is_identity = not added
+
+    def of(self, columns: list[int]) -> Features:
+        """The same features, of which kernels look only at those that come from ``columns``, or from conditions."""
+        sources = [*range(self.cube.dim), *self.numbers]
+        known = [j for j, column in enumerate(sources) if column in columns]
+        switches = range(len(sources), len(sources) + len(self.switched))
+        part = copy(self)
+        part.numeric = [j for j in self.numeric if j in known]
+        part.categorical = [j for j in self.categorical if j in known or j in switches]
+        return part
 
     def __call__(self, X: Tensor) -> Tensor:
         if self.is_identity:

@@ -11,6 +11,7 @@ from llamatune_torch.engine.candidates import MAX_ENUMERATED, is_new
 from llamatune_torch.engine.cube import Cube, to_numpy
 from llamatune_torch.engine.estimates import likely_kept
 from llamatune_torch.engine.qmc import MAX_DRAWN, allowed_sobol, quasi_random, sobol
+from llamatune_torch.engine.transfer import CONTRASTS, Past, first_guess, num_chosen
 from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.partial import completions, is_complete
 from llamatune_torch.settings import Settings
@@ -22,14 +23,17 @@ from llamatune_torch.trial import Suggestion, Trial, TrialState
 NUM_COMPLETIONS = 4096
 
 
-def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Suggestion]:
+def initial_suggestions(study: Study, settings: Settings, n: int, past: Past | None = None) -> list[Suggestion]:
     """Up to ``n`` suggestions that need no surrogate; fewer as soon as it can take over.
 
-    Points of the sequence that are likely to break a limit, by its estimates, come after all others.
+    Points of the sequence that are likely to break a limit, by its estimates, come after all others. Where ``past``
+    studies are listened to, theirs come in the place of the design.
     """
     tried = [trial for trial in study.trials if trial.state is not TrialState.LOST]
     suggestions = [Suggestion(params, "initial") for params in untried_points(study, settings, tried)[:n]]
     wanted = n - len(suggestions)
+    if past is not None:
+        return suggestions + _after_past(study, settings, past, suggestions, wanted)
     if study.completed:
         num_tried = len({trial.first for trial in tried})  # a retry is no other point
         wanted = min(wanted, settings.num_initial(len(study.space.varied_columns)) - num_tried - len(suggestions))
@@ -38,6 +42,25 @@ def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Sugges
     taken = Cube(study.space).encode_all([trial.params for trial in tried] + [s.params for s in suggestions])
     points = next_sobol_points(study, settings, taken, wanted, likely_kept(study))
     return suggestions + [Suggestion(params, "sobol") for params in points]
+
+
+def _after_past(study: Study, settings: Settings, past: Past, before: list[Suggestion], n: int) -> list[Suggestion]:
+    """Up to ``n`` suggestions: first guesses of past studies, and the points of the sequence that may contradict."""
+    cube, suggestions, k = Cube(study.space), list[Suggestion](), num_chosen(study)
+    tried = [trial.params for trial in study.trials if trial.state is not TrialState.LOST]
+    taken = cube.encode_all(tried + [suggestion.params for suggestion in before])
+    for place in range(k + 1, k + n + 1):
+        if place in CONTRASTS:
+            suggestion = Suggestion(next_sobol_points(study, settings, taken, 1)[0], "sobol")
+        elif study.completed and place > 1:
+            break
+        elif (x := first_guess(past, taken)) is not None:
+            suggestion = Suggestion(cube.decode(x), "surrogate")
+        else:
+            suggestion = Suggestion(next_sobol_points(study, settings, taken, 1)[0], "sobol")
+        suggestions.append(suggestion)
+        taken = torch.cat([taken, cube.encode(suggestion.params).unsqueeze(0)])
+    return suggestions
 
 
 def untried_points(study: Study, settings: Settings, tried: Sequence[Trial]) -> list[Params]:

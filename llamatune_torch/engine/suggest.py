@@ -25,6 +25,7 @@ from llamatune_torch.engine.initial import initial_suggestions
 from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.stagnation import exploration, is_stuck
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
+from llamatune_torch.engine.transfer import Past, listened_to
 from llamatune_torch.seeds import derived_seed
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
@@ -53,7 +54,8 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
         'sobol'
     """
     settings = settings or Settings()
-    suggestions = initial_suggestions(study, settings, n)
+    past = listened_to(study)
+    suggestions = initial_suggestions(study, settings, n, past)
     if len(suggestions) == n:
         return suggestions
 
@@ -62,9 +64,9 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     limits = limit_factors(study, data)
     further = [*crash_factors(data), *limits]
     objectives = fit_objectives(study, data)
-    surrogates = [fit_surrogate(data)] if objectives is None else objectives.surrogates
+    surrogates = [fit_surrogate(data, past)] if objectives is None else objectives.surrogates
     surrogate = surrogates[0]
-    if all(map(knows_nothing, surrogates)):
+    if past is None and all(map(knows_nothing, surrogates)):
         return suggestions + fill_space(study, settings, data, further, n - len(suggestions))
     if objectives is None:
         incumbents = find_incumbents(data, surrogate, limits)
@@ -88,9 +90,10 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     return suggestions
 
 
-def fit_surrogate(data: TrainingData) -> Surrogate:
-    """The surrogate of the completed trials."""
-    return fit_gp(ProductKernel(data.features), data.X, data.Y, known_noise=data.known_noise)
+def fit_surrogate(data: TrainingData, past: Past | None = None) -> Surrogate:
+    """The surrogate of the completed trials; its prior mean is what past studies say, if they are listened to."""
+    prior_mean = None if past is None else past.mean
+    return fit_gp(ProductKernel(data.features), data.X, data.Y, prior_mean=prior_mean, known_noise=data.known_noise)
 
 
 def find_incumbents(data: TrainingData, surrogate: Surrogate, limits: Sequence[Factor]) -> Tensor:

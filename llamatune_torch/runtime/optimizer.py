@@ -13,6 +13,7 @@ from llamatune_torch.errors import ConstraintError, ObjectiveError, ParamsError,
 from llamatune_torch.hints import RUNNING, describe_unknown
 from llamatune_torch.objectives import Objectives, read_objectives
 from llamatune_torch.partial import validate_part
+from llamatune_torch.past import PastStudy, read_past
 from llamatune_torch.rules import Rule
 from llamatune_torch.runtime.evaluation import Evaluate, OnParams, can_pause
 from llamatune_torch.runtime.events import Callback, check_callbacks
@@ -84,6 +85,8 @@ class LlamaTune(Search):
         objectives: Objectives | None = None,
         estimates: Mapping[str, Callable[[Params], float]] | None = None,
         initial_points: Sequence[Mapping[str, Any]] = (),
+        past: Sequence[Study | PastStudy] = (),
+        context: Mapping[str, float] | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
         settings: Settings | None = None,
@@ -101,7 +104,9 @@ class LlamaTune(Search):
             )
         self.model_eval_fn = model_eval_fn
         goal = _make_goal(direction, metric, constraints, objectives, groups.settings)
-        study = Study(space, goal, _validated(space, initial_points))
+        study = Study(
+            space, goal, _validated(space, initial_points), context=context or {}, past=read_past(past, space)
+        )
         store, settings = _open(groups, study)
         super().__init__(store, settings, groups.limits, callbacks, progress)
         self.can_pause = can_pause(model_eval_fn)
@@ -204,6 +209,8 @@ class Arguments(Knobs, total=False):
     objectives: Objectives | None
     estimates: Mapping[str, Callable[[Params], float]] | None
     initial_points: Sequence[Mapping[str, Any]]
+    past: Sequence[Study | PastStudy]
+    context: Mapping[str, float] | None
     callbacks: Sequence[Callback]
     progress: bool
     settings: Settings | None
