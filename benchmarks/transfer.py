@@ -104,7 +104,9 @@ def _steplaw() -> list[Target]:
             return known[repr(params)] - min(known.values())
 
         context = {"parameters": size[0], "tokens": size[1]}
-        targets.append(Target(f"steplaw {size[0]:.2g} {size[1]:.2g}", space, "minimize", context, start, regret, sample))
+        targets.append(
+            Target(f"steplaw {size[0]:.2g} {size[1]:.2g}", space, "minimize", context, start, regret, sample)
+        )
     return targets
 
 

@@ -5,12 +5,13 @@ A strategy makes these of the record alone (``engine/strategies/``); a store car
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from llamatune_torch.seeds import derived_seed
 from llamatune_torch.space import Params
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Origin, Trial
+from llamatune_torch.trial import Origin, Suggestion, Trial
 
 #: Sums of shares miss a whole number by less than this.
 ROUNDING = 1e-9
@@ -19,7 +20,7 @@ ROUNDING = 1e-9
 class Start(NamedTuple):
     """A run starts, and trains to a share of its full length in (0, 1]; ``bounds`` are those of ``Trial``.
 
-    Its seed derives from the study's, unless it is given.
+    Its seed derives from the study's, unless it is given. ``notes`` say why it starts.
     """
 
     params: Params
@@ -27,6 +28,12 @@ class Start(NamedTuple):
     until: float = 1.0
     bounds: tuple[float, float] | None = None
     seed: int | None = None
+    notes: Mapping[str, str] = {}
+
+    @classmethod
+    def of(cls, suggestion: Suggestion, until: float = 1.0) -> Start:
+        """The start of a suggested run."""
+        return cls(suggestion.params, suggestion.origin, until, notes=suggestion.notes)
 
 
 class Resume(NamedTuple):
@@ -62,9 +69,17 @@ Decision = Start | Resume | Discard | Wait | Finish
 
 def start_trial(number: int, start: Start, seed: int, now: float) -> Trial:
     """Makes the record of a trial that starts ``now`` (Unix seconds); its seed derives from the study's ``seed``."""
-    params, origin, until, bounds, own = start
-    own = derived_seed(seed, number) if own is None else own
-    return Trial(number, params, own, origin, started=now, until=until, bounds=bounds)
+    own = derived_seed(seed, number) if start.seed is None else start.seed
+    return Trial(
+        number,
+        start.params,
+        own,
+        start.origin,
+        notes=dict(start.notes),
+        started=now,
+        until=start.until,
+        bounds=start.bounds,
+    )
 
 
 def carried_out(study: Study, decision: Decision, seed: int, now: float) -> Trial | None:

@@ -65,8 +65,9 @@ class PastStudy:
 
     @cached_property
     def key(self) -> str:
-        """The hash of the content, which is the same in all processes."""
-        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()[:16]
+        """The hash of the content, whatever its name, which is the same in all processes."""
+        content = {**self.to_json(), "name": None}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
         """The content as JSON values; an infinity is the text "inf" or "-inf"."""
@@ -81,6 +82,13 @@ class PastStudy:
     def num_completed(self) -> int:
         """The number of trials with a value."""
         return sum(trial.value is not None for trial in self.trials)
+
+    def describe(self, space: SearchSpace) -> str:
+        """Says what of it can be used in a space, and what cannot."""
+        fitted = fit_into(space, self)
+        trials = f"{fitted.num_completed} completed and {len(fitted.X) - fitted.num_completed} failed trials"
+        few = [f"fewer than {LEAST} completed trials say nothing"] if fitted.num_completed < LEAST else []
+        return "; ".join([f"{self.name}: {trials}", *few, *fitted.remarks])
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, PastStudy) and self.key == other.key

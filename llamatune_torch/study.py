@@ -387,6 +387,7 @@ class Study:
         lines += [f"  ({key}: {note})" for key, note in best.notes.items()]
         lines += [f"limit {self._how_kept(limit)}" for limit in self.constraints]
         lines += self.describe_front() if self.goal.others else []
+        lines += self.describe_past()
         lines += [f"ended: {self.ended}"] if self.ended else []
         return printable("\n".join(lines))
 
@@ -429,6 +430,13 @@ class Study:
             others = ", ".join(f"{each.name} {trial.outcomes[each.name]:.6g}" for each in self.goal.others)
             lines.append(f"  {self.metric} {_value(trial):.6g}, {others} in trial {trial.number}")
         return lines + ([f"  and {len(front) - NUM_SHOWN} more: study.pareto()"] if len(front) > NUM_SHOWN else [])
+
+    def describe_past(self) -> list[str]:
+        """The past studies, a line each, and what the newest suggestion says of them."""
+        said = [f"trial {trial.number}: {trial.notes['past']}" for trial in self.trials if "past" in trial.notes]
+        return [f"past study {past.describe(self.space)}" for past in self.past] + [
+            f"past studies, {n}" for n in said[-1:]
+        ]
 
     def _how_kept(self, limit: Constraint) -> str:
         kept = sum(limit.is_kept(trial.outcomes) for trial in self.completed)

@@ -277,7 +277,7 @@ class Trial:
     def finished_with(self, outcome: Outcome, now: float) -> Trial:
         """The final record: all that a checked outcome tells, by the names of its fields; ``now`` in Unix seconds."""
         told = {name: getattr(outcome, name) for name in TOLD} | {"outcomes": dict(outcome.outcomes)}
-        told["notes"] = dict(outcome.notes)
+        told["notes"] = {**self.notes, **outcome.notes}
         if outcome.curve is None:
             told["curve"] = self.curve
         if outcome.cost is None:
@@ -286,7 +286,6 @@ class Trial:
             told["cost"] = max(0.0, now - since)
         if self.pauses:  # what was trained before counts too
             told["cost"] += self.cost or 0.0
-            told["notes"] = {**self.notes, **told["notes"]}
         state = TrialState.FAILED if outcome.value is None else TrialState.COMPLETE
         return replace(self, **told, state=state, finished=now)
 
@@ -380,7 +379,8 @@ TOLD = tuple(field.name for field in fields(Outcome) if field.name != "paused")
 
 
 class Suggestion(NamedTuple):
-    """Parameters to train next, and who chose them."""
+    """Parameters to train next, who chose them, and notes about why."""
 
     params: Params
     origin: Origin
+    notes: Mapping[str, str] = {}

@@ -118,7 +118,7 @@ def play(problem: Problem) -> list[dict[str, Any]]:
     """The trials of a search from its start: parameters, who chose them, value."""
     study, chosen = empty(problem), 0
     while chosen < NUM_SUGGESTIONS:
-        for params, origin in suggest(study, problem.settings, min(problem.q, NUM_SUGGESTIONS - chosen)):
+        for params, origin, _ in suggest(study, problem.settings, min(problem.q, NUM_SUGGESTIONS - chosen)):
             study = finished(study, params, origin, problem.evaluate(params))
             chosen += origin == "surrogate"
     return [{"params": t.params, "origin": t.origin, "value": t.value} for t in study.trials]
@@ -129,7 +129,7 @@ def replay(problem: Problem, trials: list[dict[str, Any]]) -> Iterator[tuple[Par
     study, next_ = empty(problem), 0
     while next_ < len(trials):
         left = NUM_SUGGESTIONS - sum(trial["origin"] == "surrogate" for trial in trials[:next_])
-        for params, origin in suggest(study, problem.settings, min(problem.q, left)):
+        for params, origin, _ in suggest(study, problem.settings, min(problem.q, left)):
             trial = trials[next_]
             assert origin == trial["origin"], f"suggestion {next_} is from {origin}, and was from {trial['origin']}"
             yield trial["params"], params

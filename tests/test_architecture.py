@@ -35,6 +35,7 @@ RECORDS = [
     "seeds",
     "curve",
     "trial",
+    "past",
     "objectives",
     "confirmed",
     "tables",

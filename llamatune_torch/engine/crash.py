@@ -33,6 +33,7 @@ from torch import Tensor
 from llamatune_torch.engine.acquisition import Factor
 from llamatune_torch.engine.data import TrainingData
 from llamatune_torch.engine.kernel import LogNormal, ProductKernel
+from llamatune_torch.engine.prediction import PriorMean
 from llamatune_torch.engine.surrogate import MIN_NOISE, Surrogate, fit_gp
 
 LABEL_NOISE_PRIOR = LogNormal(-1.6, 0.5, MIN_NOISE)  # of the labels' noise variance; its median is 0.2
@@ -55,13 +56,21 @@ class CrashModel:
     Args:
         kernel: the covariance of the latent value.
         X: shape ``n x d``, in the unit cube.
-        works: shape ``n``, boolean; both kinds must occur.
+        works: shape ``n``, boolean.
+        believed: the labels that past studies expect, as a function of points; and how far, in [0, 1].
     """
 
-    def __init__(self, kernel: ProductKernel, X: Tensor, works: Tensor) -> None:
+    def __init__(
+        self, kernel: ProductKernel, X: Tensor, works: Tensor, believed: tuple[PriorMean, float] | None = None
+    ) -> None:
         labels = torch.where(works, 1.0, -1.0).to(X)
         mean = 2 * (int(works.sum()) + 1) / (len(works) + 2) - 1  # of the labels; Laplace's rule of succession
-        self.gp: Surrogate = fit_gp(kernel, X, labels, LABEL_NOISE_PRIOR, constant=mean)
+        prior_mean = None
+        if believed is not None:
+            expected, belief = believed
+            mean = (1 - belief) * mean
+            prior_mean = lambda points: belief * expected(points)  # noqa: E731
+        self.gp: Surrogate = fit_gp(kernel, X, labels, LABEL_NOISE_PRIOR, constant=mean, prior_mean=prior_mean)
 
     def log_probability(self, X: Tensor) -> Tensor:
         """``log P(works | x)`` of each point; ``X`` has shape ``b x 1 x d``, the result ``b``."""
@@ -75,13 +84,20 @@ class CrashModel:
         return Factor(name, self.log_probability, weight)
 
 
-def crash_factors(data: TrainingData) -> list[Factor]:
-    """The probability that parameters work as factors of the acquisition: one for each kind of failure on record."""
+def crash_factors(data: TrainingData, believed: tuple[PriorMean, float] | None = None) -> list[Factor]:
+    """The probability that parameters work as factors of the acquisition: one for each kind of failure on record.
+
+    Args:
+        data: the study.
+        believed: as of :class:`CrashModel`; there is a factor then, whatever the study knows itself.
+    """
     kinds = [("works", ~data.is_error, RISK_AVERSION), ("raises nothing", data.is_error, ERROR_AVERSION)]
     factors = []
     for name, failed, weight in kinds:
-        if bool(failed.any()):
+        expected = believed if name == "works" else None
+        if bool(failed.any()) or expected is not None:
             X = torch.cat([data.X, data.X_failed[failed]])
             works = torch.arange(len(X), device=X.device) < len(data.X)
-            factors.append(CrashModel(ProductKernel(data.features, SHORTEST), X, works).factor(name, weight))
+            model = CrashModel(ProductKernel(data.features, SHORTEST), X, works, expected)
+            factors.append(model.factor(name, weight))
     return factors

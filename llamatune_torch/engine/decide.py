@@ -71,7 +71,7 @@ def decide(
     at_once = isinstance(strategy, Full) and left >= n - ROUNDING and not study.paused
     at_once = at_once and not (settings.stopping or settings.confirm)
     if at_once:  # a batch shares one fit of the surrogate
-        return [Start(*suggestion, bounds=bounds) for suggestion in suggest(study, settings, n)]
+        return [Start.of(each)._replace(bounds=bounds) for each in suggest(study, settings, n)]
     decisions: list[Decision] = []
     started = 0
     while started < n:

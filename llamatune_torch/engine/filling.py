@@ -15,7 +15,7 @@ Failures teach all the same: points that are likely to fail are passed over.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -58,7 +58,12 @@ def log_likelihood_ratio(surrogate: Surrogate) -> float:
 
 
 def fill_space(
-    study: Study, settings: Settings, data: TrainingData, further: Sequence[Factor], n: int
+    study: Study,
+    settings: Settings,
+    data: TrainingData,
+    further: Sequence[Factor],
+    n: int,
+    notes: Mapping[str, str] | None = None,
 ) -> list[Suggestion]:
     """The next ``n`` points of the study's Sobol sequence; those that are likely to fail come last.
 
@@ -68,6 +73,7 @@ def fill_space(
         data: ``study`` as tensors; points already chosen in this batch are in ``X_pending``.
         further: the factors of the acquisition that do not depend on outcomes.
         n: how many points.
+        notes: those of the suggestions.
 
     Raises:
         SpaceExhaustedError: a finite space has fewer than ``n`` points left.
@@ -85,4 +91,4 @@ def fill_space(
         return likely.cpu()
 
     points = next_sobol_points(study, settings, data.tried.cpu(), n, may_work)
-    return [Suggestion(params, "sobol") for params in points]
+    return [Suggestion(params, "sobol", notes or {}) for params in points]

@@ -11,7 +11,7 @@ from llamatune_torch.engine.candidates import MAX_ENUMERATED, is_new
 from llamatune_torch.engine.cube import Cube, to_numpy
 from llamatune_torch.engine.estimates import likely_kept
 from llamatune_torch.engine.qmc import MAX_DRAWN, allowed_sobol, quasi_random, sobol
-from llamatune_torch.engine.transfer import CONTRASTS, Past, first_guess, num_chosen
+from llamatune_torch.engine.transfer import CONTRASTS, Past, first_guess, notes_of, num_chosen
 from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.partial import completions, is_complete
 from llamatune_torch.settings import Settings
@@ -21,6 +21,10 @@ from llamatune_torch.trial import Suggestion, Trial, TrialState
 
 # Points of the Sobol sequence, besides its own, among which a partial initial point finds one to complete it.
 NUM_COMPLETIONS = 4096
+
+#: Notes on trials that past studies have brought about.
+FIRST_GUESS = "where past studies, together, expect least regret"
+CONTRAST = "anywhere, so that past studies can be contradicted"
 
 
 def initial_suggestions(study: Study, settings: Settings, n: int, past: Past | None = None) -> list[Suggestion]:
@@ -32,7 +36,7 @@ def initial_suggestions(study: Study, settings: Settings, n: int, past: Past | N
     tried = [trial for trial in study.trials if trial.state is not TrialState.LOST]
     suggestions = [Suggestion(params, "initial") for params in untried_points(study, settings, tried)[:n]]
     wanted = n - len(suggestions)
-    if past is not None:
+    if past is not None and past.off is None:
         return suggestions + _after_past(study, settings, past, suggestions, wanted)
     if study.completed:
         num_tried = len({trial.first for trial in tried})  # a retry is no other point
@@ -41,7 +45,7 @@ def initial_suggestions(study: Study, settings: Settings, n: int, past: Past | N
         return suggestions
     taken = Cube(study.space).encode_all([trial.params for trial in tried] + [s.params for s in suggestions])
     points = next_sobol_points(study, settings, taken, wanted, likely_kept(study))
-    return suggestions + [Suggestion(params, "sobol") for params in points]
+    return suggestions + [Suggestion(params, "sobol", notes_of(past)) for params in points]
 
 
 def _after_past(study: Study, settings: Settings, past: Past, before: list[Suggestion], n: int) -> list[Suggestion]:
@@ -51,11 +55,14 @@ def _after_past(study: Study, settings: Settings, past: Past, before: list[Sugge
     taken = cube.encode_all(tried + [suggestion.params for suggestion in before])
     for place in range(k + 1, k + n + 1):
         if place in CONTRASTS:
-            suggestion = Suggestion(next_sobol_points(study, settings, taken, 1)[0], "sobol")
+            point = next_sobol_points(study, settings, taken, 1)[0]
+            suggestion = Suggestion(point, "sobol", {"past": CONTRAST})
         elif study.completed and place > 1:
             break
         elif (x := first_guess(past, taken)) is not None:
-            suggestion = Suggestion(cube.decode(x), "surrogate")
+            suggestion = Suggestion(
+                cube.decode(x), "surrogate", {"past": "where past studies, together, expect least regret"}
+            )
         else:
             suggestion = Suggestion(next_sobol_points(study, settings, taken, 1)[0], "sobol")
         suggestions.append(suggestion)

@@ -20,13 +20,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
+from llamatune_torch.engine.crash import SHORTEST
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.kernel import Covariance, ProductKernel
@@ -38,6 +40,7 @@ from llamatune_torch.space import SearchSpace
 
 MOST = 60  # points of a past study: the best third, and others evenly by rank
 MIN_NOISE = 1e-3
+LABEL_NOISE = 0.2  # of labels, as in ``crash.py``
 NUM_PLACES = 256  # Sobol points at which the functions are looked at
 NUM_BEST = 5  # points of each past study among the candidates for a first guess
 AGREE_ALONE = 0.6  # how well one past study alone is expected to predict the new one
@@ -49,11 +52,73 @@ SOFTNESS = 0.1  # of a study's spread: the temperature at which its best place i
 
 
 class Points(NamedTuple):
-    """The points of one past study: ``X`` (``n x d``) with robust outcomes ``Z`` (``n``), known in some columns."""
+    """The points of one past study.
+
+    X          n x d   completed trials
+    Z          n       their robust outcomes
+    X_failed   m x d   failed ones
+    features           those of the parameters that it knows
+    """
 
     X: Tensor
     Z: Tensor
+    X_failed: Tensor
     features: Features
+
+    @property
+    def tells(self) -> bool:
+        """True if its outcomes say where it is good."""
+        known = bool(self.features.numeric or self.features.categorical)
+        return known and len(self.Z) >= LEAST and not bool((self.Z == self.Z[0]).all())
+
+    def moved(self, move: Tensor) -> Points:
+        """The same, with all points moved; ``move`` has shape ``d``."""
+        return self._replace(X=self.X + move, X_failed=self.X_failed + move)
+
+
+class Term(NamedTuple):
+    """``k(x, X) w``: features of ``n`` points, and their weights (``n``)."""
+
+    covariance: Covariance
+    inputs: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Field:
+    """A function of the unit cube, ``constant + sum_t k_t(x, X_t) w_t``, with its gradient in closed form."""
+
+    features: Features
+    terms: list[Term]
+    constant: float
+
+    def __call__(self, X: Tensor) -> Tensor:
+        """The values at the rows of ``X`` (``b x d``); shape ``b``."""
+        value: Tensor = _Sum.apply(self.features(X), self.terms)  # type: ignore[no-untyped-call]  # torch's
+        return self.constant + value
+
+
+class _Sum(torch.autograd.Function):
+    """The terms of a field at features: one node for autograd, as of predictions (``prediction.py``)."""
+
+    @staticmethod
+    def forward(ctx: Any, Z: Tensor, terms: list[Term]) -> Tensor:
+        value, slopes = torch.zeros_like(Z[:, 0]), []
+        for term in terms:
+            cross, slope = term.covariance.cross_and_slope(Z, term.inputs)
+            value = value + cross @ term.weights
+            slopes.append(slope)
+        ctx.terms = terms
+        ctx.save_for_backward(Z, *slopes)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, by_value: Tensor) -> tuple[Tensor, None]:
+        Z, *slopes = ctx.saved_tensors
+        gradient = torch.zeros_like(Z)
+        for term, slope in zip(ctx.terms, slopes, strict=True):
+            gradient += term.covariance.pull_back(Z, term.inputs, slope, by_value[:, None] * term.weights)
+        return gradient, None
 
 
 class Group(NamedTuple):
@@ -80,6 +145,8 @@ class Sources(NamedTuple):
     candidates   k x d   the places where the best may be
     agreement            how well they predict each other: a correlation
     names                for people
+    failures             the labels that they expect of points, 1 for what works and -1 for what does not; ``None`` if
+                         nothing has failed
     """
 
     features: Features
@@ -90,6 +157,7 @@ class Sources(NamedTuple):
     candidates: Tensor
     agreement: float
     names: list[str]
+    failures: Field | None = None
 
     def means(self, X: Tensor) -> Tensor:
         """All functions at the rows of ``X`` (``b x d``), each with unit spread; ``b x S``."""
@@ -97,6 +165,12 @@ class Sources(NamedTuple):
         values = sum((g.covariance(Z, g.inputs) @ g.weights for g in self.groups), start=self.constants)
         assert isinstance(values, Tensor)
         return values / self.spreads
+
+    def mixture(self, weights: Tensor) -> Field:
+        """The weighted sum of all functions; ``weights`` has shape ``S``."""
+        each = weights / self.spreads
+        terms = [Term(group.covariance, group.inputs, group.weights @ each) for group in self.groups]
+        return Field(self.features, terms, float(self.constants @ each))
 
 
 def fit_sources(space: SearchSpace, past: tuple[PastStudy, ...], context: Mapping[str, float]) -> Sources | None:
@@ -126,35 +200,65 @@ class _Hashed:
 def _remembered(hashed: _Hashed, past: tuple[PastStudy, ...], context: tuple[tuple[str, float], ...]) -> Sources | None:
     space = hashed.space
     features, cube = Features(space), Cube(space)
-    used = [(each, points) for each in past if (points := _points(space, features, each)) is not None]
+    every = [_points(space, features, each) for each in past]
+    used = [s for s, points in enumerate(every) if points.tells]
     if not used:
         return None
     places = allowed_sobol(cube, NUM_PLACES, seed=0)
-    studies = [points for _, points in used]
+    studies = [every[s] for s in used]
     sources = _with_one_kernel(features, studies, places)
-    moved = _moved(studies, sources, places, [each.context for each, _ in used], dict(context))
-    if moved is not None:
-        studies = moved
+    moves = _moves(studies, sources, places, [past[s].context for s in used], dict(context))
+    if bool(moves.any()):
+        studies = [points.moved(move) for points, move in zip(studies, moves, strict=True)]
         sources = _with_one_kernel(features, studies, places)
+    for s, points in zip(used, studies, strict=True):
+        every[s] = points
     best = torch.cat([points.X[points.Z.topk(min(NUM_BEST, len(points.Z))).indices] for points in studies])
     best = cube.snap(best.clamp(0.0, 1.0))
     best = best[cube.allows(best)]
-    return sources._replace(candidates=torch.cat([best, places]), names=[each.name for each, _ in used])
+    failures = _fit_failures(features, every) if any(len(points.X_failed) for points in every) else None
+    return sources._replace(candidates=torch.cat([best, places]), names=[past[s].name for s in used], failures=failures)
 
 
-def _points(space: SearchSpace, features: Features, past: PastStudy) -> Points | None:
+def _points(space: SearchSpace, features: Features, past: PastStudy) -> Points:
     fitted = fit_into(space, past)
     X, values = torch.from_numpy(fitted.X), torch.from_numpy(fitted.values)
     done = ~values.isnan()
-    X, values = X[done], values[done]
-    known = features.of(fitted.columns)
-    if len(X) < LEAST or not (known.numeric or known.categorical):
-        return None
-    Z = robust(values)
-    if bool((Z == Z[0]).all()):
-        return None
+    X_failed = X[~done]
+    Z = robust(values[done]) if bool(done.any()) else values[done]
     rows = choose_evenly(Z)
-    return Points(X[rows], Z[rows], known)
+    failed = torch.linspace(0, len(X_failed) - 1, min(len(X_failed), MOST), dtype=torch.float64).round().long()
+    return Points(X[done][rows], Z[rows], X_failed[failed], features.of(fitted.columns))
+
+
+def _fit_failures(features: Features, studies: list[Points]) -> Field:
+    """The mean of the labels that the past studies expect, under the kernel that is most probable beforehand."""
+    telling = [points for points in studies if points.features.numeric or points.features.categorical]
+    terms, constant = [], 0.0
+    for points in telling:
+        kernel = ProductKernel(points.features, SHORTEST)
+        covariance = kernel.at(torch.tensor(kernel.modes, dtype=torch.float64))
+        Z = features(torch.cat([points.X, points.X_failed]))
+        labels = torch.ones(len(Z), dtype=torch.float64)
+        labels[len(points.X) :] = -1.0
+        level = 2 * (len(points.X) + 1) / (len(Z) + 2) - 1  # Laplace's rule of succession
+        K = covariance.matrix_and_slope(Z)[0]
+        K.diagonal().add_(LABEL_NOISE)
+        a = torch.cholesky_solve((labels - level)[:, None], psd_safe_cholesky(K))[:, 0]
+        terms.append(Term(covariance, Z, a / len(telling)))
+        constant += level / len(telling)
+    return Field(features, _joined(terms), constant)
+
+
+def _joined(terms: list[Term]) -> list[Term]:
+    """The same sum with fewer terms: those with one kernel become one."""
+    joined: dict[str, list[Term]] = {}
+    for term in terms:
+        joined.setdefault(repr((term.covariance.numeric, term.covariance.categorical)), []).append(term)
+    return [
+        Term(same[0].covariance, torch.cat([t.inputs for t in same]), torch.cat([t.weights for t in same]))
+        for same in joined.values()
+    ]
 
 
 def choose_evenly(Z: Tensor) -> Tensor:
@@ -238,13 +342,14 @@ def correlation(a: Tensor, b: Tensor) -> float:
     return float((a @ b) / norm) if norm > 1e-12 else 0.0
 
 
-def _moved(
+def _moves(
     studies: list[Points], sources: Sources, places: Tensor, contexts: list[Mapping[str, float]], here: dict[str, float]
-) -> list[Points] | None:
-    """The studies with their points moved by what lies between their sizes and the new ones; ``None`` if none moves."""
+) -> Tensor:
+    """The distances by which the points of each study move for its sizes; ``S x d``."""
     known = [all(name in context for name in here) for context in contexts]
+    moves = torch.zeros(len(studies), studies[0].X.shape[1], dtype=torch.float64)
     if not here or sum(known) < LEAST:
-        return None
+        return moves
     names = sorted(here)
     logs = torch.tensor(
         [[math.log(context[name]) for name in names] for context, k in zip(contexts, known, strict=True) if k],
@@ -253,14 +358,11 @@ def _moved(
     target = torch.tensor([math.log(here[name]) for name in names], dtype=torch.float64)
     with_sizes = [s for s, k in enumerate(known) if k]
     optima = torch.stack([_best_place(sources, s, torch.cat([places, studies[s].X])) for s in with_sizes])
-    moves = torch.zeros(len(studies), optima.shape[1], dtype=torch.float64)
     for j in range(optima.shape[1]):
         slope = _slope(logs, optima[:, j])
         if slope is not None:
             moves[with_sizes, j] = ((target - logs) @ slope).clamp(-FARTHEST, FARTHEST)
-    if not bool(moves.any()):
-        return None
-    return [points._replace(X=points.X + move) for points, move in zip(studies, moves, strict=True)]
+    return moves
 
 
 def _best_place(sources: Sources, s: int, X: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from llamatune_torch.engine.initial import initial_suggestions
 from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.stagnation import exploration, is_stuck
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
-from llamatune_torch.engine.transfer import Past, listened_to
+from llamatune_torch.engine.transfer import Past, consult, is_heard, notes_of
 from llamatune_torch.seeds import derived_seed
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
@@ -54,7 +54,7 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
         'sobol'
     """
     settings = settings or Settings()
-    past = listened_to(study)
+    past = consult(study)
     suggestions = initial_suggestions(study, settings, n, past)
     if len(suggestions) == n:
         return suggestions
@@ -62,12 +62,12 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     space, device = Cube(study.space), choose_device(settings.device, len(study.completed))
     data = training_data(study, device, [s.params for s in suggestions])
     limits = limit_factors(study, data)
-    further = [*crash_factors(data), *limits]
+    further = [*crash_factors(data, None if past is None else past.believed_failures(data)), *limits]
     objectives = fit_objectives(study, data)
     surrogates = [fit_surrogate(data, past)] if objectives is None else objectives.surrogates
     surrogate = surrogates[0]
-    if past is None and all(map(knows_nothing, surrogates)):
-        return suggestions + fill_space(study, settings, data, further, n - len(suggestions))
+    if not is_heard(past) and all(map(knows_nothing, surrogates)):
+        return suggestions + fill_space(study, settings, data, further, n - len(suggestions), notes_of(past))
     if objectives is None:
         incumbents = find_incumbents(data, surrogate, limits)
     else:
@@ -85,14 +85,14 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
         else:
             acquisition = make_acquisition(settings, surrogate, data.baseline, data.X_pending, further, seed)
         x = maximize(acquisition, space, incumbents, data.tried, settings.num_restarts, settings.num_screened, seed)
-        suggestions.append(Suggestion(space.decode(x), "surrogate"))
+        suggestions.append(Suggestion(space.decode(x), "surrogate", notes_of(past)))
         data = data.with_pending(x)
     return suggestions
 
 
 def fit_surrogate(data: TrainingData, past: Past | None = None) -> Surrogate:
     """The surrogate of the completed trials; its prior mean is what past studies say, if they are listened to."""
-    prior_mean = None if past is None else past.mean
+    prior_mean = past.mean if past is not None and past.off is None else None
     return fit_gp(ProductKernel(data.features), data.X, data.Y, prior_mean=prior_mean, known_noise=data.known_noise)
 
 

@@ -24,17 +24,19 @@ import torch
 from linear_operator.utils.cholesky import psd_safe_cholesky
 from torch import Tensor
 
+from llamatune_torch.engine.crash import SHORTEST
 from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.data import signed_values
+from llamatune_torch.engine.data import TrainingData, signed_values
+from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.outcome import robust
-from llamatune_torch.engine.sources import Sources, fit_sources
+from llamatune_torch.engine.sources import AGREE_ALONE, LABEL_NOISE, Field, Sources, fit_sources
 from llamatune_torch.study import Study
 from llamatune_torch.trial import TrialState
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)  # the grid of b
 NOT_AT_ALL = 0.1  # the prior probability of b = 0
 SPREAD = 0.35  # of the others around the agreement
-NOISE = 0.05
+NOISE = 0.05  # of own outcomes' variance
 
 CONTRASTS = (2, 6)  # the trials, counted from 1, that are Sobol points
 ENOUGH = 4  # trials, from which on the past studies are judged
@@ -59,26 +61,56 @@ class Past(NamedTuple):
     off: str | None = None
     for_good: bool = False
 
-    def mean(self, X: Tensor) -> Tensor:
-        """The prior mean of robust outcomes at the rows of ``X`` (``n x d``); shape ``n``; differentiable."""
-        return self.sources.means(X) @ (self.scale * self.weights)
+    @property
+    def mean(self) -> Field:
+        """The prior mean of robust outcomes."""
+        return self.sources.mixture(self.scale * self.weights)
+
+    def believed_failures(self, data: TrainingData) -> tuple[Field, float] | None:
+        """The labels that past studies expect (``CrashModel``), and how far they are believed; ``None`` for not at all.
+
+        They are judged by own trials like their outcomes: by the evidence for ``b``, and not believed once they order
+        fewer than half of the pairs of one that worked and one that failed.
+        """
+        if self.off is not None or self.sources.failures is None:
+            return None
+        expected = self.sources.failures
+        failed = data.X_failed[~data.is_error]
+        X = torch.cat([data.X, failed])
+        labels = torch.cat([torch.ones_like(data.X[:, 0]), -torch.ones_like(failed[:, 0])])
+        with torch.no_grad():
+            m = expected(X)
+            signs = torch.sign(m[: len(data.X), None] - m[len(data.X) :])
+        told = signs[signs != 0]
+        if len(told) and float((told > 0).double().mean()) < 0.5:
+            return None
+        kernel = ProductKernel(data.features, SHORTEST)
+        covariance = kernel.at(m.new_tensor(kernel.modes))
+        judge = Judge(m[:, None], covariance.matrix_and_slope(data.features(X))[0], LABEL_NOISE, AGREE_ALONE)
+        return expected, min(judge.scale_of(labels, m), 1.0)
 
     @property
     def note(self) -> str:
-        """What the past studies contribute, for people."""
+        """Says what the past studies contribute."""
+        if self.off is not None:
+            return f"past studies are not listened to{' any more' if self.for_good else ''}: {self.off}"
         S = len(self.weights)
         agree = int((self.weights * S > 0.5).sum())
         return f"{agree} of {S} past studies agree, weight {self.scale:.2g}"
 
 
-def listened_to(study: Study) -> Past | None:
-    """The past studies, if they are listened to at this ask."""
-    past = consult(study)
-    return past if past is not None and past.off is None else None
+def is_heard(past: Past | None) -> bool:
+    """True if there are past studies that are listened to."""
+    return past is not None and past.off is None
+
+
+def notes_of(past: Past | None) -> dict[str, str]:
+    """The notes of a trial, as far as they are about the past studies."""
+    return {} if past is None else {"past": past.note}
 
 
 def consult(study: Study) -> Past | None:
-    """What the past studies say now; ``None`` without any that can be used."""
+    """Asks the past studies; ``None`` without any that can be used."""
     if not study.past or study.goal.others:
         return None
     sources = fit_sources(study.space, study.past, study.context)
@@ -97,7 +129,8 @@ def consult(study: Study) -> Past | None:
     if not completed:
         return Past(sources, even, float(prior_of_scale(sources.agreement) @ torch.tensor(SCALES, dtype=torch.float64)))
     X = Cube(study.space).encode_all([trial.params for trial in completed])
-    judge = Judge(sources, X)
+    K = sources.covariance.matrix_and_slope(sources.features(X))[0]
+    judge = Judge(sources.means(X), K, NOISE, sources.agreement)
     strikes = 0
     for n in range(ENOUGH, len(completed) + 1):
         strikes += judge.misleads(values[:n])
@@ -118,15 +151,20 @@ def prior_of_scale(agreement: float) -> Tensor:
 
 
 class Judge:
-    """Weighs past studies by own outcomes at ``X`` (``n x d``), or by the first of them."""
+    """Weighs past studies by own outcomes, or by the first of them.
 
-    def __init__(self, sources: Sources, X: Tensor) -> None:
-        self.means = sources.means(X)
-        Z = sources.features(X)
-        K = sources.covariance.matrix_and_slope(Z)[0]
-        K.diagonal().add_(NOISE)
+    Args:
+        means: what each past study says of own trials, ``n x S``.
+        K: the covariance of their outcomes without noise, ``n x n``.
+        noise: its variance.
+        agreement: how well past studies are expected to predict the new one.
+    """
+
+    def __init__(self, means: Tensor, K: Tensor, noise: float, agreement: float) -> None:
+        self.means = means
+        K.diagonal().add_(noise)
         self.root = psd_safe_cholesky(K)  # its leading blocks are the roots of the first trials
-        self.prior = prior_of_scale(sources.agreement).log()
+        self.prior = prior_of_scale(agreement).log().to(means)
 
     def weigh(self, Z: Tensor) -> tuple[Tensor, float]:
         """The weights of the past studies (``S``) and ``b``, by the first ``len(Z)`` robust outcomes."""

@@ -159,7 +159,8 @@ class Search:
     @property
     def strategy(self) -> Strategy:
         """The strategy that the settings name."""
-        return find_strategy(self.settings, self.limits.max_evals, self.can_pause and not self.study.goal.others)
+        alone = not self.study.goal.others and not self.study.past  # with past studies, nobody has measured the others
+        return find_strategy(self.settings, self.limits.max_evals, self.can_pause and alone)
 
     def _start(self, n: int, goes_on: Callable[[], bool] = lambda: True) -> list[Trial]:
         least, last = self.strategy.least, list[Decision]()

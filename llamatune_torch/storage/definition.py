@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from llamatune_torch.errors import ParamsError, SchemaError, SettingsError, SpaceError, StudyMismatchError
 from llamatune_torch.partial import validate_part
+from llamatune_torch.past import PastStudy
 from llamatune_torch.rules import name_of_rule
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.storage.database import OPENING_PATIENCE, Database, Transaction
@@ -31,7 +32,8 @@ from llamatune_torch.storage.serialization import (
     write_rules,
     write_space,
 )
-from llamatune_torch.storage.validation import clip, mapping, optional, parsed, sequence, shorten, whole
+from llamatune_torch.storage.snapshots import read_context, read_snapshots, write_snapshots
+from llamatune_torch.storage.validation import clip, mapping, optional, parsed, sequence, shorten, text, whole
 from llamatune_torch.study import UNCHANGED, Extension, Goal, Study
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ def open_study(
     rows = transaction.rows("SELECT * FROM llamatune_studies WHERE name = :name", name=name)
     if not rows:
         return create(transaction, name, given)
-    id, stored = rows[0]["id"], read_definition(rows[0])
+    id, stored = rows[0]["id"], read_definition(rows[0], transaction)
     lines, extensible = compare(stored, given)
     added = [other for other in given.study.space.names if other not in stored.study.space.names]
     if contradictions := compare_values(stored.study, values, added):
@@ -95,6 +97,7 @@ def create(transaction: Transaction, name: str, given: Definition) -> tuple[int,
         name=name,
         **_to_columns(created),
     )
+    write_snapshots(transaction, created.study)
     return id, created
 
 
@@ -113,10 +116,20 @@ def compare(stored: Definition, given: Definition) -> tuple[list[str], bool]:
     aims = [", ".join(map(str, definition.study.objectives[1:])) or "none" for definition in (stored, given)]
     if aims[0] != aims[1]:
         lines.append(f"objectives beside the metric: stored {aims[0]}, given {aims[1]}")
+    for what, old_one, new_one in (
+        ("past studies", *(_show_past(each.study.past) for each in (stored, given))),
+        ("context", *(to_json(dict(sorted(each.study.context.items()))) for each in (stored, given))),
+    ):
+        if new_one not in ("none", "{}", old_one):  # without any, a later start has those that are stored
+            lines.append(f"{what}: stored {old_one}, given {new_one}")
     if stored.study.is_settled and given.study.is_settled:
         score = compare_scores(stored.study, given.study, named=True)
         lines, extensible = lines + score, extensible and not score
     return lines, extensible
+
+
+def _show_past(past: Sequence[PastStudy]) -> str:
+    return ", ".join(f"{each.name!r} ({each.key})" for each in past) or "none"
 
 
 def compare_values(stored: Study, values: Mapping[str, Any], added: Sequence[str]) -> list[str]:
@@ -175,7 +188,8 @@ def merge(stored: Definition, given: Definition, values: Mapping[str, Any]) -> D
     all processes search the same space; new ones come behind. Old trials lack these and have had their ``values``; so
     do the stored initial points. The stored score stays, if none is given. New initial points come behind the
     stored ones, which stay on record even where they do not fit the space. The stored estimates stay as long as the
-    parameters do. A study that an earlier version has written gets a token.
+    parameters do; past studies and sizes, until others are given. A study that an earlier version has written gets a
+    token.
     """
     before, space = stored.study, given.study.space
     kept = [name for name in before.space.names if name in space.names]
@@ -188,7 +202,14 @@ def merge(stored: Definition, given: Definition, values: Mapping[str, Any]) -> D
         tuple(name for name in (*before.extension.dropped, *lost) if name not in added),
     )
     estimates = () if added or lost else before.estimates
-    study = replace(given.study, space=space, extension=extension, estimates=estimates or given.study.estimates)
+    study = replace(
+        given.study,
+        space=space,
+        extension=extension,
+        estimates=estimates or given.study.estimates,
+        context=given.study.context or before.context,
+        past=given.study.past or before.past,
+    )
     if not study.is_settled:
         score = before.goal
         study = replace(study, goal=replace(study.goal, direction=score.direction, metric=score.metric))
@@ -214,13 +235,14 @@ def update(transaction: Transaction, id: int, definition: Definition) -> None:
         id=id,
         **_to_columns(definition),
     )
+    write_snapshots(transaction, definition.study)
 
 
-def read_definition(row: Mapping[str, Any]) -> Definition:
+def read_definition(row: Mapping[str, Any], transaction: Transaction) -> Definition:
     """Reads the definition in a row of ``llamatune_studies``; its initial points need not fit its space.
 
     Raises:
-        SchemaError: the space cannot be read.
+        SchemaError: the space cannot be read, or a past study.
     """
     place = f"the stored study {shorten(row['name'])}"
     points = sequence(parsed(row["initial_points"], f"{place}: initial_points"), f"{place}: initial_points")
@@ -233,6 +255,7 @@ def read_definition(row: Mapping[str, Any]) -> Definition:
     goal = read_objectives(settings.pop("objectives", []), goal, f"{place}: objectives")
     estimates = read_estimates(settings.pop("estimates", []), f"{place}: estimates")
     rules = read_rules(settings.pop("rules", []), f"{place}: rules")
+    keys = [text(key, f"{place}: past") for key in sequence(settings.pop("past", []), f"{place}: past")]
     study = Study(
         SearchSpace(read_space(row["space"]), rule=rules),
         replace(goal, constraints=read_constraints(limits, f"{place}: constraints")),
@@ -240,6 +263,8 @@ def read_definition(row: Mapping[str, Any]) -> Definition:
         extension=UNCHANGED if changes is None else read_extension(changes, f"{place}: extension"),
         end=optional(read_end)(settings.pop("end", None), f"{place}: end"),
         estimates=estimates,
+        context=read_context(settings.pop("context", {}), f"{place}: context"),
+        past=read_snapshots(transaction, keys, f"{place}: past"),
     )
     return Definition(study, settings)
 
@@ -285,6 +310,10 @@ def _to_columns(definition: Definition) -> dict[str, Any]:
         changes["end"] = list(study.end)
     if study.estimates:
         changes["estimates"] = write_estimates(study.estimates)
+    if study.context:
+        changes["context"] = dict(study.context)
+    if study.past:
+        changes["past"] = [past.key for past in study.past]
     return {
         "space": write_space(study.space),
         "direction": study.direction,

@@ -36,11 +36,17 @@ from llamatune_torch.storage.serialization import (
     write_trial,
 )
 from llamatune_torch.storage.session import LockedStudy
+from llamatune_torch.storage.snapshots import read_context, read_past
 from llamatune_torch.storage.validation import ODD, clip, mapping, optional, sequence, take, text
 from llamatune_torch.study import UNCHANGED, Goal, Study
 from llamatune_torch.trial import Cause, Trial, TrialState
 
 FORMAT = 1
+
+#: What stands outside of the settings; and "launch", since what runs here is decided here.
+STANDING_ALONE = (
+    "launch", "extension", "constraints", "objectives", "estimates", "rules", "end", "context", "past"
+)  # fmt: skip
 
 
 def to_document(stored: Snapshot) -> dict[str, Any]:
@@ -59,6 +65,8 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
         **({"objectives": write_objectives(study.goal)} if study.goal.others else {}),
         **({} if study.end is None else {"end": list(study.end)}),
         **({"estimates": write_estimates(study.estimates)} if study.estimates else {}),
+        **({"context": dict(study.context)} if study.context else {}),
+        **({"past": [past.to_json() for past in study.past]} if study.past else {}),
         "settings": dict(stored.settings),
         "trials": [_to_entry(stored.written.get(trial.number, trial)) for trial in study.trials],
     }
@@ -88,6 +96,11 @@ def from_document(document: Any) -> Snapshot:
             extension=read_extension(document.get("extension", write_extension(UNCHANGED)), f"{place}: extension"),
             end=optional(read_end)(document.get("end"), f"{place}: end"),
             estimates=read_estimates(document.get("estimates", []), f"{place}: estimates"),
+            context=read_context(document.get("context", {}), f"{place}: context"),
+            past=tuple(
+                read_past(past, f"{place}: past[{i}]")
+                for i, past in enumerate(sequence(document.get("past", []), f"{place}: past"))
+            ),
         )
         trials = [_to_trial(entry, i) for i, entry in enumerate(take(document, "trials", place, sequence))]
         for i, trial in enumerate(trials):
@@ -96,15 +109,7 @@ def from_document(document: Any) -> Snapshot:
             if trial.first not in range(i + 1):
                 raise SchemaError(f"trials[{i}].retry_of must be a number before it, but got {trial.retry_of!r}")
         settings = read_settings(take(document, "settings", place, mapping), place)
-        for name in (
-            "launch",
-            "extension",
-            "constraints",
-            "objectives",
-            "estimates",
-            "rules",
-            "end",
-        ):  # what runs here is decided here; the others stand alone
+        for name in STANDING_ALONE:
             settings.pop(name, None)
         study, written = show_trials(study, trials)
         return Snapshot(take(document, "name", place, text), study, settings, {}, 0.0, written)

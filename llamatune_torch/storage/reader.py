@@ -112,7 +112,7 @@ def _list_names(transaction: Transaction) -> list[str]:
 
 def _take_snapshot(transaction: Transaction, name: str) -> Snapshot:
     (row,) = transaction.rows("SELECT * FROM llamatune_studies WHERE name = :name", name=name)
-    definition = read_definition(row)
+    definition = read_definition(row, transaction)
     trials = transaction.rows(
         f"SELECT {COLUMNS} FROM llamatune_trials WHERE study = :study ORDER BY number", study=row["id"]
     )

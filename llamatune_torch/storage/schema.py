@@ -71,6 +71,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """,
         "CREATE INDEX llamatune_points_revision ON llamatune_points (study, revision)",
     ),
+    (
+        # Snapshots of past studies, by the hash of their content, which studies name among their settings.
+        "CREATE TABLE llamatune_past (key TEXT PRIMARY KEY, document TEXT NOT NULL)",
+    ),
 )
 
 #: The version that this package writes.

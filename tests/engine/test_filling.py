@@ -41,7 +41,7 @@ def surrogate_of(Y: list[float]) -> Surrogate:
 def test_a_flat_function_is_searched_as_by_the_sobol_sequence(d: int, q: int, seed: int, value: float) -> None:
     study = Study(plain_space(d))
     while len(study.trials) < 16:
-        for params, origin in suggest(study, quick(seed=seed), q):
+        for params, origin, _ in suggest(study, quick(seed=seed), q):
             study = study.with_trial(make_trial(len(study.trials), params, value, origin=origin))
     sequence = suggest(Study(plain_space(d)), quick(seed=seed, n_initial=20), 20)
     assert [trial.params for trial in study.trials] == params_of(sequence)[: len(study.trials)]

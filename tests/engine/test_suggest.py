@@ -72,7 +72,7 @@ def play(
 ) -> Study:
     """The loop of an optimizer, without a clock."""
     for _ in range(num_trials):
-        (params, origin) = suggest(study, settings)[0]
+        params, origin, _ = suggest(study, settings)[0]
         study = study.with_trial(make_trial(len(study.trials), params, evaluate(params), origin=origin))
     return study
 

@@ -32,4 +32,4 @@ def propose(study: Study, settings: Settings, left: float) -> Decision:
     """
     if left < 1 - ROUNDING:
         return Finish("the budget is used up" if left < 0.01 else f"{left:.2g} full runs are left, less than one")
-    return Start(*suggest(study, settings)[0])
+    return Start.of(suggest(study, settings)[0])

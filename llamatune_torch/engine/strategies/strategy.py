@@ -55,7 +55,7 @@ def start(study: Study, settings: Settings, until: float, left: float) -> Decisi
     if left < until - ROUNDING:
         return Finish(f"of the budget, {left:.2g} full runs are left, but the next run takes {until:.2g}")
     (suggestion,) = initial_suggestions(study, replace(settings, n_initial=2**31), 1)
-    return Start(*suggestion, until)
+    return Start.of(suggestion, until)
 
 
 def resume(trial: Trial, until: float, left: float, reason: str) -> Decision:

@@ -17,7 +17,7 @@ from llamatune_torch.settings import Settings
 def test_it_is_the_engine() -> None:
     study, knobs = record(*(run(i, [i / 10] * 10) for i in range(6))), Settings(n_initial=4)
     bounds = find_bounds(study)
-    expected = [Start(*suggestion, bounds=bounds) for suggestion in suggest(study, knobs, 3)]
+    expected = [Start.of(suggestion)._replace(bounds=bounds) for suggestion in suggest(study, knobs, 3)]
     assert decide(study, knobs, Full(), 3) == expected
 
 

@@ -43,7 +43,7 @@ def test_ten_points_of_the_initial_design_train_to_a_tenth() -> None:
     for number in range(10):
         (decision,) = next_of(study, "screen")
         (expected,) = initial_suggestions(study, Settings(n_initial=10**6), 1)
-        assert decision == Start(*expected, 0.1)
+        assert decision == Start.of(expected, 0.1)
         study = study.with_trial(run(number, [0.0], params=decision.params))
     assert kinds(next_of(study, "screen")) == ["resume 0 0.2"]  # the oldest among equals
 
@@ -123,14 +123,14 @@ def test_the_control_is_the_next_point_of_the_initial_design() -> None:
     study = closed()
     (decision,) = decide(study, Settings(), Screen())
     (expected,) = initial_suggestions(study, Settings(n_initial=10**6), 1)
-    assert decision == Start(*expected, 1.0)
+    assert decision == Start.of(expected)
 
 
 def test_a_control_that_beats_none_of_the_chosen_hands_over_to_the_engine() -> None:
     study = closed(finished(20, 0.4))
     (decision,) = decide(study, Settings(strategy="screen"), Screen())
     (expected,) = suggest(study, Settings(n_initial=3))
-    assert decision[:3] == Start(*expected, 1.0)[:3]
+    assert decision[:3] == Start.of(expected)[:3]
     assert expected.origin == "surrogate"
 
 
