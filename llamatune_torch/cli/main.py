@@ -39,6 +39,7 @@ _PLAIN = (
     "direction",
     "metric",
     "seed",
+    "past",
     "timeout",
     "max_cost",
     "max_failures",
@@ -210,6 +211,12 @@ def _add_searches(command: Any) -> None:
         search.add_argument("--direction", choices=("maximize", "minimize"))
         search.add_argument("--metric", help="the name of the score")
         search.add_argument("--seed", type=int)
+        search.add_argument(
+            "--past",
+            metavar="URL[:NAME]",
+            action="append",
+            help="an older study to learn from, of llamatune or of Optuna; give it once for each",
+        )
         search.add_argument(
             "--timeout", metavar="S", type=_seconds, help="seconds, or such as 4h, after which no further trial starts"
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from llamatune_torch.cli.launches import find_launch, remember_launch
 from llamatune_torch.cli.output import say
+from llamatune_torch.cli.past import load_all
 from llamatune_torch.cli.spec import Spec, load_spec
 from llamatune_torch.confirmed import searched_trials
 from llamatune_torch.errors import SettingsError, SpecError
@@ -94,6 +95,10 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
     elif options.extend and isinstance(arguments.get("extend"), Mapping):
         del given["extend"]  # the file says more
     arguments = {**arguments, **given, "storage": options.storage, "name": name}
+    if stored is not None and stored.study.past and not options.past:
+        arguments.pop("past", None)  # the study has snapshots of those that it began with
+    if "past" in arguments:
+        arguments["past"] = load_all(arguments["past"])
     runner = _make_runner(options)
     if spec.is_trainer_factory:
         from llamatune_torch.integrations.trainer.tune import prepare  # takes its time to load
