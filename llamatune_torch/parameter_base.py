@@ -86,6 +86,10 @@ class Parameter(ABC):
         """True where a coordinate stands for one of the canonical ``values``; the shape of ``U``."""
         return np.isin(self.index_of(U), self.index_of(self.encode(values)))
 
+    def belief_at(self) -> tuple[float, float] | None:
+        """The centre and the standard deviation of a user's belief on the unit interval; ``None`` without one."""
+        return None
+
     def __repr__(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # each is a dataclass
         special, when = shown.pop("special", ()), shown.pop("when")
@@ -99,7 +103,7 @@ class Parameter(ABC):
 
 
 #: Fields that a parameter's repr leaves out, with their defaults.
-_DEFAULTS = [("step", 1), ("powers_of", None), ("values", None)]
+_DEFAULTS = [("step", 1), ("powers_of", None), ("values", None), ("belief", None)]
 _PLAIN = frozenset({str, bool, int, float, type(None)})
 
 #: How deep lists and dicts may hold others.

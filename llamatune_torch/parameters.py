@@ -13,6 +13,9 @@ their centres; the range has the rest.
 
 ``when={"method": "lora"}`` or ``when={"rank": "> 0"}`` makes a parameter conditional; ``space.py`` says what follows
 from that.
+
+``belief=2e-4`` says that good values lie there, and ``belief=(2e-4, 0.3)`` how sure that is: the standard deviation,
+in decades where the scale is logarithmic. It is a hint, not a bound: every value of the range may be tried.
 """
 
 from __future__ import annotations
@@ -43,6 +46,14 @@ MIN_STEPS = 100
 # multiple of four on, one falls into each quarter: an initial design visits a special value for certain.
 SPECIAL_SHARE = 0.25
 
+# How far off a belief may well be: in decades on a logarithmic scale, else as a share of the range. Recorded searches
+# suffered most from beliefs that were too sure.
+SPREAD_DECADES = 0.5
+SPREAD_SHARE = 0.25
+
+#: A believed value, or that and its spread.
+Belief = float | tuple[float, float]
+
 
 @dataclass(frozen=True, repr=False)
 class Number(Parameter):
@@ -53,6 +64,7 @@ class Number(Parameter):
     prior: Prior | None = None  # "uniform", which is what a number without one gets
     special: Sequence[float] = ()
     when: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    belief: Belief | None = field(default=None, kw_only=True)  # a value and its spread, once it is settled
 
     def __new__(cls, *args: Any, **named: Any) -> Self:
         refuse_misnamed(cls.__name__, named)
@@ -95,6 +107,32 @@ class Number(Parameter):
         object.__setattr__(self, "special", special)
         object.__setattr__(self, "when", conditions(self.when))
 
+    def _settle_belief(self, is_logarithmic: bool) -> None:
+        """Checks ``belief``, whose range is known to be one, and stores it as a value and its spread."""
+        if self.belief is None:
+            return
+        given: Any = self.belief
+        pair = tuple(given) if isinstance(given, (tuple, list)) else (given, None)
+        if len(pair) != 2:
+            raise SpaceError(f"belief must be a value, or a value and its spread, but got {describe(given)}")
+        value = to_python(pair[0])
+        spread = to_python(pair[1])
+        if spread is None:
+            spread = SPREAD_DECADES if is_logarithmic else SPREAD_SHARE
+        if not _is_number(value) or not self.low <= value <= self.high:
+            raise SpaceError(f"a believed value must lie in [{self.low}, {self.high}], but got {describe(value)}")
+        if not _is_number(spread) or not (_is_finite(spread) and spread > 0):
+            unit = "decades" if is_logarithmic else "shares of the range"
+            raise SpaceError(
+                f"the spread of a belief must be a finite number of {unit} > 0, but got {describe(spread)}"
+            )
+        object.__setattr__(self, "belief", (float(value), float(spread)))
+
+    def _believed_at(self, centre: float, spread: float) -> tuple[float, float]:
+        """A belief on the unit interval, from one on the ordinary range."""
+        share = 1 - SPECIAL_SHARE if self.special else 1.0
+        return float(self._outer(np.array(centre))), share * spread
+
     def _outside(self, value: float) -> ParamsError:
         besides = f" or be one of the special values {list(self.special)}" if self.special else ""
         return ParamsError(f"must lie in [{self.low}, {self.high}]{besides}, but got {value!r}")
@@ -115,10 +153,14 @@ class Real(Number):
             special=[0.0])`` is a weight decay that may be off.
         when: ``{"method": "lora"}``, ``{"method": ["lora", "qlora"]}`` or ``{"rank": "> 0"}``: matters only then; see
             ``SearchSpace``.
+        belief: a value that is believed to be good, or ``(value, spread)``. The spread is a standard deviation: in
+            decades with a log-uniform prior (0.5 by default), else as a share of the range (0.25). It is part of the
+            space: a stored study that is opened with another belief is another search, which ``extend=True`` accepts.
 
     Raises:
         SpaceError: ``low < high`` does not hold, or by rounding alone; a bound or special value is not finite; special
-            values are not different; or a log prior meets ``low <= 0``.
+            values are not different; a log prior meets ``low <= 0``; a believed value is outside the range, or its
+            spread is no number above zero.
 
     Warns:
         SpaceWarning: the range spans two decades or more, and no ``prior`` is given.
@@ -126,6 +168,8 @@ class Real(Number):
     Example:
         >>> Real(1e-5, 1e-3, prior="log-uniform").decode([0.0, 0.5, 1.0])
         [1e-05, 0.0001, 0.001]
+        >>> Real(1e-5, 1e-3, prior="log-uniform", belief=(1e-4, 0.5)).belief_at()
+        (0.5, 0.25)
     """
 
     def __post_init__(self) -> None:
@@ -145,6 +189,7 @@ class Real(Number):
             raise SpaceError(f"the logarithms of low and high must differ, but got {self!r}")
         if self.high - self.low < MIN_STEPS * min(self._grid(self.low), self._grid(self.high)):
             raise SpaceError(f"low and high must differ by more than values are rounded by, but got {self!r}")
+        self._settle_belief(self.prior == "log-uniform")
         if not is_said:
             warn_if_wide(self.low, self.high, f"Real({self.low!r}, {self.high!r})")
 
@@ -172,6 +217,14 @@ class Real(Number):
         U = np.asarray(U, dtype=np.float64)
         ordinary = self._ordinary(U)
         return [self.special[i] if i >= 0 else v for i, v in zip(self._cell(U).tolist(), ordinary, strict=True)]
+
+    def belief_at(self) -> tuple[float, float] | None:
+        if not isinstance(self.belief, tuple):
+            return None
+        value, spread = self.belief
+        low, high = map(float, self._ends())
+        width = spread * math.log(10) / (high - low) if self.prior == "log-uniform" else spread
+        return self._believed_at(float(self._places([value])[0]), width)
 
     def special_of(self, U: Floats) -> Ints:
         number = self._cell(U)
@@ -267,11 +320,14 @@ class Integer(Number):
         step: the distance between neighbouring values; ``Integer(8, 64, step=8)`` is 8, 16, ..., 64.
         powers_of: the base, if only its powers are values; ``Integer(1, 64, powers_of=2)`` is 1, 2, 4, ..., 64. They
             have equal shares, as on a logarithmic axis.
+        belief: as of ``Real``; the spread of powers is in decades as well. It need be no value itself: 45 is possible
+            between powers of 2.
 
     Raises:
         SpaceError: ``low < high`` does not hold; a bound or special value is no integer, or beyond ``MAX_INTEGER``;
             special values are not different; a log prior meets ``low < 1``; a bound is no value of its ``step`` or
-            ``powers_of``; or two of ``step``, ``powers_of`` and a log prior are given.
+            ``powers_of``; two of ``step``, ``powers_of`` and a log prior are given; or ``belief`` is none, as of
+            ``Real``.
 
     Example:
         >>> Integer(8, 32).decode([0.0, 0.5, 1.0])
@@ -299,6 +355,7 @@ class Integer(Number):
             raise SpaceError(f"low < high must hold, but got {self!r}{constant}")
         _check_prior(self, self.prior, self.low >= 1, "low >= 1")
         self._check_grid()
+        self._settle_belief(self.prior == "log-uniform" or self.powers_of is not None)
 
     def _check_grid(self) -> None:
         """Checks ``step`` and ``powers_of``, and that the bounds are values."""
@@ -375,6 +432,19 @@ class Integer(Number):
     def special_of(self, U: Floats) -> Ints:
         index = self.index_of(U)
         return np.where(index < len(self.special), index, -1)
+
+    def belief_at(self) -> tuple[float, float] | None:
+        if not isinstance(self.belief, tuple):
+            return None
+        value, spread = self.belief
+        if self.prior == "log-uniform":
+            start, end = self._log_ends()
+            return self._believed_at((math.log(value) - start) / (end - start), spread * math.log(10) / (end - start))
+        if self.powers_of is not None:
+            rank, cells = math.log(value / self.low, self.powers_of), spread / math.log10(self.powers_of)
+        else:
+            rank, cells = (value - self.low) / self.step, spread * (self.count - 1)
+        return self._believed_at((rank + 0.5) / self.count, cells / self.count)
 
     def _inner_coordinate(self, values: Ints) -> Floats:
         """The centres of the values' cells in the ordinary range."""
