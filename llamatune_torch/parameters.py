@@ -21,121 +21,28 @@ in decades where the scale is logarithmic. It is a hint, not a bound: every valu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from llamatune_torch.categorical import Categorical as Categorical
 from llamatune_torch.errors import ParamsError, SpaceError
-from llamatune_torch.hints import refuse_misnamed, warn_if_wide
-from llamatune_torch.parameter_base import Bools, Floats, Ints, Parameter, conditions, describe, to_python
-
-Prior = Literal["uniform", "log-uniform"]
+from llamatune_torch.hints import warn_if_wide
+from llamatune_torch.number import SPECIAL_SHARE as SPECIAL_SHARE
+from llamatune_torch.number import Number as Number
+from llamatune_torch.number import Prior as Prior
+from llamatune_torch.number import is_finite, is_number
+from llamatune_torch.parameter_base import Bools, Floats, Ints, Parameter, describe, to_python
 
 # Integers beyond this would share a cell of the unit cube with their neighbours in double precision.
 MAX_INTEGER = 10**12
 
 # A range of reals that holds fewer values, as they are rounded, is no continuum.
 MIN_STEPS = 100
-
-# The share of the unit interval that special values have. A quarter, because of four points of a Sobol sequence, from a
-# multiple of four on, one falls into each quarter: an initial design visits a special value for certain.
-SPECIAL_SHARE = 0.25
-
-# How far off a belief may well be: in decades on a logarithmic scale, else as a share of the range. Recorded searches
-# suffered most from beliefs that were too sure.
-SPREAD_DECADES = 0.5
-SPREAD_SHARE = 0.25
-
-#: A believed value, or that and its spread.
-Belief = float | tuple[float, float]
-
-
-@dataclass(frozen=True, repr=False)
-class Number(Parameter):
-    """The base of ``Real`` and ``Integer``: a range, its scale, and special values."""
-
-    low: float
-    high: float
-    prior: Prior | None = None  # "uniform", which is what a number without one gets
-    special: Sequence[float] = ()
-    when: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    belief: Belief | None = field(default=None, kw_only=True)  # a value and its spread, once it is settled
-
-    def __new__(cls, *args: Any, **named: Any) -> Self:
-        refuse_misnamed(cls.__name__, named)
-        return super().__new__(cls)
-
-    def special_coordinates(self) -> Floats:
-        """The coordinates of the special values, in order."""
-        return (np.arange(len(self.special)) + 0.5) * SPECIAL_SHARE / max(len(self.special), 1)
-
-    def _cell(self, U: Floats) -> Ints:
-        """The number of the special value whose cell holds each coordinate, -1 beyond the special quarter."""
-        if not self.special:
-            return np.full(np.shape(U), -1)
-        cell = np.floor(U * (len(self.special) / SPECIAL_SHARE)).clip(min=0)
-        return np.where(U < SPECIAL_SHARE, cell, -1.0).astype(np.int64)
-
-    def _inner(self, U: Floats) -> Floats:
-        """Coordinates within the ordinary range, from ordinary coordinates of the unit interval."""
-        return ((U - SPECIAL_SHARE) / (1 - SPECIAL_SHARE)).clip(0.0, 1.0) if self.special else U
-
-    def _outer(self, U: Floats) -> Floats:
-        """The inverse of :meth:`_inner`."""
-        return SPECIAL_SHARE + (1 - SPECIAL_SHARE) * U if self.special else U
-
-    def _settle(self, is_value: Callable[[Any], bool], kind: str, convert: Callable[[Any], float]) -> None:
-        """Checks ``special`` and ``when``, and stores all fields in canonical form."""
-        # A frozen dataclass sets its fields this way.
-        for name in ("low", "high", "prior"):
-            object.__setattr__(self, name, to_python(getattr(self, name)))
-        if self.prior is None:
-            object.__setattr__(self, "prior", "uniform")
-        if isinstance(self.special, str) or not isinstance(self.special, Sequence):
-            raise SpaceError(f"special must be a list of values, but got {describe(self.special)}")
-        for value in self.special:
-            if not is_value(value):
-                raise SpaceError(f"special values must be {kind}, but got {describe(value)}")
-        special = tuple(convert(to_python(value)) for value in self.special)
-        if len(set(special)) < len(special):
-            raise SpaceError(f"special values must differ from each other, but got {list(special)!r}")
-        object.__setattr__(self, "special", special)
-        object.__setattr__(self, "when", conditions(self.when))
-
-    def _settle_belief(self, is_logarithmic: bool) -> None:
-        """Checks ``belief``, whose range is known to be one, and stores it as a value and its spread."""
-        if self.belief is None:
-            return
-        given: Any = self.belief
-        pair = tuple(given) if isinstance(given, (tuple, list)) else (given, None)
-        if len(pair) != 2:
-            raise SpaceError(f"belief must be a value, or a value and its spread, but got {describe(given)}")
-        value = to_python(pair[0])
-        spread = to_python(pair[1])
-        if spread is None:
-            spread = SPREAD_DECADES if is_logarithmic else SPREAD_SHARE
-        if not _is_number(value) or not self.low <= value <= self.high:
-            raise SpaceError(f"a believed value must lie in [{self.low}, {self.high}], but got {describe(value)}")
-        if not _is_number(spread) or not (_is_finite(spread) and spread > 0):
-            unit = "decades" if is_logarithmic else "shares of the range"
-            raise SpaceError(
-                f"the spread of a belief must be a finite number of {unit} > 0, but got {describe(spread)}"
-            )
-        object.__setattr__(self, "belief", (float(value), float(spread)))
-
-    def _believed_at(self, centre: float, spread: float) -> tuple[float, float]:
-        """A belief on the unit interval, from one on the ordinary range."""
-        share = 1 - SPECIAL_SHARE if self.special else 1.0
-        return float(self._outer(np.array(centre))), share * spread
-
-    def _outside(self, value: float) -> ParamsError:
-        besides = f" or be one of the special values {list(self.special)}" if self.special else ""
-        return ParamsError(f"must lie in [{self.low}, {self.high}]{besides}, but got {value!r}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -174,9 +81,9 @@ class Real(Number):
 
     def __post_init__(self) -> None:
         is_said = self.prior is not None
-        self._settle(lambda value: _is_number(value) and _is_finite(value), "finite numbers", float)
+        self._settle(lambda value: is_number(value) and is_finite(value), "finite numbers", float)
         for bound in (self.low, self.high):
-            if not _is_number(bound) or not _is_finite(bound):
+            if not is_number(bound) or not is_finite(bound):
                 raise SpaceError(f"bounds must be finite numbers, but got {self!r}")
         if not self.low < self.high:
             constant = f"; a constant is written {self.low!r}" if self.low == self.high else ""
@@ -198,7 +105,7 @@ class Real(Number):
         return None
 
     def validate(self, value: Any) -> float:
-        if not _is_number(value):
+        if not is_number(value):
             raise ParamsError(f"must be a number, but got {describe(value)}")
         if value in self.special:
             return self.special[self.special.index(value)]
@@ -526,21 +433,9 @@ def _check_prior(parameter: Parameter, prior: str | None, has_logarithm: bool, r
         raise SpaceError(f"a log-uniform prior needs {rule}, but got {parameter!r}")
 
 
-def _is_number(value: Any) -> bool:
-    value = to_python(value)
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_finite(number: float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:  # an int too large for a float
-        return False
-
-
 def _is_integer(value: Any) -> bool:
     value = to_python(value)
-    return value.is_integer() if isinstance(value, float) else _is_number(value)
+    return value.is_integer() if isinstance(value, float) else is_number(value)
 
 
 def _exponent(magnitude: float) -> int:

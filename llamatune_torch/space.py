@@ -41,6 +41,8 @@ class SearchSpace:
             ``Integer`` if both are integers, else ``Real``; a list means ``Categorical``; and a text, a number, a
             boolean or ``None`` is a constant, a parameter with that one value.
         rule: a function of a dict of parameters, or ``Linear(...)``, or a list of such: True for what may be tried.
+        default: the parameters that you would use without a search, none left out. A search tries them first, and says
+            how much better the best is.
 
     A condition names values of a parent, ``when={"method": ["lora", "qlora"]}``, or compares it to a number,
     ``when={"rank": "> 0"}``. ``<``, ``<=``, ``>``, ``>=``, ``==`` and ``!=`` are for parents that are numbers: ranges,
@@ -49,6 +51,7 @@ class SearchSpace:
 
     Raises:
         RuleError: a rule is none.
+        ParamsError: the default is not in the space, or breaks a rule.
         SpaceError: an empty space; a name that is not a non-empty string; a bad parameter; a condition on an
             unknown parameter, on a value that its parent does not have, or that holds always or never; parameters
             that depend on themselves.
@@ -63,11 +66,16 @@ class SearchSpace:
     """
 
     def __init__(
-        self, parameters: Mapping[str, Any] | SearchSpace, *, rule: Rule | Sequence[Rule] | None = None
+        self,
+        parameters: Mapping[str, Any] | SearchSpace,
+        *,
+        rule: Rule | Sequence[Rule] | None = None,
+        default: Mapping[str, Any] | None = None,
     ) -> None:
         own: tuple[Rule, ...] = ()
         if isinstance(parameters, SearchSpace):
             own = parameters.rules
+            default = parameters.default if default is None else default
             parameters = parameters.parameters
         #: What parameters must keep besides; of a space that was read from a database, functions are ``Unknown``.
         self.rules: tuple[Rule, ...] = (*own, *read_rules(rule))
@@ -87,6 +95,8 @@ class SearchSpace:
             self.parameters[name] = with_condition(self.parameters[name], condition)
         #: The names, parents before their children.
         self.parents_first: list[str] = order_parents_first(self.conditions)
+        #: The canonical parameters of the default, ``None`` without one.
+        self.default: Params | None = None if default is None else self._read_default(default)
 
     @property
     def names(self) -> list[str]:
@@ -256,6 +266,7 @@ class SearchSpace:
                 for name, parameter in self.parameters.items()
             },
             rule=self.rules,
+            default=self.default,
         )
 
     def require_values(self) -> None:
@@ -390,7 +401,14 @@ class SearchSpace:
         return hash(tuple(self.parameters.items()))
 
     def __repr__(self) -> str:
-        return f"SearchSpace({self.parameters!r})"
+        default = "" if self.default is None else f", default={self.default!r}"
+        return f"SearchSpace({self.parameters!r}{default})"
+
+    def _read_default(self, default: Mapping[str, Any]) -> Params:
+        try:
+            return self.validate(default)
+        except ParamsError as error:
+            raise ParamsError(f"default: {error}") from None
 
 
 def _parameter(name: Any, definition: Any) -> Parameter:

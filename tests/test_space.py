@@ -21,7 +21,7 @@ from strategies import (
     unit_points,
 )
 
-from llamatune_torch import Categorical, Integer, ParamsError, Real, SearchSpace, SpaceError
+from llamatune_torch import Categorical, Integer, Linear, ParamsError, Real, SearchSpace, SpaceError
 from llamatune_torch.parameters import MAX_INTEGER
 
 
@@ -151,6 +151,33 @@ def test_the_coordinate_of_what_is_inactive_is_the_middle() -> None:
     other = np.array([0.1, 1 / 6, 0.9, 0.2, 0.3, 0.4])
     assert np.array_equal(LORA.snap(other), x)
     assert np.array_equal(LORA.resolved(other), LORA.resolved(x))
+
+
+def test_the_default_is_validated_and_stays_with_the_space() -> None:
+    parameters = {"method": ["full", "lora"], "rank": Integer(1, 64, when={"method": "lora"}), "t": {"a": 1}}
+    parameters["t"] = Categorical({"qv": ["q", "v"], "all": "all-linear"})
+    space = SearchSpace(parameters, default={"rank": np.int64(8), "method": "lora", "t": ["q", "v"]})
+    assert space.default == {"method": "lora", "rank": 8, "t": "qv"}
+    assert list(space.default) == space.names
+    assert SearchSpace(space).default == space.without_values().default == space.default
+    assert SearchSpace(space, default={"method": "full", "t": "qv"}).default == {"method": "full", "t": "qv"}
+    assert SearchSpace(parameters).default is None
+    assert repr(space).endswith(", default={'method': 'lora', 'rank': 8, 't': 'qv'})")
+
+
+@pytest.mark.parametrize(
+    ("default", "message"),
+    [
+        ({"x": 2.0, "n": 1}, "default: parameter 'x' must lie in"),
+        ({"x": 0.5}, r"default: missing parameters \['n'\]"),
+        ({"x": 0.5, "n": 1, "m": 1}, r"default: unknown parameters \['m'\]"),
+        ({"x": 0.5, "n": 8}, "default: parameters break the rule"),
+        (3, "default: parameters must be a dict"),
+    ],
+)
+def test_a_default_outside_of_the_space_is_refused(default: Any, message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        SearchSpace({"x": Real(0, 1), "n": Integer(1, 8)}, rule=Linear({"n": 1}, upper=4), default=default)
 
 
 def brute_force(space: SearchSpace) -> list[dict[str, Any]]:

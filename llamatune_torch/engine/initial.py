@@ -1,4 +1,4 @@
-"""The initial design: the user's own points, then a scrambled Sobol sequence."""
+"""The initial design: the default, the user's own points, then a scrambled Sobol sequence."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Sugges
     Points of the sequence that are likely to break a limit, by its estimates, come after all others.
     """
     tried = [trial for trial in study.trials if trial.state is not TrialState.LOST]
-    suggestions = [Suggestion(params, "initial") for params in untried_points(study, settings, tried)[:n]]
+    default = untried_default(study)
+    suggestions = [] if default is None else [Suggestion(default, "default")]
+    suggestions += [Suggestion(params, "initial") for params in untried_points(study, settings, tried)]
+    suggestions = suggestions[:n]
     wanted = n - len(suggestions)
     if study.completed:
         num_tried = len({trial.first for trial in tried})  # a retry is no other point
@@ -40,18 +43,26 @@ def initial_suggestions(study: Study, settings: Settings, n: int) -> list[Sugges
     return suggestions + [Suggestion(params, "sobol") for params in points]
 
 
+def untried_default(study: Study) -> Params | None:
+    """The space's default while no trial has it that may come to its end, else ``None``."""
+    over = (TrialState.LOST, TrialState.STOPPED)
+    known = {repr(trial.params) for trial in study.trials if trial.state not in over}
+    return None if repr(study.space.default) in known else study.space.default
+
+
 def untried_points(study: Study, settings: Settings, tried: Sequence[Trial]) -> list[Params]:
     """The initial points that are not among the trials ``tried``, in their order, each once and complete.
 
-    The ``j``-th partial point takes what it leaves out from the ``j``-th point of the study's Sobol sequence. If that
-    will not do, it takes it from the first of some later ones, which are its own. A trial that an initial point has
-    started stands for the first partial point that it agrees with. A partial point that can become nothing new is left
-    out.
+    The default is not among them. The ``j``-th partial point takes what it leaves out from the ``j``-th point of the
+    study's Sobol sequence. If that will not do, it takes it from the first of some later ones, which are its own. A
+    trial that an initial point has started stands for the first partial point that it agrees with. A partial point that
+    can become nothing new is left out.
     """
     partial = places_of_partial(study)
     whole = [point for i, point in enumerate(study.initial_points) if i not in partial]
     # repr tells 1, 1.0 and True apart, which == does not.
-    known = {repr(trial.params) for trial in tried}
+    default = [] if study.space.default is None else [study.space.default]
+    known = {repr(params) for params in [trial.params for trial in tried] + default}
     started = [t.params for t in tried if partial and study.trials[t.first].origin == "initial"]
     started = [params for params in started if repr(params) not in map(repr, whole)]
     fresh: dict[str, Params] = {}
@@ -62,7 +73,7 @@ def untried_points(study: Study, settings: Settings, tried: Sequence[Trial]) -> 
         elif (same := next((params for params in started if _agree(params, point)), None)) is not None:
             started.remove(same)
         else:
-            taken = [trial.params for trial in tried] + whole + list(fresh.values())
+            taken = [trial.params for trial in tried] + default + whole + list(fresh.values())
             completed = _completed(study, settings, point, partial.index(i), len(partial), taken)
             fresh.update({repr(params): params for params in completed})
     return list(fresh.values())

@@ -158,8 +158,9 @@ class Search:
 
     @property
     def strategy(self) -> Strategy:
-        """The strategy that the settings name."""
-        return find_strategy(self.settings, self.limits.max_evals, self.can_pause and not self.study.goal.others)
+        """The strategy that the settings name; the default's run is none of its own."""
+        max_evals = self.limits.max_evals - (self.study.space.default is not None)
+        return find_strategy(self.settings, max_evals, self.can_pause and not self.study.goal.others)
 
     def _start(self, n: int, goes_on: Callable[[], bool] = lambda: True) -> list[Trial]:
         least, last = self.strategy.least, list[Decision]()
@@ -308,7 +309,8 @@ class Search:
         self.orders = orders
         # The order is that of the stored study. The values of labels are of this process.
         known = self.study.space
-        study = replace(study, space=SearchSpace({name: known[name] for name in study.space.names}, rule=known.rules))
+        space = {name: known[name] for name in study.space.names}
+        study = replace(study, space=SearchSpace(space, rule=known.rules, default=study.space.default))
         self._store = MemoryStore(study) if worker is None else FollowerStore(study, worker)
 
     def stop(self) -> None:

@@ -54,6 +54,7 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
         "space": json.loads(write_space(study.space)),
         "initial_points": list(study.initial_points),
         "extension": write_extension(study.extension),
+        **({} if study.space.default is None else {"default": study.space.default}),
         **({"rules": write_rules(study.space.rules)} if study.space.rules else {}),
         **({"constraints": write_constraints(study.constraints)} if study.constraints else {}),
         **({"objectives": write_objectives(study.goal)} if study.goal.others else {}),
@@ -82,6 +83,7 @@ def from_document(document: Any) -> Snapshot:
             SearchSpace(
                 read_space(to_json(take(document, "space", place, sequence))),
                 rule=read_rules(document.get("rules", []), f"{place}: rules"),
+                default=optional(mapping)(document.get("default"), f"{place}: default"),
             ),
             _read_goal(document, place),
             tuple(mapping(point, f"{place}: initial_points[{i}]") for i, point in enumerate(points)),
@@ -103,6 +105,7 @@ def from_document(document: Any) -> Snapshot:
             "objectives",
             "estimates",
             "rules",
+            "default",
             "end",
         ):  # what runs here is decided here; the others stand alone
             settings.pop(name, None)
