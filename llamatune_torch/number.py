@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -105,6 +105,14 @@ class Number(Parameter):
         """A belief on the unit interval, from one on the ordinary range."""
         share = 1 - SPECIAL_SHARE if self.special else 1.0
         return float(self._outer(np.array(centre))), share * spread
+
+    def default_near(self, value: Any) -> list[Any]:
+        if known := super().default_near(value):
+            return known
+        if self.belief is None and is_number(value):
+            return replace(self, belief=min(max(to_python(value), self.low), self.high)).default_near(value)
+        believed = self.belief_at()
+        return [] if believed is None else self.decode(self.snap(np.array([believed[0]])))
 
     def _outside(self, value: float) -> ParamsError:
         besides = f" or be one of the special values {list(self.special)}" if self.special else ""
