@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from llamatune_torch.trial import Direction, Trial, TrialState
+from llamatune_torch.trial import Direction, Origin, Trial, TrialState
 
 # The 95 % quantiles of Student's distribution with 1, 2, ... degrees of freedom. SciPy has them too, but takes longer
 # to load than a look at a study may take.
@@ -47,8 +47,13 @@ class Confirmed(NamedTuple):
 
 def is_confirmation(trial: Trial, trials: Sequence[Trial]) -> bool:
     """True if a trial of a record trains a candidate again, also as a retry of one that does."""
+    return origin_of(trial, trials) == "confirm"
+
+
+def origin_of(trial: Trial, trials: Sequence[Trial]) -> Origin:
+    """The origin of a trial of a record; of a retry, that of the trial that it repeats."""
     first = trial.first if 0 <= trial.first < len(trials) else trial.number  # a damaged record may name any
-    return trials[first].origin == "confirm"
+    return trials[first].origin
 
 
 def searched_trials(trials: tuple[Trial, ...]) -> tuple[Trial, ...]:

@@ -24,6 +24,7 @@ OTHER_NAMES: Mapping[str, str] = {
     **dict.fromkeys(("mode", "goal", "directions"), "direction"),
     **dict.fromkeys(("metric_name", "objective_name", "compute_objective"), "metric"),
     **dict.fromkeys(("points_to_evaluate", "initial_params", "initial_guesses", "x0"), "initial_points"),
+    **dict.fromkeys(("default_params", "defaults", "baseline", "baseline_params"), "default"),
     **dict.fromkeys(("acq_func", "acquisition_function", "acquisition_func"), "acquisition"),
     **dict.fromkeys(("max_time", "time_budget", "time_budget_s", "time_limit"), "timeout"),
     **dict.fromkeys(("trial_time_limit", "timeout_per_trial"), "trial_timeout"),

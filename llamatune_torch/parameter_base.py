@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from llamatune_torch.errors import SpaceError
+from llamatune_torch.errors import ParamsError, SpaceError
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -86,6 +86,17 @@ class Parameter(ABC):
         """True where a coordinate stands for one of the canonical ``values``; the shape of ``U``."""
         return np.isin(self.index_of(U), self.index_of(self.encode(values)))
 
+    def default_near(self, value: Any) -> list[Any]:
+        """The value to use by default, in a list, given that of another parameter of the name; empty if unknown."""
+        try:
+            return [self.validate(value)]
+        except ParamsError:
+            return self.decode(np.array([0.5])) if self.size == 1 else []
+
+    def belief_at(self) -> tuple[float, float] | None:
+        """The centre and the standard deviation of a user's belief on the unit interval; ``None`` without one."""
+        return None
+
     def __repr__(self) -> str:
         shown = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]  # each is a dataclass
         special, when = shown.pop("special", ()), shown.pop("when")
@@ -99,7 +110,7 @@ class Parameter(ABC):
 
 
 #: Fields that a parameter's repr leaves out, with their defaults.
-_DEFAULTS = [("step", 1), ("powers_of", None), ("values", None)]
+_DEFAULTS = [("step", 1), ("powers_of", None), ("values", None), ("belief", None)]
 _PLAIN = frozenset({str, bool, int, float, type(None)})
 
 #: How deep lists and dicts may hold others.

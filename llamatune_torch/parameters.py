@@ -13,91 +13,36 @@ their centres; the range has the rest.
 
 ``when={"method": "lora"}`` or ``when={"rank": "> 0"}`` makes a parameter conditional; ``space.py`` says what follows
 from that.
+
+``belief=2e-4`` says that good values lie there, and ``belief=(2e-4, 0.3)`` how sure that is: the standard deviation,
+in decades where the scale is logarithmic. It is a hint, not a bound: every value of the range may be tried.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from llamatune_torch.categorical import Categorical as Categorical
 from llamatune_torch.errors import ParamsError, SpaceError
-from llamatune_torch.hints import refuse_misnamed, warn_if_wide
-from llamatune_torch.parameter_base import Bools, Floats, Ints, Parameter, conditions, describe, to_python
-
-Prior = Literal["uniform", "log-uniform"]
+from llamatune_torch.hints import warn_if_wide
+from llamatune_torch.number import SPECIAL_SHARE as SPECIAL_SHARE
+from llamatune_torch.number import Number as Number
+from llamatune_torch.number import Prior as Prior
+from llamatune_torch.number import is_finite, is_number
+from llamatune_torch.parameter_base import Bools, Floats, Ints, Parameter, describe, to_python
 
 # Integers beyond this would share a cell of the unit cube with their neighbours in double precision.
 MAX_INTEGER = 10**12
 
 # A range of reals that holds fewer values, as they are rounded, is no continuum.
 MIN_STEPS = 100
-
-# The share of the unit interval that special values have. A quarter, because of four points of a Sobol sequence, from a
-# multiple of four on, one falls into each quarter: an initial design visits a special value for certain.
-SPECIAL_SHARE = 0.25
-
-
-@dataclass(frozen=True, repr=False)
-class Number(Parameter):
-    """The base of ``Real`` and ``Integer``: a range, its scale, and special values."""
-
-    low: float
-    high: float
-    prior: Prior | None = None  # "uniform", which is what a number without one gets
-    special: Sequence[float] = ()
-    when: Mapping[str, Any] = field(default_factory=dict, hash=False)
-
-    def __new__(cls, *args: Any, **named: Any) -> Self:
-        refuse_misnamed(cls.__name__, named)
-        return super().__new__(cls)
-
-    def special_coordinates(self) -> Floats:
-        """The coordinates of the special values, in order."""
-        return (np.arange(len(self.special)) + 0.5) * SPECIAL_SHARE / max(len(self.special), 1)
-
-    def _cell(self, U: Floats) -> Ints:
-        """The number of the special value whose cell holds each coordinate, -1 beyond the special quarter."""
-        if not self.special:
-            return np.full(np.shape(U), -1)
-        cell = np.floor(U * (len(self.special) / SPECIAL_SHARE)).clip(min=0)
-        return np.where(U < SPECIAL_SHARE, cell, -1.0).astype(np.int64)
-
-    def _inner(self, U: Floats) -> Floats:
-        """Coordinates within the ordinary range, from ordinary coordinates of the unit interval."""
-        return ((U - SPECIAL_SHARE) / (1 - SPECIAL_SHARE)).clip(0.0, 1.0) if self.special else U
-
-    def _outer(self, U: Floats) -> Floats:
-        """The inverse of :meth:`_inner`."""
-        return SPECIAL_SHARE + (1 - SPECIAL_SHARE) * U if self.special else U
-
-    def _settle(self, is_value: Callable[[Any], bool], kind: str, convert: Callable[[Any], float]) -> None:
-        """Checks ``special`` and ``when``, and stores all fields in canonical form."""
-        # A frozen dataclass sets its fields this way.
-        for name in ("low", "high", "prior"):
-            object.__setattr__(self, name, to_python(getattr(self, name)))
-        if self.prior is None:
-            object.__setattr__(self, "prior", "uniform")
-        if isinstance(self.special, str) or not isinstance(self.special, Sequence):
-            raise SpaceError(f"special must be a list of values, but got {describe(self.special)}")
-        for value in self.special:
-            if not is_value(value):
-                raise SpaceError(f"special values must be {kind}, but got {describe(value)}")
-        special = tuple(convert(to_python(value)) for value in self.special)
-        if len(set(special)) < len(special):
-            raise SpaceError(f"special values must differ from each other, but got {list(special)!r}")
-        object.__setattr__(self, "special", special)
-        object.__setattr__(self, "when", conditions(self.when))
-
-    def _outside(self, value: float) -> ParamsError:
-        besides = f" or be one of the special values {list(self.special)}" if self.special else ""
-        return ParamsError(f"must lie in [{self.low}, {self.high}]{besides}, but got {value!r}")
 
 
 @dataclass(frozen=True, repr=False)
@@ -115,10 +60,14 @@ class Real(Number):
             special=[0.0])`` is a weight decay that may be off.
         when: ``{"method": "lora"}``, ``{"method": ["lora", "qlora"]}`` or ``{"rank": "> 0"}``: matters only then; see
             ``SearchSpace``.
+        belief: a value that is believed to be good, or ``(value, spread)``. The spread is a standard deviation: in
+            decades with a log-uniform prior (0.5 by default), else as a share of the range (0.25). It is part of the
+            space: a stored study that is opened with another belief is another search, which ``extend=True`` accepts.
 
     Raises:
         SpaceError: ``low < high`` does not hold, or by rounding alone; a bound or special value is not finite; special
-            values are not different; or a log prior meets ``low <= 0``.
+            values are not different; a log prior meets ``low <= 0``; a believed value is outside the range, or its
+            spread is no number above zero.
 
     Warns:
         SpaceWarning: the range spans two decades or more, and no ``prior`` is given.
@@ -126,13 +75,15 @@ class Real(Number):
     Example:
         >>> Real(1e-5, 1e-3, prior="log-uniform").decode([0.0, 0.5, 1.0])
         [1e-05, 0.0001, 0.001]
+        >>> Real(1e-5, 1e-3, prior="log-uniform", belief=(1e-4, 0.5)).belief_at()
+        (0.5, 0.25)
     """
 
     def __post_init__(self) -> None:
         is_said = self.prior is not None
-        self._settle(lambda value: _is_number(value) and _is_finite(value), "finite numbers", float)
+        self._settle(lambda value: is_number(value) and is_finite(value), "finite numbers", float)
         for bound in (self.low, self.high):
-            if not _is_number(bound) or not _is_finite(bound):
+            if not is_number(bound) or not is_finite(bound):
                 raise SpaceError(f"bounds must be finite numbers, but got {self!r}")
         if not self.low < self.high:
             constant = f"; a constant is written {self.low!r}" if self.low == self.high else ""
@@ -145,6 +96,7 @@ class Real(Number):
             raise SpaceError(f"the logarithms of low and high must differ, but got {self!r}")
         if self.high - self.low < MIN_STEPS * min(self._grid(self.low), self._grid(self.high)):
             raise SpaceError(f"low and high must differ by more than values are rounded by, but got {self!r}")
+        self._settle_belief(self.prior == "log-uniform")
         if not is_said:
             warn_if_wide(self.low, self.high, f"Real({self.low!r}, {self.high!r})")
 
@@ -153,7 +105,7 @@ class Real(Number):
         return None
 
     def validate(self, value: Any) -> float:
-        if not _is_number(value):
+        if not is_number(value):
             raise ParamsError(f"must be a number, but got {describe(value)}")
         if value in self.special:
             return self.special[self.special.index(value)]
@@ -172,6 +124,14 @@ class Real(Number):
         U = np.asarray(U, dtype=np.float64)
         ordinary = self._ordinary(U)
         return [self.special[i] if i >= 0 else v for i, v in zip(self._cell(U).tolist(), ordinary, strict=True)]
+
+    def belief_at(self) -> tuple[float, float] | None:
+        if not isinstance(self.belief, tuple):
+            return None
+        value, spread = self.belief
+        low, high = map(float, self._ends())
+        width = spread * math.log(10) / (high - low) if self.prior == "log-uniform" else spread
+        return self._believed_at(float(self._places([value])[0]), width)
 
     def special_of(self, U: Floats) -> Ints:
         number = self._cell(U)
@@ -267,11 +227,14 @@ class Integer(Number):
         step: the distance between neighbouring values; ``Integer(8, 64, step=8)`` is 8, 16, ..., 64.
         powers_of: the base, if only its powers are values; ``Integer(1, 64, powers_of=2)`` is 1, 2, 4, ..., 64. They
             have equal shares, as on a logarithmic axis.
+        belief: as of ``Real``; the spread of powers is in decades as well. It need be no value itself: 45 is possible
+            between powers of 2.
 
     Raises:
         SpaceError: ``low < high`` does not hold; a bound or special value is no integer, or beyond ``MAX_INTEGER``;
             special values are not different; a log prior meets ``low < 1``; a bound is no value of its ``step`` or
-            ``powers_of``; or two of ``step``, ``powers_of`` and a log prior are given.
+            ``powers_of``; two of ``step``, ``powers_of`` and a log prior are given; or ``belief`` is none, as of
+            ``Real``.
 
     Example:
         >>> Integer(8, 32).decode([0.0, 0.5, 1.0])
@@ -299,6 +262,7 @@ class Integer(Number):
             raise SpaceError(f"low < high must hold, but got {self!r}{constant}")
         _check_prior(self, self.prior, self.low >= 1, "low >= 1")
         self._check_grid()
+        self._settle_belief(self.prior == "log-uniform" or self.powers_of is not None)
 
     def _check_grid(self) -> None:
         """Checks ``step`` and ``powers_of``, and that the bounds are values."""
@@ -375,6 +339,19 @@ class Integer(Number):
     def special_of(self, U: Floats) -> Ints:
         index = self.index_of(U)
         return np.where(index < len(self.special), index, -1)
+
+    def belief_at(self) -> tuple[float, float] | None:
+        if not isinstance(self.belief, tuple):
+            return None
+        value, spread = self.belief
+        if self.prior == "log-uniform":
+            start, end = self._log_ends()
+            return self._believed_at((math.log(value) - start) / (end - start), spread * math.log(10) / (end - start))
+        if self.powers_of is not None:
+            rank, cells = math.log(value / self.low, self.powers_of), spread / math.log10(self.powers_of)
+        else:
+            rank, cells = (value - self.low) / self.step, spread * (self.count - 1)
+        return self._believed_at((rank + 0.5) / self.count, cells / self.count)
 
     def _inner_coordinate(self, values: Ints) -> Floats:
         """The centres of the values' cells in the ordinary range."""
@@ -456,21 +433,9 @@ def _check_prior(parameter: Parameter, prior: str | None, has_logarithm: bool, r
         raise SpaceError(f"a log-uniform prior needs {rule}, but got {parameter!r}")
 
 
-def _is_number(value: Any) -> bool:
-    value = to_python(value)
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _is_finite(number: float) -> bool:
-    try:
-        return math.isfinite(number)
-    except OverflowError:  # an int too large for a float
-        return False
-
-
 def _is_integer(value: Any) -> bool:
     value = to_python(value)
-    return value.is_integer() if isinstance(value, float) else _is_number(value)
+    return value.is_integer() if isinstance(value, float) else is_number(value)
 
 
 def _exponent(magnitude: float) -> int:

@@ -16,12 +16,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
+from warnings import warn
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from llamatune_torch.conditions import group_values, holds, order_parents_first, read_condition, with_condition
-from llamatune_torch.errors import ParamsError, SpaceError
+from llamatune_torch.errors import ParamsError, SpaceError, SpaceWarning
 from llamatune_torch.hints import warn_if_wide
 from llamatune_torch.parameter_base import Bools, Comparison, Floats, Parameter, describe, meets, to_python
 from llamatune_torch.parameters import SPECIAL_SHARE, Categorical, Integer, Real
@@ -41,6 +42,8 @@ class SearchSpace:
             ``Integer`` if both are integers, else ``Real``; a list means ``Categorical``; and a text, a number, a
             boolean or ``None`` is a constant, a parameter with that one value.
         rule: a function of a dict of parameters, or ``Linear(...)``, or a list of such: True for what may be tried.
+        default: the parameters that you would use without a search, none left out. A search tries them first, and says
+            how much better the best is.
 
     A condition names values of a parent, ``when={"method": ["lora", "qlora"]}``, or compares it to a number,
     ``when={"rank": "> 0"}``. ``<``, ``<=``, ``>``, ``>=``, ``==`` and ``!=`` are for parents that are numbers: ranges,
@@ -49,6 +52,7 @@ class SearchSpace:
 
     Raises:
         RuleError: a rule is none.
+        ParamsError: the default is not in the space, or breaks a rule.
         SpaceError: an empty space; a name that is not a non-empty string; a bad parameter; a condition on an
             unknown parameter, on a value that its parent does not have, or that holds always or never; parameters
             that depend on themselves.
@@ -60,14 +64,26 @@ class SearchSpace:
         >>> space = SearchSpace({"method": ["full", "lora"], "rank": Integer(1, 64, when={"method": "lora"})})
         >>> space.decode([0.0, 0.5]), space.decode([1.0, 0.5])
         ({'method': 'full'}, {'method': 'lora', 'rank': 33})
+
+    ``|`` combines spaces as it does dicts: the right one counts, and may be a plain dict. Rules of both hold. The
+    default is that of both, where it fits. A parameter without one takes the value believed in, its only value, or the
+    nearest to the left one's default. :meth:`without` leaves parameters out.
+
+        >>> space = SearchSpace({"lr": Real(1e-5, 1e-3, prior="log-uniform"), "rank": (1, 8)}, default={...})
+        >>> wider = space | {"rank": (1, 64)}
     """
 
     def __init__(
-        self, parameters: Mapping[str, Any] | SearchSpace, *, rule: Rule | Sequence[Rule] | None = None
+        self,
+        parameters: Mapping[str, Any] | SearchSpace,
+        *,
+        rule: Rule | Sequence[Rule] | None = None,
+        default: Mapping[str, Any] | None = None,
     ) -> None:
         own: tuple[Rule, ...] = ()
         if isinstance(parameters, SearchSpace):
             own = parameters.rules
+            default = parameters.default if default is None else default
             parameters = parameters.parameters
         #: What parameters must keep besides; of a space that was read from a database, functions are ``Unknown``.
         self.rules: tuple[Rule, ...] = (*own, *read_rules(rule))
@@ -87,6 +103,8 @@ class SearchSpace:
             self.parameters[name] = with_condition(self.parameters[name], condition)
         #: The names, parents before their children.
         self.parents_first: list[str] = order_parents_first(self.conditions)
+        #: The canonical parameters of the default, ``None`` without one.
+        self.default: Params | None = None if default is None else self._read_default(default)
 
     @property
     def names(self) -> list[str]:
@@ -256,6 +274,7 @@ class SearchSpace:
                 for name, parameter in self.parameters.items()
             },
             rule=self.rules,
+            default=self.default,
         )
 
     def require_values(self) -> None:
@@ -371,6 +390,36 @@ class SearchSpace:
             for parent, values in self.conditions[name].items()
         )
 
+    def without(self, *names: str) -> SearchSpace:
+        """The space without some of its parameters.
+
+        Raises:
+            SpaceError: there is no such parameter, another one depends on it, or none is left.
+
+        Example:
+            >>> SearchSpace({"lr": (0.0, 1.0), "dropout": (0.0, 0.1)}).without("dropout").names
+            ['lr']
+        """
+        if unknown := [name for name in names if name not in self.parameters]:
+            raise SpaceError(f"there are no parameters {unknown}; the space has {self.names}")
+        left = SearchSpace({n: p for n, p in self.parameters.items() if n not in names}, rule=self.rules)
+        return left._with_default_of(self.default or {})
+
+    def __or__(self, other: Mapping[str, Any] | SearchSpace) -> SearchSpace:
+        if isinstance(other, Mapping):
+            both = SearchSpace({**self.parameters, **other}, rule=self.rules)
+            return both._with_default_of(self.default or {})
+        if not isinstance(other, SearchSpace):
+            return NotImplemented
+        rules = (*self.rules, *(rule for rule in other.rules if rule not in self.rules))
+        both = SearchSpace({**self.parameters, **other.parameters}, rule=rules)
+        return both._with_default_of({**(self.default or {}), **(other.default or {})})
+
+    def __ror__(self, other: Mapping[str, Any]) -> SearchSpace:
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return SearchSpace({**other, **self.parameters}, rule=self.rules)._with_default_of(self.default or {})
+
     def __iter__(self) -> Iterator[Parameter]:
         return iter(self.parameters.values())
 
@@ -390,7 +439,31 @@ class SearchSpace:
         return hash(tuple(self.parameters.items()))
 
     def __repr__(self) -> str:
-        return f"SearchSpace({self.parameters!r})"
+        default = "" if self.default is None else f", default={self.default!r}"
+        return f"SearchSpace({self.parameters!r}{default})"
+
+    def _with_default_of(self, known: Params) -> SearchSpace:
+        """The space with the default that follows from one of other spaces, ``known``; without, if that is empty."""
+        default: Params = {}
+        for name in self.parents_first if known else []:
+            if self._is_active(name, default):
+                values = self.parameters[name].default_near(known.get(name, object()))
+                if not values:
+                    reason = f"{name!r} has none; write SearchSpace({{{name!r}: ...}}, default={{{name!r}: ...}})"
+                    warn(f"the default is left out: {reason}", SpaceWarning, stacklevel=3)
+                    return self
+                default[name] = values[0]
+        try:
+            return SearchSpace(self, default=default) if default else self
+        except ParamsError as error:
+            warn(f"the default is left out: {error}", SpaceWarning, stacklevel=3)
+            return self
+
+    def _read_default(self, default: Mapping[str, Any]) -> Params:
+        try:
+            return self.validate(default)
+        except ParamsError as error:
+            raise ParamsError(f"default: {error}") from None
 
 
 def _parameter(name: Any, definition: Any) -> Parameter:

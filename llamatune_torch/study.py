@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
-from llamatune_torch.confirmed import Confirmed, find_winner
+from llamatune_torch.confirmed import Confirmed, find_winner, runs_of
 from llamatune_torch.constraints import Constraint, Estimate, read_constraints
+from llamatune_torch.default import compare, describe_default, find_trial
 from llamatune_torch.errors import NoCompletedTrialError, NoFeasibleTrialError, SettingsError, TrialStateError
 from llamatune_torch.objectives import Objective, find_front
 from llamatune_torch.parameter_base import to_python
@@ -357,6 +358,17 @@ class Study:
         confirmed = self.confirmed()
         return _value(self.best_trial) if confirmed is None else confirmed.mean
 
+    @property
+    def default_trial(self) -> Trial | None:
+        """The trial of the space's default, whoever asked for it; ``None`` if there is none."""
+        return find_trial(self.trials, self.space.default)
+
+    @property
+    def default_value(self) -> float | None:
+        """The value of the space's default on record; ``None`` without one, or if it breaks a constraint."""
+        trial = self.default_trial
+        return trial.value if trial is not None and self.is_feasible(trial) else None
+
     def confirmed(self) -> Confirmed | None:
         """The winner of the candidates that were trained again on fresh seeds; ``None`` while there is none."""
         return find_winner(self.trials, self.feasible, self.direction)
@@ -376,20 +388,31 @@ class Study:
         trained = f", {self.trained:.3g} full runs trained and {self.saved:.3g} saved" if self.saved else ""
         lines = [f"{len(self.trials)} trials ({states}){trained}, {self.cost:.1f} s of evaluation"]
         lines += [f"  failed: {reason} ({n})" for reason, n in self.failures_by_reason().items()]
+        default = [] if self.space.default is None else [self.compare_with_default()]
         if not self.completed:
-            return printable("\n".join([*lines, "no trial has completed"]))
+            return printable("\n".join([*lines, "no trial has completed", *default]))
         if not self.feasible:
-            return printable("\n".join([*lines, self._why_nothing_feasible()]))
+            return printable("\n".join([*lines, self._why_nothing_feasible(), *default]))
         best = self.best_trial
         value = self.confirmed() or f"{best.value:.6g}"
         lines.append(f"best {self.metric} ({self.direction}): {value} in trial {best.number}")
         lines += [f"  {name} = {show_value(value)}" for name, value in best.params.items()]
         lines += [f"  ({key}: {note})" for key, note in best.notes.items()]
+        lines.append(self.compare_with_default())
         lines += [f"limit {self._how_kept(limit)}" for limit in self.constraints]
         lines += self.describe_front() if self.goal.others else []
         lines += self.describe_past()
         lines += [f"ended: {self.ended}"] if self.ended else []
         return printable("\n".join(lines))
+
+    def compare_with_default(self) -> str:
+        """Says in a line how the best compares with the space's default."""
+        trial, best = self.default_trial, self.best_trial if self.feasible else None
+        if trial is None or best is None or not self.is_feasible(trial):
+            return describe_default(self.space.default, trial, self.metric, self.constraints)
+        runs = runs_of(self.trials).get(repr(trial.params), {}).values() if self.confirmed() else ()
+        again = [run.value for run in runs if run.value is not None]  # a mean is to be compared with a mean
+        return compare(trial, best, self.best_value, again, self.metric, self.direction)
 
     def by_value(self) -> list[Trial]:
         """The completed trials, the best first, the earliest first among equals; those that break a limit come last."""

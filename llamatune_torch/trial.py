@@ -19,7 +19,7 @@ from llamatune_torch.parameter_base import describe, to_python
 from llamatune_torch.space import Params
 
 Direction = Literal["maximize", "minimize"]
-Origin = Literal["initial", "sobol", "surrogate", "added", "retry", "confirm"]
+Origin = Literal["default", "initial", "sobol", "surrogate", "added", "retry", "confirm"]
 
 
 class TrialState(StrEnum):

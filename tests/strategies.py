@@ -45,7 +45,14 @@ def reals(draw: DrawFn, special: bool = True) -> Real:
     values = st.one_of(
         st.sampled_from([0.0, parameter.low, parameter.high, -1.0]), st.floats(parameter.low, parameter.high)
     )
+    parameter = replace(parameter, belief=draw(beliefs(parameter)))
     return replace(parameter, special=draw(specials(values))) if special else parameter
+
+
+def beliefs(parameter: Real | Integer) -> SearchStrategy[Any]:
+    """Mostly none, else a value of the range, with a spread or without."""
+    value = st.sampled_from([parameter.low, parameter.high])
+    return st.one_of(st.none(), st.none(), value, st.tuples(value, st.floats(1e-3, 10)))
 
 
 def specials(values: SearchStrategy[Any]) -> SearchStrategy[list[Any]]:
@@ -64,7 +71,8 @@ def integers(draw: DrawFn, special: bool = True) -> Integer:
     high = draw(st.one_of(st.integers(low + 1, low + 64), st.integers(low + 1, MAX_INTEGER)))
     high = min(high, MAX_INTEGER)
     values = st.one_of(st.sampled_from([0, -1, low, high, MAX_INTEGER]), st.integers(low, high))
-    return Integer(low, high, prior=prior, special=draw(specials(values)) if special else [])
+    parameter = Integer(low, high, prior=prior, special=draw(specials(values)) if special else [])
+    return replace(parameter, belief=draw(beliefs(parameter)))
 
 
 @st.composite
@@ -99,7 +107,7 @@ def categoricals(max_size: int = 8) -> SearchStrategy[Categorical]:
     labels = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=max_size, unique=True)
     labelled = labels.flatmap(
         lambda names: st.lists(JSON_VALUES, min_size=len(names), max_size=len(names), unique_by=_text_of).map(
-            lambda values: {name: [name, value] for name, value in zip(names, values, strict=True)}
+            lambda values: {name: [name, as_json(value)] for name, value in zip(names, values, strict=True)}
         )
     )
     return st.builds(Categorical, st.one_of(plain, nested, labelled), ordered=st.booleans())

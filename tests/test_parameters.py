@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from enum import Enum, IntEnum
 from typing import Any
 
@@ -304,3 +305,69 @@ def test_numbers_of_integers_with_special_values_count_each_value_once() -> None
     grid = np.linspace(0, 1, 5000)
     assert set(parameter.decode(grid)) == set(listed)
     assert np.array_equal(parameter.snap(grid), parameter.encode(parameter.decode(grid)))
+
+
+# --- Beliefs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("parameter", "centre", "sd"),
+    [
+        # Two decades: half a decade is a quarter.
+        (Real(1e-5, 1e-3, prior="log-uniform", belief=1e-4), 0.5, 0.25),
+        (Real(1e-5, 1e-3, prior="log-uniform", belief=(1e-5, 0.2)), 0.0, 0.1),
+        (Real(0, 0.4, belief=0.1), 0.25, 0.25),
+        (Real(0, 0.4, belief=(0.1, 0.5)), 0.25, 0.5),
+        # The range has three quarters of the interval.
+        (Real(1e-4, 1e-2, prior="log-uniform", special=[0.0], belief=1e-3), 0.25 + 0.75 * 0.5, 0.75 * 0.25),
+        # Cells of a fifth, so that 1 .. 5 spans four of them.
+        (Integer(1, 5, belief=3), 0.5, 0.25 * 4 / 5),
+        (Integer(8, 64, step=8, belief=(32, 0.5)), 3.5 / 8, 0.5 * 7 / 8),
+        # Four cells: half a decade is log2(10) / 2 of them.
+        (Integer(1, 8, powers_of=2, belief=2), 1.5 / 4, 0.5 * math.log2(10) / 4),
+        (
+            Integer(1, 4, prior="log-uniform", belief=(2, 0.1)),
+            math.log(2 / 0.5) / math.log(4.5 / 0.5),
+            0.1 / math.log10(4.5 / 0.5),
+        ),
+    ],
+)
+def test_a_belief_has_the_place_and_the_width_worked_out_by_hand(
+    parameter: Real | Integer, centre: float, sd: float
+) -> None:
+    assert parameter.belief_at() == (pytest.approx(centre), pytest.approx(sd))
+
+
+@given(st.one_of(reals(), integers()), st.data())
+def test_a_believed_value_has_the_place_of_that_value(parameter: Real | Integer, data: st.DataObject) -> None:
+    value = data.draw(st.sampled_from([parameter.low, parameter.high]))
+    believed = replace(parameter, special=(), belief=value).belief_at()
+    assert believed is not None
+    assert believed[0] == pytest.approx(replace(parameter, special=(), belief=None).encode([value]).item(), abs=1e-9)
+    assert believed[1] > 0
+
+
+def test_a_belief_is_part_of_a_parameter() -> None:
+    short = Real(1e-5, 1e-3, prior="log-uniform", belief=2e-4)
+    assert short == Real(1e-5, 1e-3, prior="log-uniform", belief=(2e-4, 0.5)) != replace(short, belief=None)
+    assert len({short, replace(short, belief=None)}) == 2
+    assert "belief=(0.0002, 0.5)" in repr(short)
+    assert "belief" not in repr(Integer(1, 8))
+    assert Integer(1, 8).belief_at() is Categorical(["a"]).belief_at() is None
+
+
+@pytest.mark.parametrize(
+    ("belief", "message"),
+    [
+        (1e-2, r"a believed value must lie in \[1e-05, 0.001\], but got 0.01 \(float\)"),
+        (math.nan, "a believed value must lie in"),
+        ("high", "a believed value must lie in"),
+        ((1e-4, 0), "the spread of a belief must be a finite number of decades > 0, but got 0"),
+        ((1e-4, math.inf), "the spread of a belief must be"),
+        ((1e-4, True), "the spread of a belief must be"),
+        ((1e-4, 0.5, 1), "belief must be a value, or a value and its spread, but got"),
+    ],
+)
+def test_what_is_no_belief_is_refused_with_the_rule(belief: Any, message: str) -> None:
+    with pytest.raises(SpaceError, match=message):
+        Real(1e-5, 1e-3, prior="log-uniform", belief=belief)

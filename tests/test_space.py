@@ -21,7 +21,7 @@ from strategies import (
     unit_points,
 )
 
-from llamatune_torch import Categorical, Integer, ParamsError, Real, SearchSpace, SpaceError
+from llamatune_torch import Categorical, Integer, Linear, ParamsError, Real, SearchSpace, SpaceError, SpaceWarning
 from llamatune_torch.parameters import MAX_INTEGER
 
 
@@ -151,6 +151,33 @@ def test_the_coordinate_of_what_is_inactive_is_the_middle() -> None:
     other = np.array([0.1, 1 / 6, 0.9, 0.2, 0.3, 0.4])
     assert np.array_equal(LORA.snap(other), x)
     assert np.array_equal(LORA.resolved(other), LORA.resolved(x))
+
+
+def test_the_default_is_validated_and_stays_with_the_space() -> None:
+    parameters = {"method": ["full", "lora"], "rank": Integer(1, 64, when={"method": "lora"}), "t": {"a": 1}}
+    parameters["t"] = Categorical({"qv": ["q", "v"], "all": "all-linear"})
+    space = SearchSpace(parameters, default={"rank": np.int64(8), "method": "lora", "t": ["q", "v"]})
+    assert space.default == {"method": "lora", "rank": 8, "t": "qv"}
+    assert list(space.default) == space.names
+    assert SearchSpace(space).default == space.without_values().default == space.default
+    assert SearchSpace(space, default={"method": "full", "t": "qv"}).default == {"method": "full", "t": "qv"}
+    assert SearchSpace(parameters).default is None
+    assert repr(space).endswith(", default={'method': 'lora', 'rank': 8, 't': 'qv'})")
+
+
+@pytest.mark.parametrize(
+    ("default", "message"),
+    [
+        ({"x": 2.0, "n": 1}, "default: parameter 'x' must lie in"),
+        ({"x": 0.5}, r"default: missing parameters \['n'\]"),
+        ({"x": 0.5, "n": 1, "m": 1}, r"default: unknown parameters \['m'\]"),
+        ({"x": 0.5, "n": 8}, "default: parameters break the rule"),
+        (3, "default: parameters must be a dict"),
+    ],
+)
+def test_a_default_outside_of_the_space_is_refused(default: Any, message: str) -> None:
+    with pytest.raises(ParamsError, match=message):
+        SearchSpace({"x": Real(0, 1), "n": Integer(1, 8)}, rule=Linear({"n": 1}, upper=4), default=default)
 
 
 def brute_force(space: SearchSpace) -> list[dict[str, Any]]:
@@ -518,3 +545,87 @@ def test_continua_cannot_be_listed_or_numbered() -> None:
         SPACE["lr"].index_of(np.array([0.5]))
     with pytest.raises(NotImplementedError, match="Real is a continuum"):
         SPACE["lr"].coordinate(np.array([0]))
+
+
+# --- Combined spaces ----------------------------------------------------------------------------------------------
+
+
+LEFT = SearchSpace(
+    {"lr": Real(1e-5, 1e-3, prior="log-uniform"), "method": ["full", "lora"], "rank": Integer(4, 128, powers_of=2)},
+    rule=Linear({"rank": 1}, upper=100),
+    default={"lr": 1e-4, "method": "full", "rank": 64},
+)
+
+
+@pytest.mark.parametrize(
+    ("right", "default"),
+    [
+        ({}, {"lr": 1e-4, "method": "full", "rank": 64}),
+        ({"rank": Integer(8, 80)}, {"lr": 1e-4, "method": "full", "rank": 64}),
+        ({"rank": Integer(1, 32)}, {"lr": 1e-4, "method": "full", "rank": 32}),  # the nearest
+        ({"rank": Integer(1, 32, belief=8)}, {"lr": 1e-4, "method": "full", "rank": 8}),
+        ({"rank": Integer(1, 99, step=7)}, {"lr": 1e-4, "method": "full", "rank": 64}),
+        ({"rank": Integer(1, 100, step=9)}, {"lr": 1e-4, "method": "full", "rank": 64}),
+        ({"rank": Integer(2, 100, step=7)}, {"lr": 1e-4, "method": "full", "rank": 65}),
+        ({"lr": Real(1e-7, 1e-5, prior="log-uniform")}, {"lr": 1e-5, "method": "full", "rank": 64}),
+        ({"rank": Integer(4, 128, powers_of=2, when={"method": "lora"})}, {"lr": 1e-4, "method": "full"}),
+        ({"method": "lora"}, {"lr": 1e-4, "method": "lora", "rank": 64}),
+        ({"decay": Real(0, 1, belief=0.25)}, {"lr": 1e-4, "method": "full", "rank": 64, "decay": 0.25}),
+        (
+            SearchSpace({"decay": Real(0, 1)}, default={"decay": 0.5}),
+            {"lr": 1e-4, "method": "full", "rank": 64, "decay": 0.5},
+        ),
+        (
+            SearchSpace({"lr": Real(1e-5, 1e-2, prior="log-uniform")}, default={"lr": 1e-3}),
+            {"lr": 1e-3, "method": "full", "rank": 64},
+        ),
+    ],
+)
+def test_the_right_space_counts_and_the_default_is_that_of_both(right: Any, default: dict[str, Any]) -> None:
+    both = LEFT | right
+    assert both.default == default
+    assert both.names == list(dict.fromkeys([*LEFT.names, *_parameters(right)]))
+    assert both == SearchSpace({**LEFT.parameters, **_parameters(right)})
+    assert both.rules == LEFT.rules
+    assert LEFT.default == {"lr": 1e-4, "method": "full", "rank": 64}  # as it was
+
+
+def _parameters(space: Any) -> dict[str, Any]:
+    return dict(space.parameters if isinstance(space, SearchSpace) else space)
+
+
+def test_a_dict_may_stand_on_the_left_and_rules_of_both_hold() -> None:
+    middle = SearchSpace({"lr": Real(0, 2)}, rule=Linear({"lr": 1}, upper=1.5), default={"lr": 0.5})
+    right = SearchSpace({"n": (0, 4)}, rule=Linear({"n": 1}, upper=2), default={"n": 1})
+    both = {"lr": Real(0, 1), "more": "constant"} | middle | right
+    assert both.default == {"lr": 0.5, "more": "constant", "n": 1}
+    assert both.names == ["lr", "more", "n"]
+    assert both["lr"] == Real(0, 2)
+    assert [str(rule) for rule in both.rules] == ["1 * lr <= 1.5", "1 * n <= 2"]
+    assert len((both | both).rules) == 2
+
+
+@pytest.mark.parametrize(
+    ("right", "message"),
+    [
+        ({"decay": Real(0, 1)}, r"the default is left out: 'decay' has none; write SearchSpace\({'decay'"),
+        ({"method": ["a", "b"]}, "the default is left out: 'method' has none"),
+        ({"rank": Integer(101, 128)}, "the default is left out: default: parameters break the rule"),
+    ],
+)
+def test_a_default_that_nobody_knows_is_left_out_with_a_warning(right: dict[str, Any], message: str) -> None:
+    with pytest.warns(SpaceWarning, match=message):
+        assert (LEFT | right).default is None
+
+
+def test_parameters_are_left_out_with_their_defaults() -> None:
+    left = LEFT.without("rank")
+    assert left.names == ["lr", "method"]
+    assert left.default == {"lr": 1e-4, "method": "full"}
+    assert left.rules == LEFT.rules
+    with pytest.raises(SpaceError, match=r"there are no parameters \['ranks'\]; the space has \['lr'"):
+        LEFT.without("ranks")
+    with pytest.raises(SpaceError, match="method"):
+        (LEFT | {"rank": Integer(1, 8, when={"method": "lora"})}).without("method")
+    with pytest.raises(TypeError):
+        LEFT | 3

@@ -14,6 +14,7 @@ from strategies import make_study, make_trial, spaces_with_params
 
 from llamatune_torch import (
     Cause,
+    Constraint,
     Curve,
     NoCompletedTrialError,
     Outcome,
@@ -192,7 +193,52 @@ def test_summary_counts_states_and_names_the_best() -> None:
         "best value (maximize): 0.75 in trial 1",
         "  lr = 0.5",
         "  opt = 'sgd'",
+        "no default was compared",
     ]
+
+
+LIMITED = Goal(constraints=(Constraint("memory_gb", upper=8),))
+
+
+@pytest.mark.parametrize(
+    ("trials", "said"),
+    [
+        ([(0.5, {"value": 0.7}), (0.25, {"value": 0.75})], "better than the default (trial 0) by 0.05"),
+        ([(0.25, {"value": 0.75}), (0.5, {"value": 0.8})], "the default (trial 1) is the best, with value 0.8"),
+        ([(0.25, {"value": 0.75})], "the default has not been tried"),
+        ([(0.5, {"reason": "out of memory"}), (0.25, {"value": 1.0})], "the default (trial 0): failed, out of memory"),
+        ([(0.5, {"state": TrialState.RUNNING}), (0.25, {"value": 1.0})], "the default (trial 0): running"),
+        (
+            [(0.5, {"value": 0.9, "outcomes": {"memory_gb": 9}}), (0.25, {"value": 0.1})],
+            "the default (trial 0) breaks memory_gb <= 8, with value 0.9",
+        ),
+        ([(0.5, {"value": 0.9, "outcomes": {"memory_gb": 9}})], "the default (trial 0) breaks memory_gb <= 8"),
+        ([(0.5, {"reason": "nan"})], "the default (trial 0): failed, nan"),
+        # On the same fresh seeds both means count, else the default's one run.
+        (
+            [(0.5, {"value": 0.7}), (0.25, {"value": 0.75}), *[(0.25, {"value": 0.5, "origin": "confirm"})] * 2],
+            "worse than the one run of the default (trial 0) by 0.2, which may have been lucky",
+        ),
+        (
+            [(0.5, {"value": 0.9}), (0.25, {"value": 0.9}), (0.5, {"value": 0.25, "origin": "confirm"})]
+            + [(0.25, {"value": 0.5, "origin": "confirm"})] * 2,
+            "better than the default (trial 0) by 0.25",
+        ),
+    ],
+)
+def test_summary_compares_with_the_default(trials: list[tuple[float, dict[str, Any]]], said: str) -> None:
+    kept = {"outcomes": {"memory_gb": 7}}
+    space = SearchSpace(SPACE, default=point(0.5))
+    record = tuple(make_trial(i, point(lr), **{**kept, **fields}) for i, (lr, fields) in enumerate(trials))
+    assert said in Study(space, LIMITED, trials=record).summary()
+
+
+def test_the_trial_of_the_default_is_the_first_that_has_completed_whoever_asked_for_it() -> None:
+    space = SearchSpace(SPACE, default=point(0.5))
+    study = make_study(space, [(point(0.5), None), (point(0.1), 1.0), (point(0.5), 0.5), (point(0.5), 0.7)])
+    assert study.default_trial == study.trials[2]
+    assert make_study(space, [(point(0.5), None)]).default_trial is not None
+    assert make_study(space, [(point(0.1), 1.0)]).default_trial is make_study(SPACE, [(point(0.5), 1.0)]).default_trial
 
 
 def test_summary_of_an_empty_study_and_of_one_where_nothing_completed() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from llamatune_torch.decisions import ROUNDING, Decision, Discard, Finish, Resume, Start, Wait, carried_out
 from llamatune_torch.engine.breakdown import find_bounds
 from llamatune_torch.engine.confirm import next_confirmation, searched
+from llamatune_torch.engine.initial import untried_default
 from llamatune_torch.engine.stopping import assess
 from llamatune_torch.engine.strategies.asha import Asha
 from llamatune_torch.engine.strategies.full import Full
@@ -55,7 +56,8 @@ def decide(
 ) -> list[Decision]:
     """Decides until ``n`` trials start or go on, or until nothing more can: that is said by the last decision.
 
-    A pure function: the same record gives the same decisions.
+    The space's default comes first, and trains to its end; a strategy decides about all other runs. A pure function:
+    the same record gives the same decisions.
 
     Args:
         study: the record, with what runs and what is paused in it.
@@ -74,16 +76,21 @@ def decide(
         return [Start.of(each)._replace(bounds=bounds) for each in suggest(study, settings, n)]
     decisions: list[Decision] = []
     started = 0
+    decision: Decision
     while started < n:
+        default = untried_default(study)
         try:
-            decision = strategy.decide(study, settings, left - settings.num_reserved)
+            if default is not None and left - settings.num_reserved >= 1 - ROUNDING:
+                decision = Start(default, "default")
+            else:
+                decision = strategy.decide(study, settings, left - settings.num_reserved)
         except SpaceExhaustedError as error:
             if (started or not decisions) and not settings.confirm:
                 raise
             decision = Finish(str(error))  # what is stopped is stopped all the same
         if isinstance(decision, Finish) and strategy.least < 1 and study.pending and not study.can_pause:
             decision = Wait("runs that may pause count as full ones until the first has paused")
-        if isinstance(decision, Start) and settings.stopping:
+        if isinstance(decision, Start) and settings.stopping and decision.origin != "default":
             decision = _unless_ended(decision, study, settings)
         if isinstance(decision, Finish) and settings.confirm:
             decision = next_confirmation(study, settings, left)

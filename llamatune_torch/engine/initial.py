@@ -1,4 +1,4 @@
-"""The initial design: the user's own points, then a scrambled Sobol sequence."""
+"""The initial design: the default, the user's own points, then a scrambled Sobol sequence."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def initial_suggestions(study: Study, settings: Settings, n: int, past: Past | N
     studies are listened to, theirs come in the place of the design.
     """
     tried = [trial for trial in study.trials if trial.state is not TrialState.LOST]
-    suggestions = [Suggestion(params, "initial") for params in untried_points(study, settings, tried)[:n]]
+    default = untried_default(study)
+    suggestions = [] if default is None else [Suggestion(default, "default")]
+    suggestions += [Suggestion(params, "initial") for params in untried_points(study, settings, tried)]
+    suggestions = suggestions[:n]
     wanted = n - len(suggestions)
     if past is not None and past.off is None:
         return suggestions + _after_past(study, settings, past, suggestions, wanted)
@@ -70,18 +73,26 @@ def _after_past(study: Study, settings: Settings, past: Past, before: list[Sugge
     return suggestions
 
 
+def untried_default(study: Study) -> Params | None:
+    """The space's default while no trial has it that may come to its end, else ``None``."""
+    over = (TrialState.LOST, TrialState.STOPPED)
+    known = {repr(trial.params) for trial in study.trials if trial.state not in over}
+    return None if repr(study.space.default) in known else study.space.default
+
+
 def untried_points(study: Study, settings: Settings, tried: Sequence[Trial]) -> list[Params]:
     """The initial points that are not among the trials ``tried``, in their order, each once and complete.
 
-    The ``j``-th partial point takes what it leaves out from the ``j``-th point of the study's Sobol sequence. If that
-    will not do, it takes it from the first of some later ones, which are its own. A trial that an initial point has
-    started stands for the first partial point that it agrees with. A partial point that can become nothing new is left
-    out.
+    The default is not among them. The ``j``-th partial point takes what it leaves out from the ``j``-th point of the
+    study's Sobol sequence. If that will not do, it takes it from the first of some later ones, which are its own. A
+    trial that an initial point has started stands for the first partial point that it agrees with. A partial point that
+    can become nothing new is left out.
     """
     partial = places_of_partial(study)
     whole = [point for i, point in enumerate(study.initial_points) if i not in partial]
     # repr tells 1, 1.0 and True apart, which == does not.
-    known = {repr(trial.params) for trial in tried}
+    default = [] if study.space.default is None else [study.space.default]
+    known = {repr(params) for params in [trial.params for trial in tried] + default}
     started = [t.params for t in tried if partial and study.trials[t.first].origin == "initial"]
     started = [params for params in started if repr(params) not in map(repr, whole)]
     fresh: dict[str, Params] = {}
@@ -92,7 +103,7 @@ def untried_points(study: Study, settings: Settings, tried: Sequence[Trial]) -> 
         elif (same := next((params for params in started if _agree(params, point)), None)) is not None:
             started.remove(same)
         else:
-            taken = [trial.params for trial in tried] + whole + list(fresh.values())
+            taken = [trial.params for trial in tried] + default + whole + list(fresh.values())
             completed = _completed(study, settings, point, partial.index(i), len(partial), taken)
             fresh.update({repr(params): params for params in completed})
     return list(fresh.values())

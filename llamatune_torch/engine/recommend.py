@@ -33,7 +33,7 @@ from llamatune_torch.engine.suggest import fit_surrogate
 from llamatune_torch.engine.surrogate import fit_gp
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
-from llamatune_torch.trial import Trial
+from llamatune_torch.trial import Trial, TrialState
 
 TOO_FEW = 3  # trials: fewer cannot tell luck from merit
 COVERAGE = 0.9
@@ -50,7 +50,8 @@ class Recommendation(NamedTuple):
     low, high         a run on a fresh seed lies between them with a probability of 90 %; infinite while too few trials
                       have completed to tell
     runner_up         the next best one of other parameters; ``None`` if there is none
-    default           the trial of the first initial point; ``None`` if none was given or completed
+    default           the trial of the space's default, else of the first initial point; ``None`` if none was given or
+                      has completed
     beats_runner_up   the probability that ``trial`` is better on average; ``None`` without one, or too few trials
     beats_default     likewise; ``None`` also if it is the same trial
     """
@@ -79,7 +80,9 @@ class Recommendation(NamedTuple):
 def recommend(study: Study, settings: Settings | None = None) -> Trial:
     """The confirmed winner, else the feasible trial whose parameters have the best mean; the earliest among equals.
 
-    If outcomes hold little noise this is ``study.best_trial``. Like ``suggest`` a pure function of the record.
+    If outcomes hold little noise this is ``study.best_trial``. It is never a trial with a worse value on record than
+    the space's default: who leaves a default wants more than a model's word for it. Like ``suggest`` a pure function of
+    the record.
 
     Raises:
         NoCompletedTrialError: nothing has completed yet.
@@ -97,14 +100,18 @@ def recommend(study: Study, settings: Settings | None = None) -> Trial:
 
 @with_own_modes
 def ranked(study: Study, settings: Settings) -> list[Trial]:
-    """The feasible trials by the surrogate's mean, the best first; the earliest of those with the same parameters."""
+    """The feasible trials by the surrogate's mean, the best first; the earliest of those with the same parameters.
+
+    Those with a worse value on record than the default come last.
+    """
     data = training_data(study, choose_device(settings.device, len(study.completed)), [])
     mean = posterior_mean(fit_surrogate(data), data.X).where(data.feasible, -torch.inf)
     order = mean.argsort(descending=True, stable=True)[: int(data.feasible.sum())]
     distinct: dict[str, Trial] = {}
     for trial in (study.completed[int(data.rows[i])] for i in order):
         distinct.setdefault(repr(trial.params), trial)
-    return list(distinct.values())
+    default = study.default_value
+    return sorted(distinct.values(), key=lambda t: default is not None and study.better(default, t.value or 0.0))
 
 
 @with_own_modes
@@ -182,7 +189,10 @@ def believe(data: TrainingData, X: Tensor) -> Beliefs:
 
 
 def find_default(study: Study) -> Trial | None:
-    """The first completed trial of the first initial point; ``None`` if there is none."""
+    """The completed trial of the default, else of the first initial point; ``None`` if there is none."""
+    own = study.default_trial
+    if own is not None and own.state is TrialState.COMPLETE:
+        return own
     for trial in study.completed if study.initial_points else []:
         point = study.initial_points[0]
         same = all(name in trial.params and repr(trial.params[name]) == repr(point[name]) for name in point)

@@ -225,6 +225,6 @@ def num_chosen(study: Study) -> int:
     own = {
         trial.first
         for trial in study.trials
-        if trial.state is not TrialState.LOST and trial.origin not in ("initial", "added", "confirm")
+        if trial.state is not TrialState.LOST and trial.origin not in ("default", "initial", "added", "confirm")
     }
     return len(own)

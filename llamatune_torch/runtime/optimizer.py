@@ -51,6 +51,10 @@ class LlamaTune(Search):
         estimates: functions of parameters that say beforehand, roughly, what a limited outcome will be:
             ``{"memory_gb": lambda p: 2 + 0.1 * p["batch"]}``. The search keeps away from what will not do, and learns
             by what factor they are off. A stored study has the estimates that it began with.
+        default: the parameters that you would use without a search, none left out; by default that of the space. They
+            are the first trial, before ``initial_points``, trained to its end whatever the strategy. ``summary()``
+            says how much better the best is, and no recommendation is worse on record. A stored study that is opened
+            with another default goes on, and tries it next.
         initial_points: parameters to try first; of choices with labels, the label or the value. A point may leave some
             out, which the search then fills in.
         past: older studies to learn from, such as ``[load_study("sqlite:///small.db")]``: of smaller models, of other
@@ -89,6 +93,7 @@ class LlamaTune(Search):
         constraints: Constraints = (),
         objectives: Objectives | None = None,
         estimates: Mapping[str, Callable[[Params], float]] | None = None,
+        default: Mapping[str, Any] | None = None,
         initial_points: Sequence[Mapping[str, Any]] = (),
         past: Sequence[Study | PastStudy] = (),
         context: Mapping[str, float] | None = None,
@@ -97,7 +102,7 @@ class LlamaTune(Search):
         settings: Settings | None = None,
         **knobs: Unpack[Knobs],
     ) -> None:
-        space = SearchSpace(param_space, rule=rule)
+        space = SearchSpace(param_space, rule=rule, default=default)
         groups = group({**knobs, "max_evals": max_evals}, settings)
         if model_eval_fn is not None and not callable(model_eval_fn):
             raise SettingsError(f"model_eval_fn must be callable, but got {model_eval_fn!r}")
@@ -213,6 +218,7 @@ class Arguments(Knobs, total=False):
     constraints: Constraints
     objectives: Objectives | None
     estimates: Mapping[str, Callable[[Params], float]] | None
+    default: Mapping[str, Any] | None
     initial_points: Sequence[Mapping[str, Any]]
     past: Sequence[Study | PastStudy]
     context: Mapping[str, float] | None

@@ -158,9 +158,10 @@ class Search:
 
     @property
     def strategy(self) -> Strategy:
-        """The strategy that the settings name."""
+        """The strategy that the settings name; the default's run is none of its own."""
+        max_evals = self.limits.max_evals - (self.study.space.default is not None)
         alone = not self.study.goal.others and not self.study.past  # with past studies, nobody has measured the others
-        return find_strategy(self.settings, self.limits.max_evals, self.can_pause and alone)
+        return find_strategy(self.settings, max_evals, self.can_pause and alone)
 
     def _start(self, n: int, goes_on: Callable[[], bool] = lambda: True) -> list[Trial]:
         least, last = self.strategy.least, list[Decision]()
@@ -309,7 +310,8 @@ class Search:
         self.orders = orders
         # The order is that of the stored study. The values of labels are of this process.
         known = self.study.space
-        study = replace(study, space=SearchSpace({name: known[name] for name in study.space.names}, rule=known.rules))
+        space = {name: known[name] for name in study.space.names}
+        study = replace(study, space=SearchSpace(space, rule=known.rules, default=study.space.default))
         self._store = MemoryStore(study) if worker is None else FollowerStore(study, worker)
 
     def stop(self) -> None:

@@ -184,19 +184,21 @@ def describe_mismatch(
 def merge(stored: Definition, given: Definition, values: Mapping[str, Any]) -> Definition:
     """Combines two definitions that do not contradict each other.
 
-    The given space and settings count; a seed of ``None`` is none. The parameters stay in the stored order, so that
-    all processes search the same space; new ones come behind. Old trials lack these and have had their ``values``; so
-    do the stored initial points. The stored score stays, if none is given. New initial points come behind the
-    stored ones, which stay on record even where they do not fit the space. The stored estimates stay as long as the
-    parameters do; past studies and sizes, until others are given. A study that an earlier version has written gets a
-    token.
+    The given space and settings count; a seed of ``None`` is none. The parameters stay in the stored order, so that all
+    processes search the same space; new ones come behind. Old trials lack these and have had their ``values``; so do
+    the stored initial points. The stored default stays if none is given and it still fits, the stored score if none is
+    given. New initial points come behind the stored ones, which stay on record even where they do not fit the space.
+    The stored estimates stay as long as the parameters do; past studies and sizes, until others are given. A study that
+    an earlier version has written gets a token.
     """
     before, space = stored.study, given.study.space
     kept = [name for name in before.space.names if name in space.names]
     added = [name for name in space.names if name not in before.space.names]
     lost = [name for name in before.space.names if name not in space.names]
-    space = SearchSpace({name: space[name] for name in (*kept, *added)}, rule=space.rules)
+    space = SearchSpace({name: space[name] for name in (*kept, *added)}, rule=space.rules, default=space.default)
     change = Extension({name: values[name] for name in added}, tuple(lost))
+    if space.default is None and before.space.default is not None:
+        space = _with_default(space, change.applied_to(before.space.default, space))
     extension = Extension(
         {name: value for name, value in before.extension.values.items() if name in kept} | dict(change.values),
         tuple(name for name in (*before.extension.dropped, *lost) if name not in added),
@@ -256,8 +258,13 @@ def read_definition(row: Mapping[str, Any], transaction: Transaction) -> Definit
     estimates = read_estimates(settings.pop("estimates", []), f"{place}: estimates")
     rules = read_rules(settings.pop("rules", []), f"{place}: rules")
     keys = [text(key, f"{place}: past") for key in sequence(settings.pop("past", []), f"{place}: past")]
+    default = optional(mapping)(settings.pop("default", None), f"{place}: default")
+    try:
+        space = SearchSpace(read_space(row["space"]), rule=rules, default=default)
+    except ParamsError as error:
+        raise SchemaError(f"{place} cannot be read: {clip(error)}") from error
     study = Study(
-        SearchSpace(read_space(row["space"]), rule=rules),
+        space,
         replace(goal, constraints=read_constraints(limits, f"{place}: constraints")),
         tuple(mapping(point, f"{place}: initial_points") for point in points),
         extension=UNCHANGED if changes is None else read_extension(changes, f"{place}: extension"),
@@ -300,6 +307,8 @@ def remember(url: str, name: str, settings: Mapping[str, Any]) -> None:
 def _to_columns(definition: Definition) -> dict[str, Any]:
     study = definition.study
     changes: dict[str, Any] = {} if study.extension == UNCHANGED else {"extension": write_extension(study.extension)}
+    if study.space.default is not None:
+        changes["default"] = study.space.default
     if study.space.rules:
         changes["rules"] = write_rules(study.space.rules)
     if study.constraints:
@@ -325,6 +334,14 @@ def _to_columns(definition: Definition) -> dict[str, Any]:
 
 def _to_key(point: Params) -> str:
     return to_json(sorted(point.items()))
+
+
+def _with_default(space: SearchSpace, default: Params) -> SearchSpace:
+    try:
+        return SearchSpace(space, default=default)
+    except ParamsError as error:
+        logger.warning("the study goes on without its default, which does not fit its space any more: %s", error)
+        return space
 
 
 def _keep_fitting(space: SearchSpace, points: Sequence[Params]) -> Iterator[Params]:

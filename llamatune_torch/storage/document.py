@@ -45,7 +45,7 @@ FORMAT = 1
 
 #: What stands outside of the settings; and "launch", since what runs here is decided here.
 STANDING_ALONE = (
-    "launch", "extension", "constraints", "objectives", "estimates", "rules", "end", "context", "past"
+    "launch", "default", "extension", "constraints", "objectives", "estimates", "rules", "end", "context", "past"
 )  # fmt: skip
 
 
@@ -60,6 +60,7 @@ def to_document(stored: Snapshot) -> dict[str, Any]:
         "space": json.loads(write_space(study.space)),
         "initial_points": list(study.initial_points),
         "extension": write_extension(study.extension),
+        **({} if study.space.default is None else {"default": study.space.default}),
         **({"rules": write_rules(study.space.rules)} if study.space.rules else {}),
         **({"constraints": write_constraints(study.constraints)} if study.constraints else {}),
         **({"objectives": write_objectives(study.goal)} if study.goal.others else {}),
@@ -90,6 +91,7 @@ def from_document(document: Any) -> Snapshot:
             SearchSpace(
                 read_space(to_json(take(document, "space", place, sequence))),
                 rule=read_rules(document.get("rules", []), f"{place}: rules"),
+                default=optional(mapping)(document.get("default"), f"{place}: default"),
             ),
             _read_goal(document, place),
             tuple(mapping(point, f"{place}: initial_points[{i}]") for i, point in enumerate(points)),

@@ -51,7 +51,7 @@ from llamatune_torch.trial import Cause, Origin, Trial, TrialState
 KINDS: Mapping[str, type[Any]] = {"Real": Real, "Integer": Integer, "Categorical": Categorical}
 
 #: The fields of a parameter that ``extend`` may change.
-EXTENSIBLE = {"low", "high", "special", "step", "powers_of", "choices"}
+EXTENSIBLE = {"low", "high", "special", "step", "powers_of", "choices", "belief"}
 
 
 def to_json(value: Any) -> str:
@@ -114,7 +114,7 @@ def compare_spaces(stored: SearchSpace, given: SearchSpace) -> tuple[list[str], 
         if name not in given.names:
             continue
         old, new = _list_fields(stored[name]), _list_fields(given[name])
-        changed = [key for key in old if key not in new or not _is_same(key, old[key], new[key])]
+        changed = [key for key in {**old, **new} if not _is_same(key, old.get(key), new.get(key))]
         if changed:
             lines.append(f"{name}: stored {stored[name]!r}, given {given[name]!r}")
             extensible = extensible and set(changed) <= EXTENSIBLE
@@ -472,7 +472,8 @@ def _list_fields(parameter: Parameter) -> dict[str, Any]:
     assert isinstance(parameter, (Real, Integer)), describe(parameter)
     bounds = {"low": to_python(parameter.low), "high": to_python(parameter.high), "prior": parameter.prior}
     grid = {"step": parameter.step, "powers_of": parameter.powers_of} if isinstance(parameter, Integer) else {}
-    return {"kind": kind, **bounds, "special": list(parameter.special), "when": when, **grid}
+    belief = {"belief": parameter.belief} if parameter.belief is not None else {}  # earlier versions know none
+    return {"kind": kind, **bounds, "special": list(parameter.special), "when": when, **grid, **belief}
 
 
 def _make_parameter(entry: dict[str, Any]) -> Parameter:

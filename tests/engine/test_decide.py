@@ -11,11 +11,12 @@ from typing import Any, get_args
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulated import carry, crossing, kinds, next_of, plain, play, record, run, search
+from simulated import SPACE, carry, crossing, kinds, next_of, plain, play, record, run, search
 
-from llamatune_torch import BudgetSpentError, LlamaTune, StillRunningError, Trial, TrialState
+from llamatune_torch import BudgetSpentError, Cause, LlamaTune, SearchSpace, StillRunningError, Trial, TrialState
 from llamatune_torch.decisions import Discard, Finish, Resume, Start, Wait
 from llamatune_torch.engine.decide import STRATEGIES, decide, find_strategy
+from llamatune_torch.engine.strategies.strategy import own_runs, spent_on_default
 from llamatune_torch.settings import Settings, StrategyName
 from llamatune_torch.storage.document import from_document, to_document
 from llamatune_torch.storage.reader import Snapshot
@@ -39,6 +40,46 @@ def test_each_name_is_a_strategy() -> None:
 )
 def test_auto_screens_where_runs_can_pause_and_four_fit(max_evals: int, can_pause: bool, name: str) -> None:
     assert find_strategy(Settings(), max_evals, can_pause) == STRATEGIES[name](None)
+
+
+# --- The default ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_the_default_is_the_first_trial_and_trains_to_its_end_and_nothing_recommended_is_worse(
+    name: str, workers: int
+) -> None:
+    for max_evals in (1, 2, 5, 9):
+        for x in (0.05, 0.5, 0.97):
+            tuner = search(max_evals, name, default={"x": x, "y": 0.5}, initial_points=[{"x": 0.3, "y": 0.5}])
+            played = play(tuner, crossing, workers, steps=90)
+            study = tuner.study
+            first = study.trials[0]
+            assert (first.params, first.origin, first.until, first.pauses) == ({"x": x, "y": 0.5}, "default", 1.0, 0)
+            assert first == study.default_trial
+            assert sum(trial.origin == "default" for trial in study.trials) == 1
+            assert played.trained <= max_evals + 1e-6
+            assert study.best_value >= (study.default_value or math.nan)
+            assert (tuner.recommend().value or math.nan) >= (study.default_value or math.nan)
+
+
+def test_the_default_is_none_of_the_runs_that_a_strategy_compares() -> None:
+    space = SearchSpace(SPACE, default={"x": 0.5, "y": 0.5})
+    default = run(0, [9.0] * 10, origin="default", params={"x": 0.5, "y": 0.5})
+    for name in PAUSING:
+        with_it = next_of(record(default, space=space), name, left=8, max_evals=9)
+        assert with_it == next_of(record(), name, left=8, max_evals=8), name
+    retried = default.given_up(Cause.SILENT, "its worker stalled", 0.0)
+    again = run(1, [9.0] * 10, origin="retry", retry_of=0, params={"x": 0.5, "y": 0.5})
+    assert own_runs(record(retried, again, space=space)) == []
+    assert spent_on_default(record(retried, again, space=space)) == 1
+
+
+def test_without_room_for_a_full_run_the_default_does_not_stand_in_the_way() -> None:
+    space = SearchSpace(SPACE, default={"x": 0.5, "y": 0.5})
+    (found,) = next_of(record(space=space), "screen", left=0.5)
+    assert found == next_of(record(), "screen", left=0.5)[0]
 
 
 # --- Progress, the budget, and who goes on ---------------------------------------------------------------------------

@@ -27,6 +27,26 @@ def test_it_ends_where_the_surrogate_can_take_over() -> None:
     assert len(initial_suggestions(nothing_completed, quick(n_initial=4), 9)) == 9
 
 
+def test_the_default_comes_first_once_and_counts_as_a_point_of_the_design() -> None:
+    space = SearchSpace(LINE, default={"x": 0.75})
+    study = make_study(space, initial_points=[{"x": 0.5}, {"x": 0.75}])
+    found = initial_suggestions(study, quick(n_initial=4), 4)
+    assert [(s.params.get("x"), s.origin) for s in found[:2]] == [(0.75, "default"), (0.5, "initial")]
+    assert [s.origin for s in found[2:]] == ["sobol", "sobol"]
+    without = initial_suggestions(make_study(LINE, initial_points=[{"x": 0.5}]), quick(n_initial=4), 3)
+    assert found[1:] == without  # the sequence is the same
+    tried = replace(study, trials=(make_trial(0, {"x": 0.75}, 1.0, origin="default"),))
+    assert initial_suggestions(tried, quick(n_initial=4), 9) == found[1:]
+    lost = replace(study, trials=(make_trial(0, {"x": 0.75}, state=TrialState.LOST, origin="default"),))
+    assert initial_suggestions(lost, quick(n_initial=4), 1) == found[:1]
+
+
+def test_a_partial_point_does_not_become_the_default() -> None:
+    space = SearchSpace({"i": [1, 2], "j": [1, 2]}, default={"i": 1, "j": 1})
+    study = Study(space, initial_points=({"i": 1},))
+    assert [s.params for s in initial_suggestions(study, quick(), 2)] == [{"i": 1, "j": 1}, {"i": 1, "j": 2}]
+
+
 def test_sobol_points_are_those_of_the_sequence_that_are_not_taken() -> None:
     X = sobol(Cube(MIXED), 6, seed=5)
     found = next_sobol_points(Study(MIXED), quick(seed=5), X[[0, 2]], 3)

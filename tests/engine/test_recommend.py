@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from strategies import make_study
+from strategies import make_study, make_trial
 
-from llamatune_torch import NoCompletedTrialError, Real, SearchSpace, Study
+from llamatune_torch import Constraint, NoCompletedTrialError, Real, SearchSpace, Study
 from llamatune_torch.engine.recommend import explain, find_default, ranked, recommend
 from llamatune_torch.settings import Settings
+from llamatune_torch.study import Goal
 
 LINE = SearchSpace({"x": Real(0, 1)})
 
@@ -51,6 +52,36 @@ def test_failed_trials_are_never_recommended_and_nothing_completed_is_an_error()
     assert recommend(study).number == 3
     with pytest.raises(NoCompletedTrialError):
         recommend(study_of([(0.4, None)]))
+
+
+@pytest.mark.parametrize("direction", ["maximize", "minimize"])
+def test_at_no_budget_is_it_worse_than_the_default_on_record(direction: Any) -> None:
+    sign = 1 if direction == "maximize" else -1
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        rows = [(x, sign * (hill(x) + rng.standard_normal())) for x in rng.random(10).round(4).tolist()]
+        default = {"x": rows[seed][0]}
+        for n in range(1, len(rows) + 1):
+            study = make_study(SearchSpace(LINE, default=default), [({"x": x}, y) for x, y in rows[:n]], (), direction)
+            for found in (study.best_trial, recommend(study)):
+                assert study.default_value is None or not study.better(study.default_value, found.value or 0.0)
+            order = [
+                study.default_value is not None and study.better(rows[seed][1], t.value)
+                for t in ranked(study, Settings())
+            ]
+            assert order == sorted(order)
+
+
+def test_a_default_that_breaks_a_limit_holds_nothing_back_and_one_of_equal_mean_wins() -> None:
+    space = SearchSpace(LINE, default={"x": 0.9})
+    study = replace(make_study(space, [({"x": x}, hill(x)) for x in (0.05, 0.2, 0.38, 0.5, 0.7)]))
+    lucky = study.with_trial(make_trial(5, {"x": 0.9}, 2.0))
+    assert recommend(lucky).params == {"x": 0.9}
+    limited = replace(lucky, goal=Goal(constraints=(Constraint("memory_gb", upper=8),)))
+    trials = [replace(t, outcomes={"memory_gb": 9.0 if t.number == 5 else 7.0}) for t in limited.trials]
+    limited = replace(limited, trials=tuple(trials))
+    assert limited.default_value is None
+    assert recommend(limited).number == 2
 
 
 def test_over_many_noisy_studies_its_true_value_is_the_better_one() -> None:

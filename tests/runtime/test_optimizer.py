@@ -32,6 +32,7 @@ from llamatune_torch import (
     OutcomeError,
     ParamsError,
     Real,
+    SearchSpace,
     SettingsError,
     SpaceError,
     StorageError,
@@ -142,6 +143,18 @@ def test_initial_points_are_evaluated_first_in_order() -> None:
     script = Script(0.1, 0.2, 0.3)
     tuner(script, 3, initial_points=[{"x": 0.5, "n": 8}, {"n": 1, "x": -1}]).optimize()
     assert script.seen[:2] == [{"x": 0.5, "n": 8}, {"x": -1.0, "n": 1}]
+
+
+def test_the_default_is_evaluated_first_and_compared_with_in_the_end() -> None:
+    script = Script(0.0, 1.0, 3.0)
+    tuner = LlamaTune(
+        SearchSpace(SPACE, default={"x": 0.5, "n": 8}), script, 3, default={"x": 0, "n": 2}, initial_points=[{"n": 1}]
+    )
+    tuner.optimize()
+    assert script.seen[0] == {"x": 0.0, "n": 2}
+    assert [trial.origin for trial in tuner.study.trials] == ["default", "initial", "sobol"]
+    assert tuner.study.summary().endswith("better than the default (trial 0) by 3")
+    assert tuner.recommendation().default == tuner.study.trials[0]
 
 
 def test_the_function_may_change_its_dict_without_changing_the_record() -> None:
@@ -480,6 +493,7 @@ def test_ctrl_c_in_a_callback_returns_the_best_so_far_too() -> None:
             ParamsError,
             r"initial_points\[1\]: parameter 'x' must lie in \[-1, 1\], but got 2",
         ),
+        ({"default": {"x": 0.5}}, ParamsError, r"default: missing parameters \['n'\]"),
         ({"initial_points": [{"y": 0.5}]}, ParamsError, r"initial_points\[0\]: unknown parameters \['y'\]"),
         ({"initial_points": [{}]}, ParamsError, r"initial_points\[0\]: .* a dict that is not empty, but got \{\}"),
     ],

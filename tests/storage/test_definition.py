@@ -18,6 +18,7 @@ from llamatune_torch import (
     Integer,
     LlamaTune,
     Real,
+    SchemaError,
     SearchSpace,
     SettingsError,
     SpaceError,
@@ -386,3 +387,43 @@ def test_points_of_before_are_known_to_a_script_that_still_has_them(url: str) ->
         new = tuner(url, space=GAINED, extend=VALUES, initial_points=[FULL, LORA])
         assert len(new.study.initial_points) == 2
     assert new.ask().origin == "sobol"
+
+
+def test_the_default_is_stored_and_the_first_trial_of_whoever_asks(url: str) -> None:
+    default = {"x": 0.25, "n": 4}
+    first = tuner(url, default=default)
+    again = tuner(url)  # which does not say it
+    assert again.study.space.default == load_study(url, "s").space.default == default
+    trial = again.ask()
+    assert (trial.params, trial.origin) == (default, "default")
+    assert first.ask().origin == "sobol"
+    again.tell(trial, 0.5)
+    assert load_study(url, "s").default_trial == again.study.trials[0]
+
+
+def test_another_default_takes_its_place_and_runs_next(url: str) -> None:
+    old, new = {"x": 0.25, "n": 4}, {"x": 0.5, "n": 1}
+    first = tuner(url, default=old)
+    first.tell(first.ask(), 0.5)
+    again = tuner(url, default=new)
+    assert again.study.space.default == new
+    assert (again.ask().params, again.ask().origin) == (new, "sobol")
+
+
+def test_an_extended_space_keeps_a_default_that_still_fits(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    first = tuner(url, default={"x": 0.25, "n": 4})
+    first.tell(first.ask(), 0.5)
+    wider = tuner(url, space={"x": Real(-1, 2), "n": Integer(1, 8), "c": ["a", "b"]}, extend={"c": "b"})
+    assert wider.study.space.default == {"x": 0.25, "n": 4, "c": "b"}
+    assert wider.study.default_trial == wider.study.trials[0]  # as it counts now
+    narrow = tuner(url, space={"x": Real(0.5, 2), "n": Integer(1, 8), "c": ["a", "b"]}, extend=True)
+    assert narrow.study.space.default is None
+    assert "goes on without its default" in caplog.text
+    assert load_study(url, "s").space.default is None
+
+
+def test_a_stored_default_that_cannot_be_read_is_a_named_error(sqlite_url: str) -> None:
+    tuner(sqlite_url, default={"x": 0.25, "n": 4})
+    execute(sqlite_url, "UPDATE llamatune_studies SET settings = replace(settings, '0.25', '9.25')")
+    with pytest.raises(SchemaError, match="default: parameter 'x' must lie in"):
+        load_study(sqlite_url, "s")

@@ -47,6 +47,8 @@ def snapshot(study: Study) -> Snapshot:
 @st.composite
 def studies(draw: st.DrawFn) -> Study:
     space = draw(spaces())
+    if draw(st.booleans()):
+        space = SearchSpace(space, default=draw(params_of(space)))
     states = [TrialState.COMPLETE, TrialState.FAILED, TrialState.LOST]
     trials: list[Trial] = []
     for i in range(draw(st.integers(0, 3))):
@@ -70,6 +72,7 @@ def studies(draw: st.DrawFn) -> Study:
 @given(studies())
 def test_a_study_survives_the_way_to_strict_json_and_back(study: Study) -> None:
     document = to_document(snapshot(study))
+    assert from_document(document).study.space.default == study.space.default
     text = json.dumps(document, allow_nan=False)  # which other programs read too
     again = from_document(json.loads(text))
     assert repr(again) == repr(snapshot(study))  # tells 1, 1.0 and True apart

@@ -137,6 +137,7 @@ BASE = {"lr": Real(1e-5, 1e-3, prior="log-uniform"), "c": ["a", "b"], "n": Integ
     [
         ({"lr": Real(1e-6, 1e-3, prior="log-uniform")}, ["lr: stored Real(low=1e-05, ", "given Real(low=1e-06"], True),
         ({"c": ["a", "b", "d"]}, ["c: stored Categorical(choices=('a', 'b')", "choices=('a', 'b', 'd')"], True),
+        ({"lr": Real(1e-5, 1e-3, prior="log-uniform", belief=1e-4)}, ["belief=(0.0001, 0.5)"], True),
         ({"n": Integer(1, 8)}, ["n: stored Integer(low=1, high=8, prior='uniform', special=[0])"], True),
         ({"lr": Real(1e-5, 1e-3, prior="uniform")}, ["prior='log-uniform'", "prior='uniform'"], False),
         ({"c": Categorical(["a", "b"], ordered=True)}, ["ordered=False", "ordered=True"], False),
@@ -153,6 +154,14 @@ def test_differences_are_shown_and_only_ranges_and_choices_can_be_extended(
     for part in shown:
         assert part in lines[0]
     assert can_extend is extensible
+
+
+def test_a_belief_is_stored_and_a_space_of_an_earlier_version_has_none() -> None:
+    believed = SearchSpace({"lr": Real(1e-5, 1e-3, prior="log-uniform", belief=(1e-4, 0.3))})
+    assert '"belief":[0.0001,0.3]' in write_space(believed)
+    assert read_space(write_space(believed)) == believed
+    assert "belief" not in write_space(SearchSpace(BASE))
+    assert compare_spaces(believed, SearchSpace({"lr": Real(1e-5, 1e-3, prior="log-uniform")}))[1]
 
 
 def test_equal_spaces_do_not_differ_and_choices_of_other_types_do() -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from llamatune_torch.confirmed import is_confirmation
+from llamatune_torch.confirmed import origin_of
 from llamatune_torch.decisions import ROUNDING, Decision, Finish, Resume, Start
-from llamatune_torch.engine.initial import initial_suggestions
+from llamatune_torch.engine.initial import initial_suggestions, untried_default
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
 from llamatune_torch.trial import Trial, TrialState
@@ -54,8 +54,9 @@ def start(study: Study, settings: Settings, until: float, left: float) -> Decisi
     """
     if left < until - ROUNDING:
         return Finish(f"of the budget, {left:.2g} full runs are left, but the next run takes {until:.2g}")
-    (suggestion,) = initial_suggestions(study, replace(settings, n_initial=2**31), 1)
-    return Start.of(suggestion, until)
+    n = 1 if untried_default(study) is None else 2  # the default is no strategy's to start
+    suggestions = initial_suggestions(study, replace(settings, n_initial=2**31), n)
+    return Start.of(suggestions[-1], until)
 
 
 def resume(trial: Trial, until: float, left: float, reason: str) -> Decision:
@@ -69,14 +70,20 @@ def resume(trial: Trial, until: float, left: float, reason: str) -> Decision:
 def own_runs(study: Study) -> list[Trial]:
     """The runs that a strategy has started, in the order in which they began; a retry stands for what it repeats.
 
-    Lost ones count for nothing, nor do trials that were evaluated elsewhere, nor confirmations.
+    Lost ones count for nothing, nor do trials that were evaluated elsewhere, the default's, nor confirmations.
     """
     runs: dict[int, Trial] = {}
     for trial in study.trials:
-        own = trial.origin != "added" and not is_confirmation(trial, study.trials)
+        own = origin_of(trial, study.trials) not in ("added", "confirm", "default")
         if own and trial.state is not TrialState.LOST:
             runs[trial.first] = trial
     return [runs[first] for first in sorted(runs)]
+
+
+def spent_on_default(study: Study) -> float:
+    """The number of full runs that were the default's, and no strategy's."""
+    own = [trial for trial in study.trials if origin_of(trial, study.trials) == "default"]
+    return float(len({trial.first for trial in own if trial.state is not TrialState.LOST}))
 
 
 def best_first(study: Study, trials: Iterable[Trial]) -> list[Trial]:

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from llamatune_torch.decisions import Decision, Discard, Finish, Wait
-from llamatune_torch.engine.strategies.strategy import best_at, own_runs, resume, start
+from llamatune_torch.engine.strategies.strategy import best_at, own_runs, resume, spent_on_default, start
 from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
@@ -34,7 +34,7 @@ class TopK:
 
     def decide(self, study: Study, settings: Settings, left: float) -> Decision:
         """See ``Strategy``."""
-        total = left + study.spent
+        total = left + study.spent - spent_on_default(study)
         k = self.k or (2 if total < 8 else 4 if total < 16 else 8)
         num_runs = max(k, math.floor((total - k * (1 - self.rung)) / self.rung + 1e-6))
         runs = own_runs(study)

@@ -84,7 +84,7 @@ class Check:
 
 
 def look_ahead(fine_tune: FineTune, study: Study, seed: int) -> list[str]:
-    """Looks at one configuration of a study, the first initial point or the middle of the space; in lines for people.
+    """Looks at one configuration, the default, an initial point or the middle of the space; in lines for people.
 
     Raises:
         LlamaTuneError: what :func:`tune` would raise at the first trial; as TrainerError, any other failure.

@@ -225,7 +225,9 @@ class MemoryEstimator:
 
 
 def first_params(study: Study) -> Params:
-    """Returns the first initial point that leaves nothing out, or else the middle of the space."""
+    """Returns the default, or else the first initial point that leaves nothing out, or else the middle of the space."""
+    if study.space.default is not None:
+        return dict(study.space.default)
     whole = (point for point in study.initial_points if is_complete(study.space, point))
     middle = study.space.decode(np.full(study.space.dim, 0.5))
     allowed = [middle] if study.space.keeps_rules(middle) else points_to_estimate(study.space, seed=0)

@@ -108,7 +108,7 @@ def tune(
         isolate: gives each fine-tune a fresh process.
         trial_timeout: seconds after which a fine-tune's process is killed.
         **search: all other arguments of :class:`LlamaTune`, such as ``objectives`` (of which the first is the metric),
-            ``initial_points``, ``seed``, ``timeout`` and
+            ``default``, ``initial_points``, ``seed``, ``timeout`` and
             ``callbacks``; with ``storage`` and ``name``, a later call goes on where this one ended.
 
     Returns:
