@@ -10,7 +10,8 @@
 
 Each target has five others of its family as past studies, with 30 random trials each. ``--sources`` says what became of
 them: "right"; "sizeless", without their sizes; "shifted", learning rates times 10^1.5; "shuffled" and "inverted", their
-outcomes. "cold" is the search without any. Pairs of target and seed are the same for all.
+outcomes. "cold" is the search without any. Instead of past studies, "believed" has a belief about the learning rate,
+with the default spread; others are half a decade or 1.5 decades off. Pairs of target and seed are the same for all.
 
 A regret is that of the best value so far, as a share of what the best of 20 random trials has in the median, and no
 more than 10.
@@ -27,6 +28,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -43,9 +45,15 @@ from llamatune_torch.space import Params
 from llamatune_torch.trial import Direction
 
 MARKS = (1, 2, 3, 5, 7, 10, 15, 20)
-SOURCES = ("cold", "right", "sizeless", "shifted", "shuffled", "inverted")
 NUM_SOURCES, NUM_TRIALS = 5, 30
 WORST = 10.0
+
+
+#: Beliefs about the learning rate, as factors of the best one.
+BELIEFS = {"believed": 1.0, "half a decade off": 10**0.5, "half a decade below": 10**-0.5, "1.5 decades off": 10**1.5}
+
+
+SOURCES = ("cold", "right", "sizeless", "shifted", "shuffled", "inverted", *BELIEFS)
 
 
 class Target(NamedTuple):
@@ -58,6 +66,7 @@ class Target(NamedTuple):
     start: Callable[[np.random.Generator], Callable[[Params], float]]
     regret: Callable[[Params], float]
     sample: Callable[[np.random.Generator, int], list[Params]]
+    best_rate: float
 
 
 def _simulated(family: str) -> list[Target]:
@@ -71,7 +80,7 @@ def _simulated(family: str) -> list[Target]:
             return partial(problem.evaluate, generator=generator)
 
         targets.append(Target(problem.name, problem.space, problem.direction, dict(problem.context), start,
-                              problem.regret, sample))  # fmt: skip
+                              problem.regret, sample, problem.at["learning_rate"]))  # fmt: skip
     return targets
 
 
@@ -104,9 +113,8 @@ def _steplaw() -> list[Target]:
             return known[repr(params)] - min(known.values())
 
         context = {"parameters": size[0], "tokens": size[1]}
-        targets.append(
-            Target(f"steplaw {size[0]:.2g} {size[1]:.2g}", space, "minimize", context, start, regret, sample)
-        )
+        name, best = f"steplaw {size[0]:.2g} {size[1]:.2g}", min(rows, key=lambda row: row["loss"])
+        targets.append(Target(name, space, "minimize", context, start, regret, sample, best["lr"]))
     return targets
 
 
@@ -158,7 +166,13 @@ def run_one(family: str, i: int, seed: int, sources: str, evals: int, settings: 
     family_targets = targets_of(family)
     target, generator = family_targets[i], np.random.default_rng([11, seed, i])
     others = [family_targets[j] for j in generator.permutation(len(family_targets)) if j != i][:NUM_SOURCES]
-    past = [] if sources == "cold" else [past_of(other, sources, generator) for other in others]
+    space = target.space
+    if sources in BELIEFS:
+        rate: Any = space["learning_rate"]
+        value = min(max(target.best_rate * BELIEFS[sources], rate.low), rate.high)
+        space = SearchSpace({**space.parameters, "learning_rate": replace(rate, belief=value)})
+    alone = sources == "cold" or sources in BELIEFS
+    past = [] if alone else [past_of(other, sources, generator) for other in others]
     context = target.context if past and sources != "sizeless" else {}
     noise = np.random.default_rng([12, seed, i])
     evaluate, regret = target.start(noise), target.regret
@@ -166,7 +180,7 @@ def run_one(family: str, i: int, seed: int, sources: str, evals: int, settings: 
         best = target.regret
         runs = {}
         regret = lambda params: runs[repr(params)]  # noqa: E731
-    search = LlamaTune(target.space, direction=target.direction, max_evals=evals, seed=seed, progress=False, past=past,
+    search = LlamaTune(space, direction=target.direction, max_evals=evals, seed=seed, progress=False, past=past,
                        context=context, **settings)  # fmt: skip
     least, trace, failures, seconds, seen = math.inf, [], 0, 0.0, -math.inf
     sign = 1.0 if target.direction == "maximize" else -1.0
@@ -211,7 +225,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*(["steplaw"] if DATA.is_dir() else []), *FAMILIES]
     parser.add_argument("--families", nargs="+", default=names, choices=names)
-    parser.add_argument("--sources", nargs="+", default=list(SOURCES), choices=SOURCES)
+    usual = [name for name in SOURCES if name not in BELIEFS]
+    parser.add_argument("--sources", nargs="+", default=usual, choices=SOURCES)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--targets", type=int, default=99, help="of each family at most")
     parser.add_argument("--evals", type=int, default=20)

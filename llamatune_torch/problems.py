@@ -256,9 +256,11 @@ class Relative(Problem):
 
     Args:
         context: its sizes, such as ``{"parameters": 1.2e9}``; empty where nobody knows them.
+        at: the best parameters.
     """
 
     context: Mapping[str, float] = field(default_factory=dict)
+    at: Params = field(default_factory=dict)
 
 
 def _diverging(params: Params, off: float, edge: float) -> None:
@@ -291,7 +293,8 @@ def _pretraining(i: int) -> Relative:
         }
     )
     context = {"parameters": parameters, "tokens": data}
-    return Relative(f"pretraining_{i}", space, "minimize", 2.5, loss, 0.002, context)
+    at = {"learning_rate": best_rate, "batch_size": round(best_batch), "weight_decay": 0.1, "warmup": 0.05}
+    return Relative(f"pretraining_{i}", space, "minimize", 2.5, loss, 0.002, context, at)
 
 
 def _classifying(i: int) -> Relative:
@@ -319,7 +322,8 @@ def _classifying(i: int) -> Relative:
             "warmup": Real(0, 0.4),
         }
     )
-    return Relative(f"classifying_{i}", space, "maximize", top, accuracy, 0.001)
+    at = {"learning_rate": best_rate, "batch_size": 16, "epochs": best_epochs, "dropout": best_dropout, "warmup": 0.1}
+    return Relative(f"classifying_{i}", space, "maximize", top, accuracy, 0.001, at=at)
 
 
 def _adapting(i: int) -> Relative:
@@ -346,7 +350,9 @@ def _adapting(i: int) -> Relative:
             "rank": Integer(2, 128, prior="log-uniform", when={"method": "lora"}),
         }
     )
-    return Relative(f"adapting_{i}", space, "minimize", 1.0, loss, 0.002, {"parameters": parameters})
+    at = {"method": "full" if i <= 2 else "lora", "learning_rate": best_rate * (1 if i <= 2 else 10), "batch_size": 32}
+    at |= {} if i <= 2 else {"rank": round(best_rank)}
+    return Relative(f"adapting_{i}", space, "minimize", 1.0, loss, 0.002, {"parameters": parameters}, at)
 
 
 #: Families of tunes whose optimum moves with size, data and method, for searches that learn from past ones.

@@ -7,14 +7,17 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any
 
 from llamatune_torch.confirmed import Confirmed, find_winner, runs_of
 from llamatune_torch.constraints import Constraint, Estimate, read_constraints
 from llamatune_torch.default import compare, describe_default, find_trial
-from llamatune_torch.errors import NoCompletedTrialError, NoFeasibleTrialError, SettingsError, TrialStateError
+from llamatune_torch.errors import NoCompletedTrialError, NoFeasibleTrialError, TrialStateError
+from llamatune_torch.goal import UNCHANGED as UNCHANGED
+from llamatune_torch.goal import End as End
+from llamatune_torch.goal import Extension as Extension
+from llamatune_torch.goal import Goal as Goal
 from llamatune_torch.objectives import Objective, find_front
-from llamatune_torch.parameter_base import to_python
 from llamatune_torch.past import PastStudy, PastTrial, teaches
 from llamatune_torch.space import Params, SearchSpace
 from llamatune_torch.tables import html_table, show_value, to_dataframe, to_row
@@ -29,69 +32,6 @@ if TYPE_CHECKING:
 NUM_SHOWN = 20
 #: A limit binds if the best trial lies within this share of it.
 BINDING = 0.1
-
-
-@dataclass(frozen=True)
-class Goal:
-    """The goal of a search.
-
-    Args:
-        direction: whether large values are good ("maximize") or small ones ("minimize").
-        metric: the name of the value, for tables and messages; ``None`` until the first trial teaches it, as a Trainer
-            does, and the direction with it.
-        constraints: limits on other outcomes, which the best trial has to keep.
-        others: the objectives beside the metric, which is the first of them.
-        reference: that of the metric, as of :class:`Objective`.
-
-    Raises:
-        SettingsError: the direction is neither, or the metric is no text; as ConstraintError, a limit is none.
-    """
-
-    direction: Direction = "maximize"
-    metric: str | None = "value"
-    constraints: tuple[Constraint, ...] = ()
-    others: tuple[Objective, ...] = ()
-    reference: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("direction", "metric"):  # a frozen dataclass sets its fields this way
-            object.__setattr__(self, name, to_python(getattr(self, name)))
-        if self.direction not in get_args(Direction):
-            raise SettingsError(f"direction must be 'maximize' or 'minimize', but got {self.direction!r}")
-        if self.metric is not None and not (isinstance(self.metric, str) and self.metric.isprintable()):
-            raise SettingsError(f"metric must be a line of text or None, but got {self.metric!r}")
-        object.__setattr__(self, "constraints", read_constraints(self.constraints))
-
-
-@dataclass(frozen=True)
-class Extension:
-    """The parameters that a space has gained and lost since the study began (``extend``).
-
-    Args:
-        values: for each parameter that was added, the value that trials without it have had.
-        dropped: the names of those that are no longer in the space.
-    """
-
-    values: Mapping[str, Any] = field(default_factory=dict)
-    dropped: tuple[str, ...] = ()
-
-    def applied_to(self, params: Params, space: SearchSpace) -> Params:
-        """Parameters of an older trial as they are now: without those dropped, and with the values of those added."""
-        if not self.values and not self.dropped:
-            return params
-        kept = {name: value for name, value in params.items() if name not in self.dropped}
-        return space.with_values(kept, dict(self.values))
-
-
-class End(NamedTuple):
-    """The end of a search: why nothing starts any more, when the study had so many ``trials``."""
-
-    trials: int
-    reason: str
-
-
-#: The extension of a space that is as it was.
-UNCHANGED = Extension()
 
 
 @dataclass(frozen=True)
@@ -113,7 +53,7 @@ class Study:
     """
 
     space: SearchSpace
-    goal: Goal = Goal()
+    goal: Goal = field(default_factory=Goal)
     initial_points: tuple[Params, ...] = ()
     trials: tuple[Trial, ...] = ()
     extension: Extension = UNCHANGED

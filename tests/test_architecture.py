@@ -38,6 +38,7 @@ RECORDS = [
     "trial",
     "past",
     "objectives",
+    "goal",
     "confirmed",
     "default",
     "tables",

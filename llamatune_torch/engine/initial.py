@@ -22,9 +22,9 @@ from llamatune_torch.trial import Suggestion, Trial, TrialState
 # Points of the Sobol sequence, besides its own, among which a partial initial point finds one to complete it.
 NUM_COMPLETIONS = 4096
 
-#: Notes on trials that past studies have brought about.
-FIRST_GUESS = "where past studies, together, expect least regret"
-CONTRAST = "anywhere, so that past studies can be contradicted"
+#: Notes on trials that past studies, or beliefs, have brought about.
+FIRST_GUESS = "where least regret is expected"
+CONTRAST = "anywhere, so that what is expected can be contradicted"
 
 
 def initial_suggestions(study: Study, settings: Settings, n: int, past: Past | None = None) -> list[Suggestion]:

@@ -13,7 +13,11 @@ Where sizes are known (parameters, tokens), optima move with them. The best plac
 regressed on the logarithms of the sizes, and all points of a study move by what lies between its sizes and the new
 ones. A column moves only where that predicts left-out studies better than their mean does.
 
-A user's belief about a parameter is one more such function, without points.
+What users believe about parameters is one more such function, without points: for each of them
+
+    -log(1 + ((u - u_0) / sd)^2 / 2),
+
+a Student's t around the believed place, which gives a wrong belief up sooner than a normal one would.
 """
 
 from __future__ import annotations
@@ -36,6 +40,7 @@ from llamatune_torch.engine.outcome import robust
 from llamatune_torch.engine.qmc import allowed_sobol
 from llamatune_torch.engine.surrogate import fit_gp
 from llamatune_torch.past import LEAST, PastStudy, fit_into
+from llamatune_torch.rules import name_of_rule
 from llamatune_torch.space import SearchSpace
 
 MOST = 60  # points of a past study: the best third, and others evenly by rank
@@ -44,6 +49,8 @@ LABEL_NOISE = 0.2  # of labels, as in ``crash.py``
 NUM_PLACES = 256  # Sobol points at which the functions are looked at
 NUM_BEST = 5  # points of each past study among the candidates for a first guess
 AGREE_ALONE = 0.6  # how well one past study alone is expected to predict the new one
+AGREE_BELIEF = 0.5  # and a belief alone
+NUM_BELIEVED = 15  # places with the believed columns as believed, among the candidates for a first guess
 
 RIDGE = 0.1
 BETTER = 0.7  # of the error of the mean: a column moves only if left-out optima are predicted that much better
@@ -85,17 +92,59 @@ class Term(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Belief:
+    """The good places of some columns, as a user believes them.
+
+    Where a column is inactive, or has a special value, it counts as one standard deviation off.
+
+    Args:
+        cube: the space.
+        columns, centers, spreads: as of ``Parameter.belief_at``, each of the same length.
+    """
+
+    cube: Cube
+    columns: list[int]
+    centers: list[float]
+    spreads: list[float]
+
+    @classmethod
+    def of(cls, space: SearchSpace) -> Belief | None:
+        """The beliefs of a space; ``None`` if there are none."""
+        found = [(j, *at) for j, parameter in enumerate(space) if (at := parameter.belief_at()) is not None]
+        return cls(Cube(space), *(list(column) for column in zip(*found, strict=True))) if found else None
+
+    def __call__(self, X: Tensor) -> Tensor:
+        """The value at the rows of ``X`` (``b x d``), 0 at best; shape ``b``; differentiable."""
+        away = (X[:, self.columns] - X.new_tensor(self.centers)) / X.new_tensor(self.spreads)
+        if self.cube.special_columns or self.cube.parent_columns:
+            ordinary = (self.cube.active(X) & ~self.cube.is_special(X))[:, self.columns]
+            away = torch.where(ordinary, away, 1.0)
+        return -torch.log1p(away.square() / 2).sum(dim=-1)
+
+    def placed(self, X: Tensor) -> Tensor:
+        """The rows of ``X`` with the believed columns at their centres."""
+        X = X.clone()
+        X[:, self.columns] = X.new_tensor(self.centers)
+        return X
+
+
+@dataclass(frozen=True)
 class Field:
-    """A function of the unit cube, ``constant + sum_t k_t(x, X_t) w_t``, with its gradient in closed form."""
+    """A function of the unit cube, ``constant + sum_t k_t(x, X_t) w_t``, with its gradient in closed form.
+
+    ``belief`` times ``believed`` comes on top.
+    """
 
     features: Features
     terms: list[Term]
     constant: float
+    belief: Belief | None = None
+    believed: float = 0.0
 
     def __call__(self, X: Tensor) -> Tensor:
         """The values at the rows of ``X`` (``b x d``); shape ``b``."""
         value: Tensor = _Sum.apply(self.features(X), self.terms)  # type: ignore[no-untyped-call]  # torch's
-        return self.constant + value
+        return self.constant + value + (0.0 if self.belief is None else self.believed * self.belief(X))
 
 
 class _Sum(torch.autograd.Function):
@@ -147,6 +196,7 @@ class Sources(NamedTuple):
     names                for people
     failures             the labels that they expect of points, 1 for what works and -1 for what does not; ``None`` if
                          nothing has failed
+    belief               the last of the functions, if a user believes something
     """
 
     features: Features
@@ -158,28 +208,38 @@ class Sources(NamedTuple):
     agreement: float
     names: list[str]
     failures: Field | None = None
+    belief: Belief | None = None
+
+    @property
+    def num_studies(self) -> int:
+        """The number of past studies among the functions; a belief is the last one."""
+        return len(self.constants) - (self.belief is not None)
 
     def means(self, X: Tensor) -> Tensor:
         """All functions at the rows of ``X`` (``b x d``), each with unit spread; ``b x S``."""
         Z = self.features(X)
         values = sum((g.covariance(Z, g.inputs) @ g.weights for g in self.groups), start=self.constants)
-        assert isinstance(values, Tensor)
-        return values / self.spreads
+        if self.belief is not None:
+            values = values + torch.nn.functional.pad(self.belief(X)[:, None], (len(self.constants) - 1, 0))
+        return values.expand(len(X), -1) / self.spreads
 
     def mixture(self, weights: Tensor) -> Field:
         """The weighted sum of all functions; ``weights`` has shape ``S``."""
         each = weights / self.spreads
         terms = [Term(group.covariance, group.inputs, group.weights @ each) for group in self.groups]
-        return Field(self.features, terms, float(self.constants @ each))
+        believed = float(each[-1]) if self.belief is not None else 0.0
+        return Field(self.features, terms, float(self.constants @ each), self.belief, believed)
 
 
 def fit_sources(space: SearchSpace, past: tuple[PastStudy, ...], context: Mapping[str, float]) -> Sources | None:
-    """Fits the past studies; ``None`` if none of them has enough completed trials that differ.
+    """Fits the past studies; ``None`` if none of them has enough completed trials that differ, and nothing is believed.
 
     The result is remembered by the content of its arguments.
     """
-    key = (repr(space.parameters), tuple(sorted(context.items())))
-    return _remembered(_Hashed(space, key), past, key[1]) if past else None
+    if not past and Belief.of(space) is None:
+        return None
+    sizes = tuple(sorted(context.items()))
+    return _remembered(_Hashed(space, (repr(space.parameters), *map(name_of_rule, space.rules))), past, sizes)
 
 
 class _Hashed:
@@ -202,22 +262,26 @@ def _remembered(hashed: _Hashed, past: tuple[PastStudy, ...], context: tuple[tup
     features, cube = Features(space), Cube(space)
     every = [_points(space, features, each) for each in past]
     used = [s for s, points in enumerate(every) if points.tells]
-    if not used:
+    belief = Belief.of(space)
+    if not used and belief is None:
         return None
     places = allowed_sobol(cube, NUM_PLACES, seed=0)
     studies = [every[s] for s in used]
-    sources = _with_one_kernel(features, studies, places)
+    sources = _with_one_kernel(features, studies, belief, places)
     moves = _moves(studies, sources, places, [past[s].context for s in used], dict(context))
     if bool(moves.any()):
         studies = [points.moved(move) for points, move in zip(studies, moves, strict=True)]
-        sources = _with_one_kernel(features, studies, places)
+        sources = _with_one_kernel(features, studies, belief, places)
     for s, points in zip(used, studies, strict=True):
         every[s] = points
-    best = torch.cat([points.X[points.Z.topk(min(NUM_BEST, len(points.Z))).indices] for points in studies])
-    best = cube.snap(best.clamp(0.0, 1.0))
-    best = best[cube.allows(best)]
+    best = [points.X[points.Z.topk(min(NUM_BEST, len(points.Z))).indices] for points in studies]
+    if belief is not None:
+        best.append(belief.placed(torch.cat([torch.full_like(places[:1], 0.5), places[:NUM_BELIEVED]])))
+    tops = cube.snap(torch.cat(best).clamp(0.0, 1.0))
+    tops = tops[cube.allows(tops)]
     failures = _fit_failures(features, every) if any(len(points.X_failed) for points in every) else None
-    return sources._replace(candidates=torch.cat([best, places]), names=[past[s].name for s in used], failures=failures)
+    names = [past[s].name for s in used] + ([] if belief is None else ["belief"])
+    return sources._replace(candidates=torch.cat([tops, places]), names=names, failures=failures)
 
 
 def _points(space: SearchSpace, features: Features, past: PastStudy) -> Points:
@@ -271,8 +335,8 @@ def choose_evenly(Z: Tensor) -> Tensor:
     return torch.cat([order[:best], order[others]]).sort().values
 
 
-def _with_one_kernel(features: Features, studies: list[Points], places: Tensor) -> Sources:
-    """The means of all studies under the kernel that fits their median."""
+def _with_one_kernel(features: Features, studies: list[Points], belief: Belief | None, places: Tensor) -> Sources:
+    """The means of all studies under the kernel that fits their median, and the belief."""
     scales: dict[int, list[Tensor]] = {}
     noises = []
     for points in studies:
@@ -281,7 +345,7 @@ def _with_one_kernel(features: Features, studies: list[Points], places: Tensor) 
         own = gp.covariance()
         for j, scale in zip(own.numeric + own.categorical, [*own.numeric_scales, *own.categorical_scales], strict=True):
             scales.setdefault(j, []).append(scale.log())
-    noise = torch.stack(noises).quantile(0.5).exp().clamp_min(MIN_NOISE)
+    noise = torch.stack(noises).quantile(0.5).exp().clamp_min(MIN_NOISE) if noises else places.new_tensor(MIN_NOISE)
     whole = ProductKernel(features)
     usual = dict(zip(features.numeric + features.categorical, whole.modes, strict=True))
     median = {j: float(torch.stack(scales[j]).quantile(0.5)) if j in scales else mode for j, mode in usual.items()}
@@ -293,7 +357,8 @@ def _with_one_kernel(features: Features, studies: list[Points], places: Tensor) 
     groups: dict[str, list[int]] = {}
     for s, points in enumerate(studies):
         groups.setdefault(repr((points.features.numeric, points.features.categorical)), []).append(s)
-    constants = torch.zeros(len(studies), dtype=torch.float64)
+    S = len(studies) + (belief is not None)
+    constants = torch.zeros(S, dtype=torch.float64)
     made = []
     for members in groups.values():
         covariance = kernel(studies[members[0]].features)
@@ -304,12 +369,12 @@ def _with_one_kernel(features: Features, studies: list[Points], places: Tensor) 
             K.diagonal().add_(noise)
             constants[s], a = explain(psd_safe_cholesky(K), studies[s].Z)
             inputs.append(Z)
-            column = torch.zeros(len(Z), len(studies), dtype=torch.float64)
+            column = torch.zeros(len(Z), S, dtype=torch.float64)
             column[:, s] = a
             weights.append(column)
         made.append(Group(covariance, torch.cat(inputs), torch.cat(weights)))
     ones = torch.ones_like(constants)
-    sources = Sources(features, kernel(features), made, constants, ones, places, AGREE_ALONE, [])
+    sources = Sources(features, kernel(features), made, constants, ones, places, AGREE_ALONE, [], None, belief)
     spreads = sources.means(places).std(dim=0).clamp_min(1e-3)
     sources = sources._replace(spreads=spreads)
     return sources._replace(agreement=_agreement(sources, studies))
@@ -325,11 +390,11 @@ def explain(root: Tensor, Z: Tensor) -> tuple[Tensor, Tensor]:
 
 def _agreement(sources: Sources, studies: list[Points]) -> float:
     """The mean correlation of each study's outcomes with what the others say of them."""
-    if len(studies) == 1:
-        return AGREE_ALONE
+    if len(studies) < 2:
+        return AGREE_ALONE if studies else AGREE_BELIEF
     found = []
     for s, points in enumerate(studies):
-        others = sources.means(points.X)
+        others = sources.means(points.X)[:, : len(studies)]
         others = (others.sum(dim=-1) - others[:, s]) / (len(studies) - 1)
         found.append(correlation(others, points.Z))
     return float(min(max(sum(found) / len(found), 0.05), 0.97))
@@ -347,7 +412,7 @@ def _moves(
 ) -> Tensor:
     """The distances by which the points of each study move for its sizes; ``S x d``."""
     known = [all(name in context for name in here) for context in contexts]
-    moves = torch.zeros(len(studies), studies[0].X.shape[1], dtype=torch.float64)
+    moves = torch.zeros(len(studies), places.shape[1], dtype=torch.float64)
     if not here or sum(known) < LEAST:
         return moves
     names = sorted(here)

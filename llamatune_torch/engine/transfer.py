@@ -94,9 +94,12 @@ class Past(NamedTuple):
         """Says what the past studies contribute."""
         if self.off is not None:
             return f"past studies are not listened to{' any more' if self.for_good else ''}: {self.off}"
-        S = len(self.weights)
-        agree = int((self.weights * S > 0.5).sum())
-        return f"{agree} of {S} past studies agree, weight {self.scale:.2g}"
+        S, n = len(self.weights), self.sources.num_studies
+        agree = self.weights * S > 0.5
+        said = [f"{int(agree[:n].sum())} of {n} past studies agree"] if n else []
+        if n < S:
+            said.append(f"belief {'confirmed' if agree[-1] else 'not confirmed'}" if n else "a belief")
+        return f"{', '.join(said)}, weight {self.scale:.2g}"
 
 
 def is_heard(past: Past | None) -> bool:
@@ -111,14 +114,14 @@ def notes_of(past: Past | None) -> dict[str, str]:
 
 def consult(study: Study) -> Past | None:
     """Asks the past studies; ``None`` without any that can be used."""
-    if not study.past or study.goal.others:
+    if study.goal.others:
         return None
     sources = fit_sources(study.space, study.past, study.context)
     if sources is None:
         return None
     S = len(sources.names)
     even = torch.full((S,), 1 / S, dtype=torch.float64)
-    if S >= 3 and sources.agreement < LEAST_AGREEMENT:
+    if sources.num_studies >= 3 and sources.agreement < LEAST_AGREEMENT:
         off = f"they do not predict each other (correlation {sources.agreement:.2f})"
         return Past(sources, even, 0.0, off, for_good=True)
     completed = study.completed
