@@ -395,11 +395,13 @@ class Study:
         return lines + ([f"  and {len(front) - NUM_SHOWN} more: study.pareto()"] if len(front) > NUM_SHOWN else [])
 
     def describe_past(self) -> list[str]:
-        """The past studies, a line each, and what the newest suggestion says of them."""
-        said = [f"trial {trial.number}: {trial.notes['past']}" for trial in self.trials if "past" in trial.notes]
-        return [f"past study {past.describe(self.space)}" for past in self.past] + [
-            f"past studies, {n}" for n in said[-1:]
-        ]
+        """The past studies, a line each, and what the newest suggestion says of them, or of beliefs."""
+        lines = [f"past study {past.describe(self.space)}" for past in self.past]
+        said = [trial for trial in self.trials if "past" in trial.notes]
+        if said:
+            what = "past studies" if self.past else "belief"
+            lines.append(f"{what} in trial {said[-1].number}: {said[-1].notes['past']}")
+        return lines
 
     def _how_kept(self, limit: Constraint) -> str:
         kept = sum(limit.is_kept(trial.outcomes) for trial in self.completed)

@@ -55,19 +55,16 @@ def _after_past(study: Study, settings: Settings, past: Past, before: list[Sugge
     """Up to ``n`` suggestions: first guesses of past studies, and the points of the sequence that may contradict."""
     cube, suggestions, k = Cube(study.space), list[Suggestion](), num_chosen(study)
     tried = [trial.params for trial in study.trials if trial.state is not TrialState.LOST]
-    taken = cube.encode_all(tried + [suggestion.params for suggestion in before])
+    taken, kept = cube.encode_all(tried + [suggestion.params for suggestion in before]), likely_kept(study)
     for place in range(k + 1, k + n + 1):
-        if place in CONTRASTS:
-            point = next_sobol_points(study, settings, taken, 1)[0]
-            suggestion = Suggestion(point, "sobol", {"past": CONTRAST})
-        elif study.completed and place > 1:
+        if study.completed and place not in (1, *CONTRASTS):
             break
-        elif (x := first_guess(past, taken)) is not None:
-            suggestion = Suggestion(
-                cube.decode(x), "surrogate", {"past": "where past studies, together, expect least regret"}
-            )
+        guess = None if place in CONTRASTS else first_guess(past, taken, kept)
+        if guess is not None:
+            suggestion = Suggestion(cube.decode(guess), "surrogate", {"past": FIRST_GUESS})
         else:
-            suggestion = Suggestion(next_sobol_points(study, settings, taken, 1)[0], "sobol")
+            point = next_sobol_points(study, settings, taken, 1, kept)[0]
+            suggestion = Suggestion(point, "sobol", {"past": CONTRAST})
         suggestions.append(suggestion)
         taken = torch.cat([taken, cube.encode(suggestion.params).unsqueeze(0)])
     return suggestions

@@ -18,6 +18,7 @@ other are not listened to at all. Then the search is as it would have been witho
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -42,6 +43,7 @@ CONTRASTS = (2, 6)  # the trials, counted from 1, that are Sobol points
 ENOUGH = 4  # trials, from which on the past studies are judged
 STRIKES = 2
 LEAST_AGREEMENT = 0.3  # of three past studies or more
+SURE = 0.5  # between the labels -1 and 1: a first guess is expected to work
 LISTENED = 200  # own trials at most, evenly over the record, that judge the past
 
 
@@ -206,14 +208,22 @@ class Judge:
         return len(told) > 0 and float((told > 0).double().mean()) < 0.5
 
 
-def first_guess(past: Past, taken: Tensor) -> Tensor | None:
+def first_guess(past: Past, taken: Tensor, kept: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
     """The candidate at which the past studies, together, expect least regret, beside ``taken`` points (``m x d``).
 
     The regret of a study is the distance of the best of the candidate and the ``taken`` from its own best. ``None`` if
     no candidate lessens it. Shape ``d``.
+
+    Candidates that may fail, by the past studies, or that are not ``kept`` (a mark for each of ``n x d`` points), are
+    left out, if others remain.
     """
     candidates = past.sources.candidates
     with torch.no_grad():
+        marks = [] if past.sources.failures is None else [past.sources.failures(candidates) > SURE]
+        marks += [] if kept is None else [kept(candidates)]
+        for mark in marks:
+            if bool(mark.any()) and len(mark) == len(candidates):
+                candidates = candidates[mark]
         means = past.sources.means(candidates)
         tops = means.amax(dim=0)
         have = past.sources.means(taken).amax(dim=0) if len(taken) else torch.full_like(tops, -torch.inf)

@@ -9,11 +9,11 @@ from typing import Any, Never, Unpack
 
 from llamatune_torch.constraints import Constraints, Estimate, read_constraints
 from llamatune_torch.engine.estimates import points_to_estimate
-from llamatune_torch.errors import ConstraintError, ObjectiveError, ParamsError, SettingsError
+from llamatune_torch.errors import ConstraintError, ObjectiveError, ParamsError, PastError, SettingsError
 from llamatune_torch.hints import RUNNING, describe_unknown
 from llamatune_torch.objectives import Objectives, read_objectives
 from llamatune_torch.partial import validate_part
-from llamatune_torch.past import PastStudy, read_past
+from llamatune_torch.past import PastStudy, check_context, read_past
 from llamatune_torch.rules import Rule
 from llamatune_torch.runtime.evaluation import Evaluate, OnParams, can_pause
 from llamatune_torch.runtime.events import Callback, check_callbacks
@@ -114,8 +114,14 @@ class LlamaTune(Search):
             )
         self.model_eval_fn = model_eval_fn
         goal = _make_goal(direction, metric, constraints, objectives, groups.settings)
+        if past and goal.others:
+            raise PastError("past studies order trials by one metric: they do not go with several objectives")
         study = Study(
-            space, goal, _validated(space, initial_points), context=context or {}, past=read_past(past, space)
+            space,
+            goal,
+            _validated(space, initial_points),
+            context=check_context(context or {}),
+            past=read_past(past, space),
         )
         store, settings = _open(groups, study)
         super().__init__(store, settings, groups.limits, callbacks, progress)
