@@ -116,12 +116,13 @@ def compare(stored: Definition, given: Definition) -> tuple[list[str], bool]:
     aims = [", ".join(map(str, definition.study.objectives[1:])) or "none" for definition in (stored, given)]
     if aims[0] != aims[1]:
         lines.append(f"objectives beside the metric: stored {aims[0]}, given {aims[1]}")
-    for what, old_one, new_one in (
-        ("past studies", *(_show_past(each.study.past) for each in (stored, given))),
-        ("context", *(to_json(dict(sorted(each.study.context.items()))) for each in (stored, given))),
-    ):
-        if new_one not in ("none", "{}", old_one):  # without any, a later start has those that are stored
-            lines.append(f"{what}: stored {old_one}, given {new_one}")
+    # Without any, a later start has those that are stored.
+    pasts = [each.study.past for each in (stored, given)]
+    if pasts[1] and pasts[0] != pasts[1]:
+        lines.append("past studies: stored {}, given {}".format(*map(_show_past, pasts)))
+    sizes = [to_json(dict(sorted(each.study.context.items()))) for each in (stored, given)]
+    if given.study.context and sizes[0] != sizes[1]:
+        lines.append(f"context: stored {sizes[0]}, given {sizes[1]}")
     if stored.study.is_settled and given.study.is_settled:
         score = compare_scores(stored.study, given.study, named=True)
         lines, extensible = lines + score, extensible and not score
