@@ -104,7 +104,9 @@ class SearchSpace:
         #: The names, parents before their children.
         self.parents_first: list[str] = order_parents_first(self.conditions)
         #: The canonical parameters of the default, ``None`` without one.
-        self.default: Params | None = None if default is None else self._read_default(default)
+        self.default: Params | None = None
+        if default is not None:
+            self.default = self._read_default(default)
 
     @property
     def names(self) -> list[str]:
