@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         TrainerError,
         TrialStateError,
     )
+    from llamatune_torch.integrations.trainer.configs import lora_config, training_arguments
     from llamatune_torch.integrations.trainer.tune import tune
     from llamatune_torch.objectives import Objective
     from llamatune_torch.parameters import Integer, Real
@@ -116,9 +117,11 @@ __all__ = [
     "TrialStateError",
     "current_trial",
     "load_study",
+    "lora_config",
     "relaxations",
     "report",
     "should_pause",
+    "training_arguments",
     "tune",
 ]
 
@@ -142,9 +145,11 @@ _HOMES = {
     "TrialState": "trial",
     "current_trial": "runtime.evaluation",
     "load_study": "storage.reader",
+    "lora_config": "integrations.trainer.configs",
     "relaxations": "engine.relaxing",
     "report": "runtime.evaluation",
     "should_pause": "runtime.evaluation",
+    "training_arguments": "integrations.trainer.configs",
     "tune": "integrations.trainer.tune",
 } | {name: "errors" for name in __all__ if name.endswith(("Error", "Warning"))}
 
@@ -152,6 +157,8 @@ _HOMES = {
 if not TYPE_CHECKING:  # a type checker would take it for leave to use any name
 
     def __getattr__(name: str) -> Any:
+        if name == "spaces":  # a module, which `from llamatune_torch import spaces` finds without this
+            return import_module(f"{__name__}.{name}")
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         value = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

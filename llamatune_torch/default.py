@@ -54,6 +54,8 @@ def compare(
         return f"{_name(trial)} is the best, with {metric} {best_value:.6g}"
     value = statistics.fmean(again) if again else trial.value or 0.0
     gain = best_value - value if direction == "maximize" else value - best_value
+    if gain == 0:
+        return f"no better than {_name(trial)}, with {metric} {best_value:.6g}"
     if gain < 0 and not again:
         return f"worse than the one run of {_name(trial)} by {-gain:.6g}, which may have been lucky"
     return f"{'worse' if gain < 0 else 'better'} than {_name(trial)} by {abs(gain):.6g}"

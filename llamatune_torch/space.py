@@ -69,8 +69,9 @@ class SearchSpace:
     default is that of both, where it fits. A parameter without one takes the value believed in, its only value, or the
     nearest to the left one's default. :meth:`without` leaves parameters out.
 
-        >>> space = SearchSpace({"lr": Real(1e-5, 1e-3, prior="log-uniform"), "rank": (1, 8)}, default={...})
-        >>> wider = space | {"rank": (1, 64)}
+        >>> space = SearchSpace({"lr": (0.0, 1.0), "rank": (1, 8)}, default={"lr": 0.5, "rank": 8})
+        >>> (space | {"rank": (1, 4)}).default
+        {'lr': 0.5, 'rank': 4}
     """
 
     def __init__(
@@ -104,7 +105,9 @@ class SearchSpace:
         #: The names, parents before their children.
         self.parents_first: list[str] = order_parents_first(self.conditions)
         #: The canonical parameters of the default, ``None`` without one.
-        self.default: Params | None = None if default is None else self._read_default(default)
+        self.default: Params | None = None
+        if default is not None:
+            self.default = self._read_default(default)
 
     @property
     def names(self) -> list[str]:

@@ -31,7 +31,7 @@ RECORDS = [
     "rules",
     "space",
     "partial",
-    "presets",
+    "spaces",
     "constraints",
     "seeds",
     "curve",

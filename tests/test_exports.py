@@ -13,7 +13,7 @@ import pytest
 
 import llamatune_torch
 
-NEEDS_EXTRA = {"tune"}  # transformers
+NEEDS_EXTRA = {"tune", "lora_config", "training_arguments"}  # transformers
 
 
 def test_what_type_checkers_see_is_what_there_is() -> None:
@@ -65,9 +65,14 @@ def test_every_public_method_is_documented_by_itself_or_its_contract(name: str) 
             assert inspect.getdoc(getattr(member, method)), f"{name}.{method}"
 
 
-def test_tune_is_found_at_the_front_door() -> None:
+def test_what_needs_transformers_is_found_at_the_front_door() -> None:
     pytest.importorskip("transformers", reason="the extra `hf` is not installed")
-    assert inspect.getdoc(llamatune_torch.tune)
+    assert all(inspect.getdoc(getattr(llamatune_torch, name)) for name in NEEDS_EXTRA)
+
+
+def test_a_module_is_found_at_the_front_door_at_once() -> None:
+    code = "import llamatune_torch as lt; print(lt.spaces.lora().dim)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "7\n"
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:

@@ -205,6 +205,7 @@ LIMITED = Goal(constraints=(Constraint("memory_gb", upper=8),))
     [
         ([(0.5, {"value": 0.7}), (0.25, {"value": 0.75})], "better than the default (trial 0) by 0.05"),
         ([(0.25, {"value": 0.75}), (0.5, {"value": 0.8})], "the default (trial 1) is the best, with value 0.8"),
+        ([(0.25, {"value": 0.75}), (0.5, {"value": 0.75})], "no better than the default (trial 1), with value 0.75"),
         ([(0.25, {"value": 0.75})], "the default has not been tried"),
         ([(0.5, {"reason": "out of memory"}), (0.25, {"value": 1.0})], "the default (trial 0): failed, out of memory"),
         ([(0.5, {"state": TrialState.RUNNING}), (0.25, {"value": 1.0})], "the default (trial 0): running"),

@@ -72,9 +72,10 @@ def _after_past(study: Study, settings: Settings, past: Past, before: list[Sugge
 
 def untried_default(study: Study) -> Params | None:
     """The space's default while no trial has it that may come to its end, else ``None``."""
-    over = (TrialState.LOST, TrialState.STOPPED)
-    known = {repr(trial.params) for trial in study.trials if trial.state not in over}
-    return None if repr(study.space.default) in known else study.space.default
+    default, over = study.space.default, (TrialState.LOST, TrialState.STOPPED)
+    if default is None or any(repr(t.params) == repr(default) for t in study.trials if t.state not in over):
+        return None
+    return default
 
 
 def untried_points(study: Study, settings: Settings, tried: Sequence[Trial]) -> list[Params]:

@@ -23,6 +23,7 @@ from llamatune_torch.runtime.search import Search
 from llamatune_torch.runtime.torchrun import TorchrunRunner, rank, world_size
 from llamatune_torch.settings import Groups, Knobs, Limits, Settings, group, name_of_strategy, names_of
 from llamatune_torch.space import Params, SearchSpace
+from llamatune_torch.spaces import find_space
 from llamatune_torch.storage.memory import FollowerStore, MemoryStore
 from llamatune_torch.storage.store import Store
 from llamatune_torch.study import Goal, Study
@@ -35,7 +36,8 @@ class LlamaTune(Search):
     """Finds the parameters for which a function is best, in few evaluations.
 
     Args:
-        param_space: ``{name: Real | Integer | Categorical}`` or a ``SearchSpace``, which lists the short forms.
+        param_space: ``{name: Real | Integer | Categorical}`` or a ``SearchSpace``, which lists the short forms; or the
+            name of a ready-made one (``spaces.py``), such as "lora".
         model_eval_fn: takes a dict of parameters, returns a score or an ``Outcome``. Not needed for people who
             own the loop (``ask`` and ``tell``). A generator of ``(step, value, progress)`` may be paused.
         max_evals: how many full runs in total, failed ones included, ``add_trial`` not.
@@ -83,7 +85,7 @@ class LlamaTune(Search):
 
     def __init__(
         self,
-        param_space: Mapping[str, Any] | SearchSpace,
+        param_space: Mapping[str, Any] | SearchSpace | str,
         model_eval_fn: Callable[[Params], float | Outcome] | None = None,
         max_evals: int = 50,
         *,
@@ -102,7 +104,7 @@ class LlamaTune(Search):
         settings: Settings | None = None,
         **knobs: Unpack[Knobs],
     ) -> None:
-        space = SearchSpace(param_space, rule=rule, default=default)
+        space = SearchSpace(find_space(param_space), rule=rule, default=default)
         groups = group({**knobs, "max_evals": max_evals}, settings)
         if model_eval_fn is not None and not callable(model_eval_fn):
             raise SettingsError(f"model_eval_fn must be callable, but got {model_eval_fn!r}")

@@ -55,6 +55,27 @@ def test_run_does_what_the_file_says_and_run_again_nothing(cli: Cli, spec: str, 
     assert load_study(storage(tmp_path)) == study
 
 
+def test_a_file_may_name_a_ready_made_space_and_a_default_that_goes_along(cli: Cli, tmp_path: Path) -> None:
+    default = {"learning_rate": 2e-5, "num_train_epochs": 2, "warmup_steps": 0.1, "effective_batch_size": 32}
+    text = f"""
+space = "encoder_classification"
+search = {{"max_evals": 2, "n_initial": 100, "default": {default!r}}}
+
+def evaluate(params):
+    return -params["learning_rate"]
+"""
+    file = write_spec(tmp_path, text=text)
+    done = cli("run", file)
+    assert done.code == 0, done.err
+    assert "the default (trial 0)" in done.out
+    assert cli("export", "--json", "study.json").code == 0
+    assert cli("import", "--json", "study.json", "--name", "copy").code == 0
+    copy = load_study(storage(tmp_path), "copy")
+    assert copy.space.default == default
+    assert copy.default_trial == copy.trials[0]
+    assert copy.trials[0].origin == "default"
+
+
 def test_options_count_before_the_file_and_trials_are_the_total(cli: Cli, spec: str, tmp_path: Path) -> None:
     assert cli("run", spec, "--trials", 2, "--seed", 7, "--metric", "score", "--direction", "minimize").code == 0
     study = load_study(storage(tmp_path))

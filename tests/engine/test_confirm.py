@@ -80,6 +80,20 @@ def test_the_best_few_train_again_on_shared_seeds_within_the_budget(workers: int
     assert (known.mean, known.low, known.high) == (found.mean, found.low, found.high)
 
 
+@pytest.mark.parametrize("x", [0.05, 0.31, 0.95])
+def test_a_winner_has_beaten_the_default_on_record_or_on_fresh_seeds(x: float) -> None:
+    search = tuner(default={"x": x, "y": 0.6})
+    play(search)
+    study = search.study
+    found, default = study.confirmed(), study.default_trial
+    assert found is not None
+    assert default is not None
+    assert study.trials[0] == default
+    again = [trial.value or 0.0 for trial in confirmations(study) if trial.params == default.params]
+    assert not study.better(default.value or 0.0, found.trial.value or 0.0) or found.num_seeds >= len(again) > 0
+    assert "the default (trial 0)" in study.summary()
+
+
 def test_a_winner_that_is_clear_ends_it_early_and_one_alone_has_the_most_seeds() -> None:
     search = tuner()
     reason = play(search, noise=1e-4)

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 def tune(
     trainer_factory: TrainerFactory,
-    space: Mapping[str, Any] | SearchSpace,
+    space: Mapping[str, Any] | SearchSpace | str,
     *,
     metric: str | MetricFunction | None = None,
     direction: Direction | None = None,
@@ -71,7 +71,9 @@ def tune(
 
     Args:
         trainer_factory: builds a fresh ``transformers.Trainer`` with a fresh model from a dict of parameters.
-        space: ``{name: Real | Integer | Categorical}``.
+        space: ``{name: Real | Integer | Categorical}``, or the name of a ready-made one: "lora", "full", "peft_choice",
+            "encoder_classification" or "dpo". ``training_arguments`` and ``lora_config`` make of its parameters what a
+            Trainer takes.
         metric: the name of an evaluation metric, with or without "eval_"; "perplexity", for causal and masked language
             models; or a function of the metrics' dict. By default the Trainer's ``metric_for_best_model``, else
             ``eval_loss``; ``eval_reward`` for TRL's Trainers that learn from rewards.
@@ -157,7 +159,11 @@ def tune(
 
 
 def prepare(
-    trainer_factory: TrainerFactory, space: Mapping[str, Any] | SearchSpace, *, max_evals: int = 20, **arguments: Any
+    trainer_factory: TrainerFactory,
+    space: Mapping[str, Any] | SearchSpace | str,
+    *,
+    max_evals: int = 20,
+    **arguments: Any,
 ) -> Keeper:
     """Opens the study of a search that is ready to run, for callers who need more than :func:`tune` returns.
 

@@ -120,10 +120,11 @@ def scalars_in(parameter: Categorical) -> set[Any]:
 
 @st.composite
 def plain_spaces(draw: st.DrawFn) -> SearchSpace:
-    """What can be inferred: no special values, conditions, labels or powers, no choices that Optuna would confuse."""
+    """What can be inferred: no beliefs, special values, conditions, labels, powers, or choices that Optuna confuses."""
     distinct = categoricals().filter(lambda p: p.values is None and len(scalars_in(p)) == len(p.choices))
     no_powers = integers(special=False).filter(lambda p: p.powers_of is None)
-    parameters = st.one_of(reals(special=False), no_powers, distinct)
+    numbers = st.one_of(reals(special=False), no_powers).map(lambda p: replace(p, belief=None))
+    parameters = st.one_of(numbers, distinct)
     return draw(spaces(named=parameters).filter(lambda space: not space.parent_columns))
 
 
