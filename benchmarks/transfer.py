@@ -6,7 +6,7 @@
     steplaw        pre-training over learning rate and batch size, 11 pairs of size and tokens, of which each is the
                    target once (arXiv:2503.04715); where ``shared/data`` is
     pretraining, classifying, adapting
-                   six simulated tunes each, whose best parameters move with size, data and method (``problems.py``)
+                   six simulated tunes each, whose best parameters move with size, data and method (``families.py``)
 
 Each target has five others of its family as past studies, with 30 random trials each. ``--sources`` says what became of
 them: "right"; "sizeless", without their sizes; "shifted", learning rates times 10^1.5; "shuffled" and "inverted", their
@@ -39,8 +39,8 @@ from recorded import DATA, recorded_value
 from scores import markdown
 
 from llamatune_torch import Integer, LlamaTune, Outcome, Real, SearchSpace
+from llamatune_torch.families import FAMILIES
 from llamatune_torch.past import PastStudy, PastTrial
-from llamatune_torch.problems import FAMILIES
 from llamatune_torch.space import Params
 from llamatune_torch.trial import Direction
 

@@ -46,6 +46,7 @@ RECORDS = [
     "decisions",
     "settings",
     "problems",
+    "families",
 ]
 
 # From the ground up: a room may import from its own and from those below. Rooms on one floor do not know each other.

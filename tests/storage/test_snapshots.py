@@ -45,7 +45,7 @@ def test_another_past_is_a_mismatch_unless_it_is_accepted(url: str) -> None:
     tuner(url, past=[old(name="the same under another name")])
     with pytest.raises(StudyMismatchError, match=r"past studies: stored 'old' \(\w+\), given 'new' \(\w+\)"):
         tuner(url, past=[old(0.1, name="new")])
-    with pytest.raises(StudyMismatchError, match=r'context: stored \{\}, given \{"tokens": 3.0\}'):
+    with pytest.raises(StudyMismatchError, match=r'context: stored \{\}, given \{"tokens":3.0\}'):
         tuner(url, context={"tokens": 3.0})
     accepted = tuner(url, past=[old(0.1)], context={"tokens": 3.0}, extend=True)
     assert tuner(url).study.past == accepted.study.past == (old(0.1),)
