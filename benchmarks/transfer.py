@@ -11,7 +11,8 @@
 Each target has five others of its family as past studies, with 30 random trials each. ``--sources`` says what became of
 them: "right"; "sizeless", without their sizes; "shifted", learning rates times 10^1.5; "shuffled" and "inverted", their
 outcomes. "cold" is the search without any. Instead of past studies, "believed" has a belief about the learning rate,
-with the default spread; others are half a decade or 1.5 decades off. Pairs of target and seed are the same for all.
+with the default spread; others are half a decade or 1.5 decades off. "rgpe" and "portfolio" are other ways to use the
+right past studies (``engine/transfer.py``). Pairs of target and seed are the same for all.
 
 A regret is that of the best value so far, as a share of what the best of 20 random trials has in the median, and no
 more than 10.
@@ -53,7 +54,8 @@ WORST = 10.0
 BELIEFS = {"believed": 1.0, "half a decade off": 10**0.5, "half a decade below": 10**-0.5, "1.5 decades off": 10**1.5}
 
 
-SOURCES = ("cold", "right", "sizeless", "shifted", "shuffled", "inverted", *BELIEFS)
+WAYS = ("rgpe", "portfolio")
+SOURCES = ("cold", "right", "sizeless", "shifted", "shuffled", "inverted", *WAYS, *BELIEFS)
 
 
 class Target(NamedTuple):
@@ -64,7 +66,7 @@ class Target(NamedTuple):
     direction: Direction
     context: dict[str, float]
     start: Callable[[np.random.Generator], Callable[[Params], float]]
-    regret: Callable[[Params], float]
+    regret: Callable[[Params, float], float]  # of parameters, or of the value that was seen there
     sample: Callable[[np.random.Generator, int], list[Params]]
     best_rate: float
 
@@ -76,11 +78,14 @@ def _simulated(family: str) -> list[Target]:
         def sample(generator: np.random.Generator, n: int, space: SearchSpace = problem.space) -> list[Params]:
             return space.decode_all(space.snap(generator.random((n, space.dim))))
 
+        def regret(params: Params, value: float, problem: Any = problem) -> float:
+            return float(problem.regret(params))
+
         def start(generator: np.random.Generator, problem: Any = problem) -> Callable[[Params], float]:
             return partial(problem.evaluate, generator=generator)
 
         targets.append(Target(problem.name, problem.space, problem.direction, dict(problem.context), start,
-                              problem.regret, sample, problem.at["learning_rate"]))  # fmt: skip
+                              regret, sample, problem.at["learning_rate"]))  # fmt: skip
     return targets
 
 
@@ -99,7 +104,6 @@ def _steplaw() -> list[Target]:
         rows = [row for row in table if (row["n_params"], row["n_tokens"]) == size]
         runs = [{"learning_rate": row["lr"], "batch_size": int(row["batch_size"])} for row in rows]
         losses = [row["loss"] for row in rows]
-        known = {repr(run): loss for run, loss in zip(runs, losses, strict=True)}
 
         def sample(generator: np.random.Generator, n: int, runs: list[Params] = runs) -> list[Params]:
             return [runs[i] for i in generator.permutation(len(runs))[:n]]
@@ -109,8 +113,8 @@ def _steplaw() -> list[Target]:
         ) -> Callable[[Params], float]:
             return recorded_value(space, runs, losses)
 
-        def regret(params: Params, known: dict[str, float] = known) -> float:
-            return known[repr(params)] - min(known.values())
+        def regret(params: Params, value: float, best: float = min(losses)) -> float:
+            return value - best
 
         context = {"parameters": size[0], "tokens": size[1]}
         name, best = f"steplaw {size[0]:.2g} {size[1]:.2g}", min(rows, key=lambda row: row["loss"])
@@ -149,19 +153,21 @@ def past_of(target: Target, sources: str, generator: np.random.Generator) -> Pas
 def scale_of(family: str, i: int) -> float:
     """What the best of 20 random trials has as regret, in the median."""
     target, generator = targets_of(family)[i], np.random.default_rng(5)
-    regrets = np.array([_regret(target, params) for params in target.sample(generator, 2000)])
+    evaluate, regrets = target.start(generator), []
+    for params in target.sample(generator, 2000):
+        try:
+            regrets.append(target.regret(params, evaluate(params)))
+        except FloatingPointError:
+            regrets.append(math.inf)
     return statistics.median(float(generator.permutation(regrets)[:20].min()) for _ in range(400))
 
 
-def _regret(target: Target, params: Params) -> float:
-    try:
-        return target.regret(params)
-    except FloatingPointError:
-        return math.inf
-
-
-def run_one(family: str, i: int, seed: int, sources: str, evals: int, settings: dict[str, Any]) -> dict[str, Any]:
+def run_one(
+    family: str, i: int, seed: int, sources: str, evals: int, settings: dict[str, Any], q: int = 1
+) -> dict[str, Any]:
     """One search: the normalised regret after each evaluation, failed runs, and seconds of an ask."""
+    if sources in WAYS:
+        settings = {**settings, "transfer": sources}
     torch.set_num_threads(1)
     family_targets = targets_of(family)
     target, generator = family_targets[i], np.random.default_rng([11, seed, i])
@@ -175,19 +181,17 @@ def run_one(family: str, i: int, seed: int, sources: str, evals: int, settings: 
     past = [] if alone else [past_of(other, sources, generator) for other in others]
     context = target.context if past and sources != "sizeless" else {}
     noise = np.random.default_rng([12, seed, i])
-    evaluate, regret = target.start(noise), target.regret
-    if family == "steplaw":  # the regret of what was seen, which is the recorded run that the parameters were given
-        best = target.regret
-        runs = {}
-        regret = lambda params: runs[repr(params)]  # noqa: E731
+    evaluate = target.start(noise)
     search = LlamaTune(space, direction=target.direction, max_evals=evals, seed=seed, progress=False, past=past,
                        context=context, **settings)  # fmt: skip
     least, trace, failures, seconds, seen = math.inf, [], 0, 0.0, -math.inf
     sign = 1.0 if target.direction == "maximize" else -1.0
-    for _ in range(evals):
-        begun = time.process_time()
-        trial = search.ask()
-        seconds += time.process_time() - begun
+    for n in range(evals):
+        if n % q == 0:
+            begun = time.process_time()
+            batch = search.ask(min(q, evals - n))
+            seconds += time.process_time() - begun
+        trial = batch[n % q]
         try:
             value = evaluate(trial.params)
         except FloatingPointError:
@@ -195,10 +199,8 @@ def run_one(family: str, i: int, seed: int, sources: str, evals: int, settings: 
             search.tell(trial, Outcome.failure("diverged"))
         else:
             search.tell(trial, value)
-            if family == "steplaw":
-                runs[repr(trial.params)] = value - min(best.__defaults__[0].values())
             if sign * value > seen:  # what was seen decides which run counts
-                seen, least = sign * value, regret(trial.params)
+                seen, least = sign * value, target.regret(trial.params, value)
         trace.append(min(least / scale_of(family, i), WORST))
     return {"family": family, "target": i, "seed": seed, "sources": sources, "regrets": trace, "failures": failures,
             "seconds": seconds / evals}  # fmt: skip
@@ -225,11 +227,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     names = [*(["steplaw"] if DATA.is_dir() else []), *FAMILIES]
     parser.add_argument("--families", nargs="+", default=names, choices=names)
-    usual = [name for name in SOURCES if name not in BELIEFS]
+    usual = [name for name in SOURCES if name not in (*BELIEFS, *WAYS)]
     parser.add_argument("--sources", nargs="+", default=usual, choices=SOURCES)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--targets", type=int, default=99, help="of each family at most")
     parser.add_argument("--evals", type=int, default=20)
+    parser.add_argument("--q", type=int, default=1, help="evaluations asked for at once, and told before the next")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="arguments of LlamaTune")
     parser.add_argument("--json", type=Path, help="a file for all runs")
@@ -237,7 +240,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     settings = {name: json.loads(value) for name, _, value in (item.partition("=") for item in options.set)}
     jobs = [
-        (family, i, seed, sources, options.evals, settings)
+        (family, i, seed, sources, options.evals, settings, options.q)
         for seed in range(options.seeds)
         for family in options.families
         for i in range(min(options.targets, len(targets_of(family))))

@@ -21,6 +21,7 @@ from llamatune_torch.hints import describe_unknown
 AcquisitionName = Literal["logeqi", "logei", "ei", "logpi", "pi", "ucb", "qlogei", "qlognei"]
 StrategyName = Literal["auto", "screen", "full", "successive_halving", "asha", "hyperband", "median", "top_k"]
 StoppingName = Literal["auto"]
+TransferName = Literal["evidence", "rgpe", "portfolio"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Settings:
             better (``engine/confirm.py``). 0 for none. Their runs count in ``max_evals`` and ``max_cost``.
         confirm_evals: runs that are kept for that; ``None`` for 3 times ``confirm``.
         confidence: the probability to be the best of them at which one is the winner.
+        transfer: how past studies are used (``engine/transfer.py``): weighed by the "evidence" of own trials; for
+            comparison, by "rgpe", or as a "portfolio" of three first trials.
 
     Raises:
         SettingsError: a value out of its range.
@@ -79,6 +82,7 @@ class Settings:
     confirm: int = 0
     confirm_evals: int | None = None
     confidence: float = 0.9
+    transfer: TransferName = "evidence"
 
     def __post_init__(self) -> None:
         names = get_args(AcquisitionName)
@@ -103,6 +107,8 @@ class Settings:
                 raise SettingsError(f"{name} must be < 2**63, but got {value!r}")
         if self.stopping not in (None, *get_args(StoppingName)):
             raise SettingsError(f"stopping must be 'auto' or None, but got {self.stopping!r}")
+        if self.transfer not in get_args(TransferName):
+            raise SettingsError(f"transfer must be one of {list(get_args(TransferName))}, but got {self.transfer!r}")
         if not isinstance(self.confidence, (int, float)) or not 0.5 <= self.confidence < 1:
             raise SettingsError(f"confidence must be a probability in [0.5, 1), but got {self.confidence!r}")
         _check_strategy(self.strategy)
@@ -228,6 +234,7 @@ class Knobs(TypedDict, total=False):
     confirm: int
     confirm_evals: int | None
     confidence: float
+    transfer: TransferName
     max_cost: float | str | None
     timeout: float | str | None
     max_failures: int | None

@@ -293,4 +293,5 @@ OTHERS: dict[str, Any] = {
     "confirm": 2,
     "confirm_evals": 4,
     "confidence": 0.8,
+    "transfer": "rgpe",
 }

@@ -11,7 +11,7 @@ from llamatune_torch.engine.candidates import MAX_ENUMERATED, is_new
 from llamatune_torch.engine.cube import Cube, to_numpy
 from llamatune_torch.engine.estimates import likely_kept
 from llamatune_torch.engine.qmc import MAX_DRAWN, allowed_sobol, quasi_random, sobol
-from llamatune_torch.engine.transfer import CONTRASTS, Past, first_guess, notes_of, num_chosen
+from llamatune_torch.engine.transfer import CONTRASTS, PORTFOLIO, Past, first_guess, notes_of, num_chosen
 from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.partial import completions, is_complete
 from llamatune_torch.settings import Settings
@@ -56,10 +56,12 @@ def _after_past(study: Study, settings: Settings, past: Past, before: list[Sugge
     cube, suggestions, k = Cube(study.space), list[Suggestion](), num_chosen(study)
     tried = [trial.params for trial in study.trials if trial.state is not TrialState.LOST]
     taken, kept = cube.encode_all(tried + [suggestion.params for suggestion in before]), likely_kept(study)
+    portfolio = settings.transfer == "portfolio"
+    guesses, contrasts = (range(1, PORTFOLIO + 1), ()) if portfolio else ((1,), CONTRASTS)
     for place in range(k + 1, k + n + 1):
-        if study.completed and place not in (1, *CONTRASTS):
+        if study.completed and place not in (*guesses, *contrasts):
             break
-        guess = None if place in CONTRASTS else first_guess(past, taken, kept)
+        guess = None if place in contrasts else first_guess(past, taken, kept)
         if guess is not None:
             suggestion = Suggestion(cube.decode(guess), "surrogate", {"past": FIRST_GUESS})
         else:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -90,6 +90,12 @@ class Term(NamedTuple):
     inputs: Tensor
     weights: Tensor
 
+    def to(self, like: Tensor) -> Term:
+        """The same on the device and of the dtype of another tensor."""
+        k = self.covariance
+        scales = k.numeric_scales.to(like), k.categorical_scales.to(like)
+        return Term(Covariance(k.numeric, k.categorical, *scales), self.inputs.to(like), self.weights.to(like))
+
 
 @dataclass(frozen=True)
 class Belief:
@@ -140,6 +146,10 @@ class Field:
     constant: float
     belief: Belief | None = None
     believed: float = 0.0
+
+    def to(self, like: Tensor) -> Field:
+        """The same for points on the device and of the dtype of another tensor."""
+        return replace(self, terms=[term.to(like) for term in self.terms])
 
     def __call__(self, X: Tensor) -> Tensor:
         """The values at the rows of ``X`` (``b x d``); shape ``b``."""

@@ -54,7 +54,7 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
         'sobol'
     """
     settings = settings or Settings()
-    past = consult(study)
+    past = consult(study, settings)
     suggestions = initial_suggestions(study, settings, n, past)
     if len(suggestions) == n:
         return suggestions
@@ -92,7 +92,7 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
 
 def fit_surrogate(data: TrainingData, past: Past | None = None) -> Surrogate:
     """The surrogate of the completed trials; its prior mean is what past studies say, if they are listened to."""
-    prior_mean = past.mean if past is not None and past.off is None else None
+    prior_mean = past.mean.to(data.X) if past is not None and past.off is None else None
     return fit_gp(ProductKernel(data.features), data.X, data.Y, prior_mean=prior_mean, known_noise=data.known_noise)
 
 

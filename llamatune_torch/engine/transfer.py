@@ -31,6 +31,7 @@ from llamatune_torch.engine.data import TrainingData, signed_values
 from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.outcome import robust
 from llamatune_torch.engine.sources import AGREE_ALONE, LABEL_NOISE, Field, Sources, fit_sources
+from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
 from llamatune_torch.trial import TrialState
 
@@ -43,6 +44,8 @@ CONTRASTS = (2, 6)  # the trials, counted from 1, that are Sobol points
 ENOUGH = 4  # trials, from which on the past studies are judged
 STRIKES = 2
 LEAST_AGREEMENT = 0.3  # of three past studies or more
+PORTFOLIO = 3  # trials
+NUM_RESAMPLES = 64
 SURE = 0.5  # between the labels -1 and 1: a first guess is expected to work
 LISTENED = 200  # own trials at most, evenly over the record, that judge the past
 
@@ -76,7 +79,7 @@ class Past(NamedTuple):
         """
         if self.off is not None or self.sources.failures is None:
             return None
-        expected = self.sources.failures
+        expected = self.sources.failures.to(data.X)
         failed = data.X_failed[~data.is_error]
         X = torch.cat([data.X, failed])
         labels = torch.cat([torch.ones_like(data.X[:, 0]), -torch.ones_like(failed[:, 0])])
@@ -114,8 +117,13 @@ def notes_of(past: Past | None) -> dict[str, str]:
     return {} if past is None else {"past": past.note}
 
 
-def consult(study: Study) -> Past | None:
-    """Asks the past studies; ``None`` without any that can be used."""
+def consult(study: Study, settings: Settings | None = None) -> Past | None:
+    """Asks the past studies; ``None`` without any that can be used.
+
+    ``Settings.transfer`` names the way: by evidence, as above; or, for comparison, by RGPE's weights
+    (:func:`rank_weights`), or as a portfolio: the first few trials, and no more (Wistuba et al., 2015).
+    """
+    way = (settings or Settings()).transfer
     if study.goal.others:
         return None
     sources = fit_sources(study.space, study.past, study.context)
@@ -126,6 +134,9 @@ def consult(study: Study) -> Past | None:
     if sources.num_studies >= 3 and sources.agreement < LEAST_AGREEMENT:
         off = f"they do not predict each other (correlation {sources.agreement:.2f})"
         return Past(sources, even, 0.0, off, for_good=True)
+    if way == "portfolio":
+        over = num_chosen(study) >= PORTFOLIO
+        return Past(sources, even, 0.0, "all of the portfolio has been tried" if over else None, for_good=True)
     completed = study.completed
     values = signed_values(study)
     if len(completed) > LISTENED:
@@ -142,7 +153,10 @@ def consult(study: Study) -> Past | None:
         if strikes >= STRIKES:
             off = f"at {n} trials they had ordered fewer than half of the pairs as they came out, a second time"
             return Past(sources, even, 0.0, off, for_good=True)
-    weights, scale = judge.weigh(robust(values))
+    if way == "rgpe":
+        weights, scale = rank_weights(judge, robust(values), (settings or Settings()).seed)
+    else:
+        weights, scale = judge.weigh(robust(values))
     misled = len(completed) >= ENOUGH and judge.misleads(values)
     wrong = "they order fewer than half of the pairs of own trials as they came out"
     return Past(sources, weights, scale, wrong if misled else None)
@@ -206,6 +220,30 @@ class Judge:
         signs = (torch.sign(Z[:, None] - Z) * torch.sign(m[:, None] - m))[pairs]
         told = signs[signs != 0]
         return len(told) > 0 and float((told > 0).double().mean()) < 0.5
+
+
+def rank_weights(judge: Judge, Z: Tensor, seed: int) -> tuple[Tensor, float]:
+    """The weights of the past studies by how well they rank own trials, and their sum against that of the own GP.
+
+    In each of ``NUM_RESAMPLES`` bootstrap samples of own trials, whoever orders most pairs as they came out gets a
+    vote. The own GP predicts each trial from the others (Feurer et al., 2018, arXiv:1802.02219, without the sampling
+    from posteriors). What they leave out is learnt by the surrogate, as with other weights.
+    """
+    n, S = len(Z), judge.means.shape[1]
+    if n < 3:
+        return torch.full((S,), 1 / S, dtype=Z.dtype), 1.0
+    inverse = torch.cholesky_inverse(judge.root[:n, :n])
+    left_out = Z - (inverse @ Z) / inverse.diagonal()  # Rasmussen & Williams, 2006, eq. 5.12
+    told = torch.cat([judge.means[:n], left_out[:, None]], dim=1)
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(n, (NUM_RESAMPLES, n), generator=generator)
+    order = torch.sign(Z[rows][:, :, None] - Z[rows][:, None, :])[..., None]
+    said = torch.sign(told[rows][:, :, None] - told[rows][:, None, :])
+    wrong = ((order * said) < 0).sum(dim=(1, 2))
+    votes = (wrong == wrong.amin(dim=1, keepdim=True)).double()
+    shares = (votes / votes.sum(dim=1, keepdim=True)).mean(dim=0)
+    past = shares[:S].sum()
+    return (shares[:S] / past if past > 0 else torch.full((S,), 1 / S, dtype=Z.dtype)), float(past)
 
 
 def first_guess(past: Past, taken: Tensor, kept: Callable[[Tensor], Tensor] | None = None) -> Tensor | None:
