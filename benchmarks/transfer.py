@@ -163,7 +163,14 @@ def scale_of(family: str, i: int) -> float:
 
 
 def run_one(
-    family: str, i: int, seed: int, sources: str, evals: int, settings: dict[str, Any], q: int = 1
+    family: str,
+    i: int,
+    seed: int,
+    sources: str,
+    evals: int,
+    settings: dict[str, Any],
+    q: int = 1,
+    limited: bool = False,
 ) -> dict[str, Any]:
     """One search: the normalised regret after each evaluation, failed runs, and seconds of an ask."""
     if sources in WAYS:
@@ -183,7 +190,7 @@ def run_one(
     noise = np.random.default_rng([12, seed, i])
     evaluate = target.start(noise)
     search = LlamaTune(space, direction=target.direction, max_evals=evals, seed=seed, progress=False, past=past,
-                       context=context, **settings)  # fmt: skip
+                       context=context, constraints={"memory_gb": "<= 8"} if limited else (), **settings)  # fmt: skip
     least, trace, failures, seconds, seen = math.inf, [], 0, 0.0, -math.inf
     sign = 1.0 if target.direction == "maximize" else -1.0
     for n in range(evals):
@@ -198,8 +205,11 @@ def run_one(
             failures += 1
             search.tell(trial, Outcome.failure("diverged"))
         else:
-            search.tell(trial, value)
-            if sign * value > seen:  # what was seen decides which run counts
+            memory = trial.params["batch_size"] / 4  # GB: batches of up to 32 are allowed
+            search.tell(trial, Outcome(value, outcomes={"memory_gb": memory}))
+            if limited and memory > 8:
+                failures += 1
+            elif sign * value > seen:  # what was seen decides which run counts
                 seen, least = sign * value, target.regret(trial.params, value)
         trace.append(min(least / scale_of(family, i), WORST))
     return {"family": family, "target": i, "seed": seed, "sources": sources, "regrets": trace, "failures": failures,
@@ -232,6 +242,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--targets", type=int, default=99, help="of each family at most")
     parser.add_argument("--evals", type=int, default=20)
+    parser.add_argument("--limited", action="store_true", help="8 GB for batch / 4; only what keeps that counts")
     parser.add_argument("--q", type=int, default=1, help="evaluations asked for at once, and told before the next")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="arguments of LlamaTune")
@@ -240,7 +251,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     settings = {name: json.loads(value) for name, _, value in (item.partition("=") for item in options.set)}
     jobs = [
-        (family, i, seed, sources, options.evals, settings, options.q)
+        (family, i, seed, sources, options.evals, settings, options.q, options.limited)
         for seed in range(options.seeds)
         for family in options.families
         for i in range(min(options.targets, len(targets_of(family))))

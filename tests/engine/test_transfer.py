@@ -26,6 +26,7 @@ from llamatune_torch.errors import PastError
 from llamatune_torch.past import PastStudy, PastTrial
 from llamatune_torch.space import Params
 from llamatune_torch.study import Goal, Study
+from llamatune_torch.tables import read_table
 
 SPACE = SearchSpace({"lr": Real(1e-5, 1e-1, prior="log-uniform"), "wd": Real(0, 0.3)})
 Function = Callable[[Params], float]
@@ -287,6 +288,16 @@ def test_users_points_come_first_and_do_not_count_as_the_searchs() -> None:
 def test_a_past_that_says_nothing_changes_nothing(odd: PastStudy) -> None:
     study = search(loss(3e-3), 5, [odd])
     assert [t.params for t in study.trials] == [t.params for t in search(loss(3e-3), 5).trials]
+
+
+def test_a_table_and_values_that_are_nan() -> None:
+    rows = [f"{10**-k:g},0.1,{loss(3e-3)({'lr': 10**-k, 'wd': 0.1}):g}" for k in (1.5, 2, 2.5, 3, 3.5, 4)]
+    trials = read_table(["lr,wd,loss", *rows, "0.1,0.1,nan"], SPACE, "loss")
+    past = Study(SPACE, Goal("minimize", "loss"), trials=tuple(trials)).as_past("table")
+    assert past.num_completed == 6
+    assert search(loss(3e-3), 1, [past]).best_value < 0.1
+    odd = PastStudy("odd", "minimize", (*past.trials, PastTrial({"lr": 0.05, "wd": 0.1}, math.nan)))
+    assert search(loss(3e-3), 1, [odd]).best_value < 0.1
 
 
 def test_infinite_losses_are_ranked_last() -> None:
