@@ -11,7 +11,17 @@ from llamatune_torch.engine.candidates import MAX_ENUMERATED, is_new
 from llamatune_torch.engine.cube import Cube, to_numpy
 from llamatune_torch.engine.estimates import likely_kept
 from llamatune_torch.engine.qmc import MAX_DRAWN, allowed_sobol, quasi_random, sobol
-from llamatune_torch.engine.transfer import CONTRASTS, PORTFOLIO, Past, first_guess, notes_of, num_chosen
+from llamatune_torch.engine.transfer import (
+    CONTRAST,
+    CONTRASTS,
+    FIRST_GUESS,
+    PORTFOLIO,
+    Past,
+    first_guess,
+    notes_of,
+    num_chosen,
+    was_expected,
+)
 from llamatune_torch.errors import SpaceExhaustedError
 from llamatune_torch.partial import completions, is_complete
 from llamatune_torch.settings import Settings
@@ -21,10 +31,6 @@ from llamatune_torch.trial import Suggestion, Trial, TrialState
 
 # Points of the Sobol sequence, besides its own, among which a partial initial point finds one to complete it.
 NUM_COMPLETIONS = 4096
-
-#: Notes on trials that past studies, or beliefs, have brought about.
-FIRST_GUESS = "where least regret is expected"
-CONTRAST = "anywhere, so that what is expected can be contradicted"
 
 
 def initial_suggestions(study: Study, settings: Settings, n: int, past: Past | None = None) -> list[Suggestion]:
@@ -42,7 +48,8 @@ def initial_suggestions(study: Study, settings: Settings, n: int, past: Past | N
     if past is not None and past.off is None:
         return suggestions + _after_past(study, settings, past, suggestions, wanted)
     if study.completed:
-        num_tried = len({trial.first for trial in tried})  # a retry is no other point
+        # A retry is no other point, and what past studies have chosen is no design, once they are not listened to.
+        num_tried = len({trial.first for trial in tried if not was_expected(trial)})
         wanted = min(wanted, settings.num_initial(len(study.space.varied_columns)) - num_tried - len(suggestions))
     if wanted <= 0:
         return suggestions

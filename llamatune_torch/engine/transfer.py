@@ -18,6 +18,7 @@ other are not listened to at all. Then the search is as it would have been witho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -27,13 +28,14 @@ from torch import Tensor
 
 from llamatune_torch.engine.crash import SHORTEST
 from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.data import TrainingData, signed_values
+from llamatune_torch.engine.data import TrainingData
 from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.outcome import robust
 from llamatune_torch.engine.sources import AGREE_ALONE, LABEL_NOISE, Field, Sources, fit_sources
+from llamatune_torch.past import teaches
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
-from llamatune_torch.trial import TrialState
+from llamatune_torch.trial import Trial, TrialState
 
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)  # the grid of b
 NOT_AT_ALL = 0.1  # the prior probability of b = 0
@@ -41,13 +43,20 @@ SPREAD = 0.35  # of the others around the agreement
 NOISE = 0.05  # of own outcomes' variance
 
 CONTRASTS = (2, 6)  # the trials, counted from 1, that are Sobol points
-ENOUGH = 4  # trials, from which on the past studies are judged
+ENOUGH = 2  # trials, from which on the past studies are judged
 STRIKES = 2
+LOCAL = 8  # trials, from which on the better half of them is judged too
 LEAST_AGREEMENT = 0.3  # of three past studies or more
 PORTFOLIO = 3  # trials
 NUM_RESAMPLES = 64
 SURE = 0.5  # between the labels -1 and 1: a first guess is expected to work
 LISTENED = 200  # own trials at most, evenly over the record, that judge the past
+
+
+#: Notes on trials that past studies, or beliefs, have brought about, or not.
+FIRST_GUESS = "where least regret is expected"
+CONTRAST = "anywhere, so that what is expected can be contradicted"
+OFF = "past studies are not listened to"
 
 
 class Past(NamedTuple):
@@ -98,7 +107,7 @@ class Past(NamedTuple):
     def note(self) -> str:
         """Says what the past studies contribute."""
         if self.off is not None:
-            return f"past studies are not listened to{' any more' if self.for_good else ''}: {self.off}"
+            return f"{OFF}{' any more' if self.for_good else ''}: {self.off}"
         S, n = len(self.weights), self.sources.num_studies
         agree = self.weights * S > 0.5
         said = [f"{int(agree[:n].sum())} of {n} past studies agree"] if n else []
@@ -110,6 +119,12 @@ class Past(NamedTuple):
 def is_heard(past: Past | None) -> bool:
     """True if there are past studies that are listened to."""
     return past is not None and past.off is None
+
+
+def was_expected(trial: Trial) -> bool:
+    """True if past studies, or beliefs, have chosen a trial's parameters because they expected them to be good."""
+    note = trial.notes.get("past", CONTRAST)
+    return note != CONTRAST and not note.startswith(OFF)
 
 
 def notes_of(past: Past | None) -> dict[str, str]:
@@ -137,18 +152,19 @@ def consult(study: Study, settings: Settings | None = None) -> Past | None:
     if way == "portfolio":
         over = num_chosen(study) >= PORTFOLIO
         return Past(sources, even, 0.0, "all of the portfolio has been tried" if over else None, for_good=True)
-    completed = study.completed
-    values = signed_values(study)
-    if len(completed) > LISTENED:
-        rows = torch.linspace(0, len(completed) - 1, LISTENED, dtype=torch.float64).round().long()
-        completed, values = [completed[i] for i in rows], values[rows]
-    if not completed:
+    ended = [trial for trial in study.trials if teaches(trial)]
+    rows = torch.linspace(0, len(ended) - 1, min(len(ended), LISTENED), dtype=torch.float64).round().long()
+    ended = [ended[i] for i in rows]
+    if not study.completed:
         return Past(sources, even, float(prior_of_scale(sources.agreement) @ torch.tensor(SCALES, dtype=torch.float64)))
-    X = Cube(study.space).encode_all([trial.params for trial in completed])
+    sign = 1.0 if study.direction == "maximize" else -1.0
+    # What failed was the worst of guesses.
+    values = torch.tensor([-math.inf if t.value is None else sign * t.value for t in ended], dtype=torch.float64)
+    X = Cube(study.space).encode_all([trial.params for trial in ended])
     K = sources.covariance.matrix_and_slope(sources.features(X))[0]
     judge = Judge(sources.means(X), K, NOISE, sources.agreement)
     strikes = 0
-    for n in range(ENOUGH, len(completed) + 1):
+    for n in range(ENOUGH, len(ended) + 1):
         strikes += judge.misleads(values[:n])
         if strikes >= STRIKES:
             off = f"at {n} trials they had ordered fewer than half of the pairs as they came out, a second time"
@@ -157,8 +173,11 @@ def consult(study: Study, settings: Settings | None = None) -> Past | None:
         weights, scale = rank_weights(judge, robust(values), (settings or Settings()).seed)
     else:
         weights, scale = judge.weigh(robust(values))
-    misled = len(completed) >= ENOUGH and judge.misleads(values)
+    misled = len(ended) >= ENOUGH and judge.misleads(values)
     wrong = "they order fewer than half of the pairs of own trials as they came out"
+    if not misled and len(ended) >= LOCAL:
+        misled = judge.misleads(values, values.topk(len(values) // 2).indices)
+        wrong = "they order fewer than half of the pairs among the better half of own trials as they came out"
     return Past(sources, weights, scale, wrong if misled else None)
 
 
@@ -211,11 +230,16 @@ class Judge:
         log_likelihood: Tensor = -(white - one[:, None] * c).square().sum(dim=0) / 2
         return log_likelihood.view(len(SCALES), -1)
 
-    def misleads(self, values: Tensor) -> bool:
-        """True if the mixture orders fewer than half of the pairs of the first outcomes as they came out."""
+    def misleads(self, values: Tensor, rows: Tensor | None = None) -> bool:
+        """True if the mixture orders fewer than half of the pairs of the first outcomes as they came out.
+
+        With ``rows``, only pairs of these count.
+        """
         Z = robust(values)
         weights, _ = self.weigh(Z)
         m = self.means[: len(Z)] @ weights
+        if rows is not None:
+            Z, m = Z[rows], m[rows]
         pairs = torch.triu(torch.ones(len(Z), len(Z), dtype=torch.bool), diagonal=1)
         signs = (torch.sign(Z[:, None] - Z) * torch.sign(m[:, None] - m))[pairs]
         told = signs[signs != 0]

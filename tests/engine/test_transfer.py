@@ -17,11 +17,10 @@ from scipy.stats import multivariate_normal
 from llamatune_torch import Integer, LlamaTune, Outcome, Real, SearchSpace, Settings
 from llamatune_torch.engine import transfer
 from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.initial import CONTRAST, FIRST_GUESS
 from llamatune_torch.engine.outcome import robust
 from llamatune_torch.engine.sources import fit_sources
 from llamatune_torch.engine.suggest import suggest
-from llamatune_torch.engine.transfer import SCALES, Judge, consult, prior_of_scale
+from llamatune_torch.engine.transfer import CONTRAST, FIRST_GUESS, SCALES, Judge, consult, prior_of_scale
 from llamatune_torch.errors import PastError
 from llamatune_torch.past import PastStudy, PastTrial
 from llamatune_torch.space import Params
@@ -164,11 +163,11 @@ def test_evidence_is_a_normal_likelihood_with_the_best_constant() -> None:
 
 
 def test_the_study_that_agrees_gets_the_weight() -> None:
-    study = search(loss(3e-3), 9)
+    study = search(loss(3e-3), 6)
     agreeing, opposing = old(loss(2e-3), seed=1), old(loss(1e-5), seed=2)
     past = consult(replace(study, past=(agreeing, opposing)))
     assert past is not None
-    assert past.weights[0] > 0.9
+    assert past.weights[0] > 0.8
     assert past.note == f"1 of 2 past studies agree, weight {past.scale:.2g}"
     assert 0.5 < past.scale <= 1.5
 
