@@ -289,12 +289,14 @@ def loaded_by(statement: str) -> set[str]:
     return set(result.stdout.split())
 
 
-def test_importing_the_optimizer_and_reading_a_study_load_no_trainer_no_tables_and_no_plots() -> None:
+def test_opening_a_search_and_reading_a_study_load_no_engine_no_trainer_no_tables_and_no_plots() -> None:
+    """Nor torch: each process that runs trials imports the program that opens the search."""
     loaded = loaded_by(
         "from llamatune_torch import LlamaTune, SearchSpace, Study\n"
-        "print(Study(SearchSpace({'x': (0.0, 1.0)})).summary())"
+        "print(Study(SearchSpace({'x': (0.0, 1.0)})).summary(), LlamaTune({'x': (0.0, 1.0)}, lambda p: 0.5))"
     )
-    assert {"llamatune_torch", "torch", "botorch"} <= loaded
+    assert {"llamatune_torch", "numpy"} <= loaded
+    assert not loaded & {"torch", "gpytorch", "botorch", "linear_operator", "scipy"}
     assert not loaded & {"transformers", "accelerate", "datasets", "pandas", "matplotlib", "plotly", "sqlalchemy"}
     assert not loaded & {"ray", "dask", "distributed", "submitit", "cloudpickle", "optuna", "rich"}
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any, Never, Unpack
 
 from llamatune_torch.constraints import Constraints, Estimate, read_constraints
-from llamatune_torch.engine.estimates import points_to_estimate
 from llamatune_torch.errors import ConstraintError, ObjectiveError, ParamsError, PastError, SettingsError
 from llamatune_torch.hints import RUNNING, describe_unknown
 from llamatune_torch.objectives import Objectives, read_objectives
@@ -305,6 +304,8 @@ def _estimated(study: Study, estimates: Mapping[str, Callable[[Params], float]],
     for name in estimates:
         if name not in limited:
             raise ConstraintError(f"an estimate is of use for an outcome with a constraint, but {name!r} has none")
+    from llamatune_torch.engine.estimates import points_to_estimate  # torch takes its time to load
+
     points, values_of = points_to_estimate(study.space, seed), study.space.values_of
     return [Estimate(name, p, function(values_of(p))) for name, function in estimates.items() for p in points]
 

@@ -12,8 +12,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import BrokenExecutor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, Literal, Protocol
 
-import torch
-
 from llamatune_torch.errors import ExecutorError, LlamaTuneError, SettingsError
 from llamatune_torch.runtime.evaluation import Evaluate, run_trial
 from llamatune_torch.runtime.process import TrialProcess, pickled, run_pickled
@@ -211,8 +209,11 @@ def gpu_ids(gpus: Gpus) -> list[str]:
     """
     if gpus == "auto":
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        found = [str(i) for i in range(torch.cuda.device_count())] if visible is None else visible.split(",")
-        ids = [name.strip() for name in found if name.strip() not in ("", "-1")]
+        if visible is None:
+            import torch  # only for this: a process that runs trials may do without
+
+            visible = ",".join(map(str, range(torch.cuda.device_count())))
+        ids = [name.strip() for name in visible.split(",") if name.strip() not in ("", "-1")]
         if not ids:
             raise SettingsError("gpus='auto' found no CUDA device")
         return ids

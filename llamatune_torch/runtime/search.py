@@ -6,20 +6,13 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from llamatune_torch.constraints import Estimate
 from llamatune_torch.decisions import Decision, Finish
-from llamatune_torch.engine.confirm import affordable
-from llamatune_torch.engine.data import choose_device
-from llamatune_torch.engine.decide import decide, find_strategy
-from llamatune_torch.engine.hypervolume import hypervolume_trace
-from llamatune_torch.engine.recommend import Recommendation, explain, recommend
-from llamatune_torch.engine.relaxing import Relaxation, relaxations
-from llamatune_torch.engine.strategies.full import Full
-from llamatune_torch.engine.strategies.strategy import Strategy
 from llamatune_torch.errors import (
     BudgetSpentError,
     ConstraintError,
@@ -38,6 +31,14 @@ from llamatune_torch.storage.store import Change, Store, check_number
 from llamatune_torch.study import Study
 from llamatune_torch.tables import show_value
 from llamatune_torch.trial import Cause, Direction, Outcome, Trial, as_outcome
+
+if TYPE_CHECKING:
+    from llamatune_torch.engine.recommend import Recommendation
+    from llamatune_torch.engine.relaxing import Relaxation
+    from llamatune_torch.engine.strategies.strategy import Strategy
+
+# The engine is imported where it is asked: torch takes seconds to load, and hundreds of megabytes. A trial's process,
+# which imports the program that starts the search, does without.
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +160,8 @@ class Search:
     @property
     def strategy(self) -> Strategy:
         """The strategy that the settings name; the default's run is none of its own."""
+        from llamatune_torch.engine.decide import find_strategy
+
         max_evals = self.limits.max_evals - (self.study.space.default is not None)
         alone = not self.study.goal.others and not self.study.past  # with past studies, nobody has measured the others
         return find_strategy(self.settings, max_evals, self.can_pause and alone)
@@ -260,7 +263,9 @@ class Search:
         Raises:
             NoCompletedTrialError: nothing has completed yet.
         """
-        with self._lock, one_thread(choose_device(self.settings.device, len(self.study.completed))):
+        from llamatune_torch.engine.recommend import recommend
+
+        with self._computing(self.study):
             return recommend(self.study, self.settings)
 
     def recommendation(self) -> Recommendation:
@@ -269,7 +274,9 @@ class Search:
         Raises:
             NoCompletedTrialError: nothing has completed yet.
         """
-        with self._lock, one_thread(choose_device(self.settings.device, len(self.study.completed))):
+        from llamatune_torch.engine.recommend import explain
+
+        with self._computing(self.study):
             return explain(self.study, self.settings)
 
     def relaxations(self) -> list[Relaxation]:
@@ -278,7 +285,9 @@ class Search:
         Raises:
             NoCompletedTrialError: nothing has completed yet; as NoFeasibleTrialError: nothing keeps the limits.
         """
-        with self._lock, one_thread(choose_device(self.settings.device, len(self.study.completed))):
+        from llamatune_torch.engine.relaxing import relaxations
+
+        with self._computing(self.study):
             return relaxations(self.study, self.settings)
 
     def hypervolume_trace(self) -> list[float]:
@@ -287,6 +296,8 @@ class Search:
         Raises:
             ObjectiveError: the study has one objective only.
         """
+        from llamatune_torch.engine.hypervolume import hypervolume_trace
+
         return hypervolume_trace(self.study)
 
     def settle_metric(self, metric: str, direction: Direction) -> None:
@@ -368,10 +379,22 @@ class Search:
         return self._store.change(trial, change)
 
     def _choose(self, study: Study, n: int, left: float) -> list[Decision]:
+        from llamatune_torch.engine.confirm import affordable
+        from llamatune_torch.engine.decide import decide
+        from llamatune_torch.engine.strategies.full import Full
+
         strategy = self.strategy
         if self.settings.confirm:
             left = min(left, affordable(study, self.limits.max_cost))
         elif isinstance(strategy, Full):
             left = math.inf  # of a study in memory, people may ask for more than the loop would
-        with self._lock, one_thread(choose_device(self.settings.device, len(study.completed))):
+        with self._computing(study):
             return decide(study, self.settings, strategy, n, left)
+
+    @contextmanager
+    def _computing(self, study: Study) -> Iterator[None]:
+        """One suggestion at a time, in one thread."""
+        from llamatune_torch.engine.data import choose_device
+
+        with self._lock, one_thread(choose_device(self.settings.device, len(study.completed))):
+            yield

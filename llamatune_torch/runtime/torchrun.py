@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 from concurrent.futures import Future
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
-
-import torch.distributed as dist
 
 from llamatune_torch.errors import LlamaTuneError
 from llamatune_torch.runtime.evaluation import Evaluate, is_of_one_trial, run_trial
@@ -25,18 +24,27 @@ _PATIENCE = timedelta(days=30)
 
 def world_size() -> int:
     """The number of processes that work on each trial together; 1 without ``torchrun`` or the like."""
-    if not dist.is_available():
+    if (group := _group()) is not None:
+        return int(group.get_world_size())
+    if not all(name in os.environ for name in _OF_TORCHRUN):
         return 1
-    if dist.is_initialized():
-        return dist.get_world_size()
-    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in _OF_TORCHRUN) else 1
+    import torch.distributed as dist  # only here: it takes a second to load
+
+    return int(os.environ["WORLD_SIZE"]) if dist.is_available() else 1
 
 
 def rank() -> int:
     """The number of this process among them; rank 0 holds the study."""
     if world_size() == 1:
         return 0
-    return dist.get_rank() if dist.is_initialized() else int(os.environ["RANK"])
+    group = _group()
+    return int(os.environ["RANK"] if group is None else group.get_rank())
+
+
+def _group() -> Any:
+    """``torch.distributed`` where the processes have found each other; ``None`` otherwise, also without torch."""
+    dist = sys.modules.get("torch.distributed")
+    return dist if dist is not None and dist.is_available() and dist.is_initialized() else None
 
 
 class TorchrunRunner:
@@ -49,7 +57,9 @@ class TorchrunRunner:
     synchronous = True
 
     def __init__(self, search: Search) -> None:
-        self._search = search
+        import torch.distributed as dist
+
+        self._search, self._dist = search, dist
         if not dist.is_initialized():
             dist.init_process_group()
             # Later trainers need the group. At the end of the interpreter, its threads could abort the process.
@@ -77,7 +87,7 @@ class TorchrunRunner:
         if not self._closed:
             self._closed = True
             self._broadcast(None)
-            dist.destroy_process_group(self._group)
+            self._dist.destroy_process_group(self._group)
 
     def follow(self, evaluate: Evaluate) -> None:
         """Evaluates the trials of rank 0 on another rank, until rank 0 says that this is the end."""
@@ -91,7 +101,7 @@ class TorchrunRunner:
                 except KeyboardInterrupt:
                     self._search.interrupted = True
                 self._gather(mine)
-        dist.destroy_process_group(self._group)
+        self._dist.destroy_process_group(self._group)
         if isinstance(mine, LlamaTuneError) and not is_of_one_trial(mine, self._search.study):
             raise mine
 
@@ -99,25 +109,25 @@ class TorchrunRunner:
         """Sends a trial to evaluate, or the end, with the study and what rank 0 has decided for the trial."""
         search = self._search
         study = replace(search.study, space=search.study.space.without_values())  # each rank has its own values
-        dist.broadcast_object_list([trial, study, search.worker, search.orders], src=0, group=self._group)
+        self._dist.broadcast_object_list([trial, study, search.worker, search.orders], src=0, group=self._group)
 
     def _receive(self) -> Trial | None:
         message: list[Any] = [None] * 4
-        dist.broadcast_object_list(message, src=0, group=self._group)
+        self._dist.broadcast_object_list(message, src=0, group=self._group)
         trial, *rest = message
         self._search.follow(*rest)
         assert trial is None or isinstance(trial, Trial)
         return trial
 
     def _gather(self, mine: Outcome | LlamaTuneError | None) -> list[Outcome | LlamaTuneError | None]:
-        outcomes: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(outcomes, mine, group=self._group)
+        outcomes: list[Any] = [None] * self._dist.get_world_size()
+        self._dist.all_gather_object(outcomes, mine, group=self._group)
         return outcomes
 
 
 def _leave() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if (group := _group()) is not None:
+        group.destroy_process_group()
 
 
 def _agree(outcomes: list[Any]) -> Outcome | LlamaTuneError:

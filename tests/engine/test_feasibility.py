@@ -222,7 +222,7 @@ def gardner(params: dict[str, Any]) -> Outcome:
     ids=["Gardner (optimum -2)", "Gramacy (optimum 0.5998)"],
 )
 def test_the_best_feasible_value_is_found(function: Any, limits: Any, near: float) -> None:
-    tuner = LlamaTune(SPACE, function, 30, direction="minimize", constraints=limits, progress=False)
+    tuner = LlamaTune(SPACE, function, 26, direction="minimize", constraints=limits, progress=False)
     _, value = tuner.optimize()
     assert value < near
     assert tuner.study.is_feasible(tuner.study.best_trial)

@@ -107,11 +107,11 @@ def noisy_study(seed: int, noise: float = 0.1, direction: Any = "maximize", unit
 
 def test_a_run_on_a_fresh_seed_lies_within_the_interval_nine_times_in_ten() -> None:
     inside, rng = 0, np.random.default_rng(99)
-    for seed in range(20):
+    for seed in range(12):
         found = explain(noisy_study(seed))
         fresh = hill(found.trial.params["x"]) + 0.1 * rng.standard_normal()
         inside += found.low <= fresh <= found.high
-    assert inside >= 16  # of 20; of 18 expected ones, 15 or fewer come once in 23 times
+    assert inside >= 9  # of 12; of 11 expected ones, 8 or fewer come once in 39 times
 
 
 @pytest.mark.parametrize("direction", ["maximize", "minimize"])

@@ -64,7 +64,8 @@ def test_a_url_that_is_of_no_use_is_an_error_without_its_password(url: str) -> N
     assert caught.value.__cause__ is None
 
 
-def test_a_password_in_the_query_is_not_shown() -> None:
+def test_a_password_in_the_query_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "OPENING_PATIENCE", 0.2)
     url = "postgresql://me@127.0.0.1:1/db?password=s3cr3t&sslpassword=s3cr3t&connect_timeout=1"
     with pytest.raises(StorageError) as caught:
         database.Database(url)

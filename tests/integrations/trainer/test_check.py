@@ -13,8 +13,10 @@ from transformers import Trainer
 
 from llamatune_torch import MetricError, TrainerError, tune
 from llamatune_torch.cli.main import main
+from llamatune_torch.integrations.trainer import check
 from llamatune_torch.integrations.trainer.check import Check, look_ahead
 from llamatune_torch.integrations.trainer.tune import prepare
+from llamatune_torch.runtime.evaluation import run_trial
 from llamatune_torch.trial import Trial
 
 SPEC = """
@@ -63,10 +65,17 @@ def test_a_model_that_does_not_fit_at_all_is_said(tmp_path: Path) -> None:
     assert "not even one sequence of length 4 fits into 0.001 GB" in lines[1]
 
 
-def test_a_wrong_metric_and_a_wrong_factory_are_found(tmp_path: Path) -> None:
+def test_a_wrong_metric_is_found(tmp_path: Path) -> None:
     keeper = prepare(partial(factory, tmp_path), SPACE, metric="f1", output_dir=tmp_path / "o", progress=False)
     with pytest.raises(MetricError, match="eval_f1"):
         look_ahead(keeper.fine_tune, keeper.optimizer.study, 0)
+
+
+def test_an_exception_of_the_factory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(evaluate: Any, params: Any, seed: int) -> Any:
+        return run_trial(evaluate, Trial(0, params, seed, "initial"))
+
+    monkeypatch.setattr(check, "run_apart", here)  # another test looks in a process
     silent = prepare(lambda params: 1 / 0, SPACE, output_dir=tmp_path / "o", progress=False)
     with pytest.raises(TrainerError, match=r"(?s)the check failed: .*ZeroDivisionError"):
         look_ahead(silent.fine_tune, silent.optimizer.study, 0)

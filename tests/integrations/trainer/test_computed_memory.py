@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ def test_a_footprint_tells_batches_and_lengths_that_were_not_run(tmp_path: Path)
 
     trainer = tiny_trainer(PARAMS, tmp_path, model=tiny_model(**LARGE))
     computed = footprint(trainer, (2, 32), (8, 24, 48))
-    for batch, length in itertools.product((2, 8, 16, 32), (8, 16, 48)):
+    for batch, length in ((2, 48), (8, 16), (16, 8), (32, 48)):
         assert computed.bytes(batch, length) == pytest.approx(measured(batch, length), rel=0.03)
 
 
