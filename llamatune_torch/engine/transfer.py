@@ -12,8 +12,12 @@ around how well the past studies predict each other. A study's weight ``w_s`` is
 The first trial is the place where all past studies expect little regret. But as long as all trials sit where they say
 it is good, nothing can contradict them. So the ``CONTRASTS``-th trials are points of the Sobol sequence. From
 ``ENOUGH`` trials on, past studies that order fewer than half of the pairs of own trials as they came out are not
-listened to at this ask, and after ``STRIKES`` such asks never again. Three of them or more that do not predict each
-other are not listened to at all. Then the search is as it would have been without them.
+listened to at this ask, and after ``STRIKES`` such asks never again. A failed trial counts as the worst one there.
+Three of them or more that do not predict each other are not listened to at all. Then the search is as it would have
+been without them, and trials that they have chosen do not count as its initial design.
+
+Near the optimum past studies may know no better than anybody. So from ``LOCAL`` trials on, the better half of own
+trials has to be ordered as well; whoever fails there may be right again later.
 """
 
 from __future__ import annotations
@@ -29,9 +33,10 @@ from torch import Tensor
 from llamatune_torch.engine.crash import SHORTEST
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.data import TrainingData
+from llamatune_torch.engine.fields import Field
 from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.outcome import robust
-from llamatune_torch.engine.sources import AGREE_ALONE, LABEL_NOISE, Field, Sources, fit_sources
+from llamatune_torch.engine.sources import AGREE_ALONE, LABEL_NOISE, Sources, fit_sources
 from llamatune_torch.past import teaches
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
