@@ -204,7 +204,7 @@ def read_past(given: Any, space: SearchSpace) -> tuple[PastStudy, ...]:
     for i, each in enumerate(given):
         if not isinstance(each, (HasPast, PastStudy)):
             raise PastError(f"past[{i}] must be a Study, such as load_study('sqlite:///old.db'), but got {each!r}")
-        past = each if isinstance(each, PastStudy) else each.as_past(f"past study {i + 1}")
+        past = each if isinstance(each, PastStudy) else each.as_past(f"no. {i + 1}")
         check_usable(past, space)
         read.setdefault(past.key, past)
     return tuple(read[key] for key in sorted(read))
@@ -217,13 +217,17 @@ def check_usable(past: PastStudy, space: SearchSpace) -> Fitted:
         PastError: it has no trials, no parameter of the space, or only choices that the space has not.
     """
     if not past.trials:
-        raise PastError(f"{past.name}: no trial has completed or failed, so that there is nothing to learn from it")
+        raise PastError(
+            f"past study {past.name}: no trial has completed or failed, so that there is nothing to learn from it"
+        )
     fitted = fit_into(space, past)
     if not fitted.columns:
         known = sorted({name for trial in past.trials for name in trial.params})
-        raise PastError(f"{past.name}: its parameters {known} have other names than those of this space, {space.names}")
+        raise PastError(
+            f"past study {past.name}: its parameters {known} have other names than those of this space, {space.names}"
+        )
     if len(fitted.X) == 0:
-        raise PastError(f"{past.name}: none of its trials fits this space: {'; '.join(fitted.remarks)}")
+        raise PastError(f"past study {past.name}: none of its trials fits this space: {'; '.join(fitted.remarks)}")
     return fitted
 
 

@@ -46,9 +46,9 @@ class Settings:
         mc_samples: posterior samples of the Monte Carlo acquisitions, and of what may come out of running trials.
         strategy: which runs train to their end. "full": all. "screen": a wide, cheap opening, then the engine on
             finished runs alone. "auto": the latter where runs are known to be able to pause and the budget is 4 full
-            runs or more, beside that of a default. By the book, for comparison: "successive_halving", "asha",
-            "hyperband", "median", "top_k". Or an object of your own, with the methods of
-            ``engine.strategies.strategy.Strategy``.
+            runs or more, beside that of a default; but with past studies "full", since nobody has measured both
+            together. By the book, for comparison: "successive_halving", "asha", "hyperband", "median", "top_k". Or an
+            object of your own, with the methods of ``engine.strategies.strategy.Strategy``.
         rungs: where runs may pause, other than the strategy's own: increasing shares of a full run that end with 1, or
             steps, such as ``[100, 500, 1000]``, the last of which is a full run.
         stopping: "auto" ends the search before the budget does, once a further trial can be expected to gain less than

@@ -159,7 +159,7 @@ class Study:
                 shares[trial.first] = max(shares.get(trial.first, 0.0), share(trial))
         return math.fsum(shares.values())
 
-    def as_past(self, name: str = "past study", context: Mapping[str, float] | None = None) -> PastStudy:
+    def as_past(self, name: str = "unnamed", context: Mapping[str, float] | None = None) -> PastStudy:
         """A snapshot for a new study to learn from: the trials that have completed, or failed for a known cause.
 
         Args:
