@@ -23,7 +23,7 @@ trials has to be ordered as well; whoever fails there may be right again later.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -55,7 +55,7 @@ LEAST_AGREEMENT = 0.3  # of three past studies or more
 PORTFOLIO = 3  # trials
 NUM_RESAMPLES = 64
 SURE = 0.5  # between the labels -1 and 1: a first guess is expected to work
-LISTENED = 200  # own trials at most, evenly over the record, that judge the past
+JUDGES = 60  # own trials at most: the first strike the past out, and as many, evenly over the record, weigh it
 
 
 #: Notes on trials that past studies, or beliefs, have brought about, or not.
@@ -157,33 +157,46 @@ def consult(study: Study, settings: Settings | None = None) -> Past | None:
     if way == "portfolio":
         over = num_chosen(study) >= PORTFOLIO
         return Past(sources, even, 0.0, "all of the portfolio has been tried" if over else None, for_good=True)
-    ended = [trial for trial in study.trials if teaches(trial)]
-    rows = torch.linspace(0, len(ended) - 1, min(len(ended), LISTENED), dtype=torch.float64).round().long()
-    ended = [ended[i] for i in rows]
     if not study.completed:
         return Past(sources, even, float(prior_of_scale(sources.agreement) @ torch.tensor(SCALES, dtype=torch.float64)))
-    sign = 1.0 if study.direction == "maximize" else -1.0
-    # What failed was the worst of guesses.
-    values = torch.tensor([-math.inf if t.value is None else sign * t.value for t in ended], dtype=torch.float64)
-    X = Cube(study.space).encode_all([trial.params for trial in ended])
-    K = sources.covariance.matrix_and_slope(sources.features(X))[0]
-    judge = Judge(sources.means(X), K, NOISE, sources.agreement)
-    strikes = 0
-    for n in range(ENOUGH, len(ended) + 1):
-        strikes += judge.misleads(values[:n])
-        if strikes >= STRIKES:
-            off = f"at {n} trials they had ordered fewer than half of the pairs as they came out, a second time"
-            return Past(sources, even, 0.0, off, for_good=True)
+    ended = [trial for trial in study.trials if teaches(trial)]
+    judge, values = _hear(sources, study, ended[:JUDGES])
+    struck = _struck_out(judge, values)
+    if struck is not None:
+        off = f"at {struck} trials they had ordered fewer than half of the pairs as they came out, a second time"
+        return Past(sources, even, 0.0, off, for_good=True)
+    if len(ended) > JUDGES:
+        rows = torch.linspace(0, len(ended) - 1, JUDGES, dtype=torch.float64).round().long()
+        judge, values = _hear(sources, study, [ended[i] for i in rows])
     if way == "rgpe":
         weights, scale = rank_weights(judge, robust(values), (settings or Settings()).seed)
     else:
         weights, scale = judge.weigh(robust(values))
-    misled = len(ended) >= ENOUGH and judge.misleads(values)
+    misled = len(values) >= ENOUGH and judge.misleads(values)
     wrong = "they order fewer than half of the pairs of own trials as they came out"
-    if not misled and len(ended) >= LOCAL:
+    if not misled and len(values) >= LOCAL:
         misled = judge.misleads(values, values.topk(len(values) // 2).indices)
         wrong = "they order fewer than half of the pairs among the better half of own trials as they came out"
     return Past(sources, weights, scale, wrong if misled else None)
+
+
+def _hear(sources: Sources, study: Study, trials: Sequence[Trial]) -> tuple[Judge, Tensor]:
+    """The judge of own trials that have ended, and their outcomes (larger is better): what failed is the worst."""
+    sign = 1.0 if study.direction == "maximize" else -1.0
+    values = torch.tensor([-math.inf if t.value is None else sign * t.value for t in trials], dtype=torch.float64)
+    X = Cube(study.space).encode_all([trial.params for trial in trials])
+    K = sources.covariance.matrix_and_slope(sources.features(X))[0]
+    return Judge(sources.means(X), K, NOISE, sources.agreement), values
+
+
+def _struck_out(judge: Judge, values: Tensor) -> int | None:
+    """The number of trials at which the last strike fell; ``None`` before that."""
+    strikes = 0
+    for n in range(ENOUGH, len(values) + 1):
+        strikes += judge.misleads(values[:n])
+        if strikes >= STRIKES:
+            return n
+    return None
 
 
 def prior_of_scale(agreement: float) -> Tensor:

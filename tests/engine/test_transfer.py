@@ -321,7 +321,7 @@ def test_several_objectives_do_not_go_with_past_studies() -> None:
 
 def test_many_own_trials_are_judged_by_some_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     study = search(loss(3e-3), 12)
-    monkeypatch.setattr(transfer, "LISTENED", 6)
+    monkeypatch.setattr(transfer, "JUDGES", 6)
     past = consult(replace(study, past=(old(loss(3e-3)),)))
     assert past is not None
     assert past.off is None
