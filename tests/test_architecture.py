@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -113,9 +114,14 @@ def name_of(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path) -> Iterator[str]:
     """Dotted names of all modules that a file imports, inside functions and under TYPE_CHECKING too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -237,7 +243,7 @@ def test_each_framework_is_imported_behind_its_own_door_only(path: Path) -> None
 def test_records_and_storage_do_without_torch(path: Path) -> None:
     """So that a study is looked at without it; the engine makes the tensors."""
     if name_of(path) == "settings.py":  # checks a device that is neither "auto" nor "cpu", inside a function
-        tree = ast.parse(path.read_text())
+        tree = parsed(path)
         assert not any(isinstance(node, ast.Import) and node.names[0].name == "torch" for node in tree.body)
     else:
         assert not any(f"{module}.".startswith("torch.") for module in imports(path))
@@ -251,7 +257,7 @@ def test_the_engine_imports_no_clock_file_network_or_log(path: Path) -> None:
 
 @pytest.mark.parametrize("path", ENGINE, ids=name_of)
 def test_the_engine_touches_no_global_generator_and_no_global_device(path: Path) -> None:
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     names = {dotted(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     for name in names:
         assert name not in ("torch.manual_seed", "torch.seed"), f"{name_of(path)} seeds torch's global generator"
@@ -268,7 +274,7 @@ def test_the_engine_touches_no_global_generator_and_no_global_device(path: Path)
 
 @pytest.mark.parametrize("path", ENGINE, ids=name_of)
 def test_every_random_tensor_of_the_engine_has_a_generator_of_its_own(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if not isinstance(node, ast.Call):
             continue
         if dotted(node.func) in {f"torch.{f}" for f in ("rand", "randn", "randint", "randperm", "multinomial")}:
@@ -289,20 +295,25 @@ def loaded_by(statement: str) -> set[str]:
     return set(result.stdout.split())
 
 
-def test_opening_a_search_and_reading_a_study_load_no_engine_no_trainer_no_tables_and_no_plots() -> None:
-    """Nor torch: each process that runs trials imports the program that opens the search."""
+def test_who_opens_no_search_needs_no_engine() -> None:
+    """A process that runs trials imports the program that opens the search, and starts without torch."""
     loaded = loaded_by(
         "from llamatune_torch import LlamaTune, SearchSpace, Study\n"
-        "print(Study(SearchSpace({'x': (0.0, 1.0)})).summary(), LlamaTune({'x': (0.0, 1.0)}, lambda p: 0.5))"
+        "print(Study(SearchSpace({'x': (0.0, 1.0)})).summary(), LlamaTune)"
     )
     assert {"llamatune_torch", "numpy"} <= loaded
     assert not loaded & {"torch", "gpytorch", "botorch", "linear_operator", "scipy"}
+
+
+def test_opening_a_search_loads_no_trainer_no_tables_and_no_plots() -> None:
+    loaded = loaded_by("from llamatune_torch import LlamaTune\nLlamaTune({'x': (0.0, 1.0)}, lambda params: 0.5)")
+    assert {"llamatune_torch", "torch", "botorch"} <= loaded
     assert not loaded & {"transformers", "accelerate", "datasets", "pandas", "matplotlib", "plotly", "sqlalchemy"}
     assert not loaded & {"ray", "dask", "distributed", "submitit", "cloudpickle", "optuna", "rich"}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_docstrings_begin_with_a_verb_or_a_noun(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.Module)) and (docstring := ast.get_docstring(node)):
             assert docstring.split()[0] not in {"What", "Whether", "Where", "Which", "How"}, docstring

@@ -102,7 +102,8 @@ def make_place(kind: str, folder: Path) -> Place:
     return Place(folder, variables)
 
 
-@pytest.fixture(params=PLACES)
+# The first is in all of the others.
+@pytest.fixture(params=[pytest.param(PLACES[0], marks=pytest.mark.slow), *PLACES[1:]])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     (tmp_path / "spec.py").write_text(SPEC, encoding="utf-8")
     return make_place(request.param, tmp_path)
@@ -207,9 +208,9 @@ LATE = """
 import os
 from llamatune_torch import FolderError, LlamaTune, Real
 
-os.rmdir(os.getcwd())
 space = {"x": Real(0, 1)}
 tuner = LlamaTune(space, lambda params: params["x"], max_evals=4, n_initial=9, storage=URL)
+os.rmdir(os.getcwd())
 tuner.optimize()
 try:
     LlamaTune(space, storage="sqlite:///here.db")

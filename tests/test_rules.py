@@ -73,7 +73,7 @@ def score(params: dict[str, Any]) -> float:
     ],
     ids=["mixed", "half-space", "ring", "nearly empty", "linear"],
 )
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_no_suggestion_breaks_a_rule(space: dict[str, Any], rule: Any, seed: int) -> None:
     tuner = LlamaTune(space, score, 14, rule=rule, seed=seed, n_initial=5, progress=False)
     tuner.optimize()

@@ -103,6 +103,8 @@ class LlamaTune(Search):
         settings: Settings | None = None,
         **knobs: Unpack[Knobs],
     ) -> None:
+        import llamatune_torch.engine.decide  # noqa: F401  (all of the engine, before it is asked anything)
+
         space = SearchSpace(find_space(param_space), rule=rule, default=default)
         groups = group({**knobs, "max_evals": max_evals}, settings)
         if model_eval_fn is not None and not callable(model_eval_fn):

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from llamatune_torch.engine.relaxing import Relaxation
     from llamatune_torch.engine.strategies.strategy import Strategy
 
-# The engine is imported where it is asked: torch takes seconds to load, and hundreds of megabytes. A trial's process,
-# which imports the program that starts the search, does without.
+# The engine is imported where it is asked, and where a search is opened: torch takes seconds to load, and hundreds of
+# megabytes. A trial's process, which imports the program that opens the search, does without.
 
 logger = logging.getLogger(__name__)
 

@@ -165,7 +165,8 @@ def test_a_reader_that_leaves_early_gets_no_traceback(tmp_path: Path) -> None:
     assert (result.code, result.err) == (1, "")
 
 
-def test_one_database_and_no_password_in_any_message(cli: Cli) -> None:
+def test_one_database_and_no_password_in_any_message(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("llamatune_torch.storage.database.OPENING_PATIENCE", 0.2)
     result = cli("status", "--storage", "postgresql://me:secret@127.0.0.1:1/x?connect_timeout=1")
     assert result.code == 1
     assert "secret" not in result.err

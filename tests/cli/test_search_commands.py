@@ -19,8 +19,6 @@ from llamatune_torch import Categorical, LlamaTune, Real, StorageError, Study, T
 from llamatune_torch.storage.definition import remember
 from llamatune_torch.storage.reader import Reader
 
-ROOT = Path(__file__).parents[2]
-
 
 def storage(folder: Path) -> str:
     return f"sqlite:///{folder}/llamatune.db"
@@ -225,18 +223,20 @@ def test_processes_of_its_own_find_the_file(tmp_path: Path) -> None:
     assert study.failures_by_reason().keys() <= {"out of memory"}
 
 
-def test_three_workers_share_a_study_and_its_budget_exactly(url: str, tmp_path: Path) -> None:
-    file = write_spec(tmp_path, seconds=0.5)  # long enough for the others to have started, on a busy machine too
-    workers = [start(tmp_path, "worker", file, "--trials", 20, "--storage", url, "--name", "s") for _ in range(3)]
+# The same of the stores themselves, each of them: tests/storage/test_many_processes.py.
+@pytest.mark.parametrize("url", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True)
+def test_workers_share_a_study_and_its_budget_exactly(url: str, tmp_path: Path) -> None:
+    file = write_spec(tmp_path, seconds=0.5)  # long enough for the other to have started, on a busy machine too
+    workers = [start(tmp_path, "worker", file, "--trials", 14, "--storage", url, "--name", "s") for _ in range(2)]
     results = [finish(worker) for worker in workers]
-    assert [result.code for result in results] == [0, 0, 0], results
+    assert [result.code for result in results] == [0, 0], results
     study = load_study(url, "s")
-    assert len(study.trials) == study.spent == 20
+    assert len(study.trials) == study.spent == 14
     assert len({trial.worker for trial in study.trials}) > 1
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_cleanly_and_resume_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_ends_it_cleanly_and_resume_goes_on(cli: Cli, tmp_path: Path, number: signal.Signals) -> None:
     file = write_spec(tmp_path, seconds=0.5)
     process = start(tmp_path, "run", file)
     wait_until(tmp_path, file.removesuffix(".py"), lambda study: len(study.trials) >= 3, process)
@@ -249,7 +249,7 @@ def test_a_signal_ends_it_cleanly_and_resume_goes_on(tmp_path: Path, number: sig
     study = load_study(storage(tmp_path))
     assert not study.pending
     assert [trial.reason for trial in study.in_state(TrialState.LOST)] == ["interrupted"]
-    resumed = finish(start(tmp_path, "resume"))
+    resumed = cli("resume")
     assert resumed.code == 0, resumed.err
     assert load_study(storage(tmp_path)).spent == 6
 
@@ -301,11 +301,9 @@ def trainer_factory(params):
 """
 
 
-def test_a_trainer(tmp_path: Path) -> None:
+def test_a_trainer(cli: Cli, tmp_path: Path) -> None:
     pytest.importorskip("transformers", reason="the extra `hf` is not installed")
-    file = write_spec(tmp_path, text=TRAINER)
-    path = os.pathsep.join([str(ROOT / "tests" / "integrations" / "trainer"), os.environ.get("PYTHONPATH", "")])
-    result = finish(start(tmp_path, "run", file, PYTHONPATH=path))
+    result = cli("run", write_spec(tmp_path, text=TRAINER))
     assert result.code == 0, result.err
     assert "2 trials (2 complete)" in result.out
     assert "best eval_accuracy (maximize)" in result.out

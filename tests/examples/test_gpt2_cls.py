@@ -378,7 +378,8 @@ def test_help_needs_no_heavy_import(tmp_path: Path) -> None:
     assert "heavy: set()" in done.stdout
 
 
-def test_unreachable_hub_ids_end_in_one_sentence(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("own_cache")
+def test_unreachable_hub_ids_end_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data = tmp_path / "data"
     data.mkdir()
     write_csv(data / "train.csv", animal_rows(60))
@@ -386,11 +387,11 @@ def test_unreachable_hub_ids_end_in_one_sentence(tmp_path: Path) -> None:
         (("--model", gpt2_cls.TINY_GPT2, "--dataset", "someone/some-texts"), "dataset"),
         (("--model", "someone/some-gpt", "--dataset", data), "model"),
     ):
-        done = run_script(*arguments, cwd=tmp_path)
-        assert done.returncode == 2, done.stderr
-        assert done.stderr.startswith(f"gpt2_cls.py: error: The {culprit} 'someone/some-")
-        assert "hub cannot be reached: connect to the network" in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        assert gpt2_cls.main([*map(str, arguments)]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith(f"gpt2_cls.py: error: The {culprit} 'someone/some-")
+        assert "hub cannot be reached: connect to the network" in said
+        assert len(said.splitlines()) == 1
 
 
 def test_smoke_run_prints_the_whole_story_and_leaves_a_model(tmp_path: Path) -> None:
@@ -417,7 +418,11 @@ def test_smoke_run_prints_the_whole_story_and_leaves_a_model(tmp_path: Path) -> 
     assert best.config.num_labels == 8
 
 
-def test_local_model_and_data_set_are_tuned_without_the_hub(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("own_cache")
+def test_local_model_and_data_set_are_tuned_without_the_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     # Like the real GPT-2: no padding token, neither in the tokenizer nor in the configuration.
     tokenizer = AutoTokenizer.from_pretrained(gpt2_cls.TINY_GPT2, pad_token=None)
     assert tokenizer.pad_token is None
@@ -429,13 +434,9 @@ def test_local_model_and_data_set_are_tuned_without_the_hub(tmp_path: Path) -> N
     data.mkdir()
     rows = [{"words": f"a {n % 3} and {n}", "kind": "abc"[n % 3]} for n in range(150)]
     write_csv(data / "train.csv", rows)
-    done = run_script(
-        *("--model", "model", "--dataset", data, "--label-column", "kind"),
-        *("--subset", 64, "--trials", 2, "--output-dir", "out"),
-        cwd=tmp_path,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "64 texts to train, 30 to tune by, 30 to test at the end; 3 classes: a, b, c" in (done.stdout)
+    of_data = ["--dataset", "data", "--label-column", "kind", "--subset", "64"]
+    assert gpt2_cls.main(["--model", "model", *of_data, "--trials", "2", "--output-dir", "out"]) == 0
+    assert "64 texts to train, 30 to tune by, 30 to test at the end; 3 classes: a, b, c" in capsys.readouterr().out
     best = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "best")
     assert best.config.id2label == {0: "a", 1: "b", 2: "c"}
     assert AutoTokenizer.from_pretrained(tmp_path / "out" / "best").pad_token is not None

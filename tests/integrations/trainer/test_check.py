@@ -17,7 +17,7 @@ from llamatune_torch.integrations.trainer import check
 from llamatune_torch.integrations.trainer.check import Check, look_ahead
 from llamatune_torch.integrations.trainer.tune import prepare
 from llamatune_torch.runtime.evaluation import run_trial
-from llamatune_torch.trial import Trial
+from llamatune_torch.trial import Outcome, Trial
 
 SPEC = """
 from pathlib import Path
@@ -45,6 +45,19 @@ def looked(build: Any, **arguments: Any) -> list[str]:
     return list(Check(keeper.fine_tune, keeper.optimizer.study.constraints)(trial).lines)
 
 
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks here: a process takes seconds to load transformers. The command line's test has a real one."""
+
+    def run_here(evaluate: Any, params: Any, seed: int) -> Outcome:
+        outcome = run_trial(evaluate, Trial(0, params, seed, "initial"))
+        if isinstance(outcome, Outcome):
+            return outcome
+        raise outcome
+
+    monkeypatch.setattr(check, "run_apart", run_here)
+
+
 def test_a_look_says_what_fits_how_long_it_takes_and_what_counts(tmp_path: Path) -> None:
     constraints = {"memory_gb": "<= 2"}
     lines = looked(partial(factory, tmp_path), metric="accuracy", output_dir=tmp_path / "o", constraints=constraints)
@@ -65,22 +78,17 @@ def test_a_model_that_does_not_fit_at_all_is_said(tmp_path: Path) -> None:
     assert "not even one sequence of length 4 fits into 0.001 GB" in lines[1]
 
 
-def test_a_wrong_metric_is_found(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("in_this_process")
+def test_a_wrong_metric_and_a_wrong_factory_are_found(tmp_path: Path) -> None:
     keeper = prepare(partial(factory, tmp_path), SPACE, metric="f1", output_dir=tmp_path / "o", progress=False)
     with pytest.raises(MetricError, match="eval_f1"):
         look_ahead(keeper.fine_tune, keeper.optimizer.study, 0)
-
-
-def test_an_exception_of_the_factory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def here(evaluate: Any, params: Any, seed: int) -> Any:
-        return run_trial(evaluate, Trial(0, params, seed, "initial"))
-
-    monkeypatch.setattr(check, "run_apart", here)  # another test looks in a process
     silent = prepare(lambda params: 1 / 0, SPACE, output_dir=tmp_path / "o", progress=False)
     with pytest.raises(TrainerError, match=r"(?s)the check failed: .*ZeroDivisionError"):
         look_ahead(silent.fine_tune, silent.optimizer.study, 0)
 
 
+@pytest.mark.usefixtures("in_this_process")
 def test_tune_looks_before_the_first_trial(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="llamatune_torch"):
         tune(partial(factory, tmp_path), SPACE, max_evals=1, check=True, output_dir=tmp_path / "o", progress=False)

@@ -462,6 +462,7 @@ def test_a_second_search_that_keeps_its_best_model_in_the_same_folder_is_refused
 
 def test_workers_of_one_study_share_its_folders_and_keep_the_best_of_all(tmp_path: Path) -> None:
     stored = {"storage": f"sqlite:///{tmp_path}/study.db", "name": "tiny", "keep": "best", "metric": "score"}
+    stored["grace"] = 4.0  # for which the second one waits a quarter, to see that the first is alive
 
     def another_worker(control: Any) -> None:
         tuned(tmp_path, max_evals=2, trainer={"compute_metrics": scripted([0.9] * 2), **CHECKPOINTS}, **stored)
