@@ -35,6 +35,7 @@ from llamatune_torch.engine.kernel import Covariance, ProductKernel
 from llamatune_torch.engine.outcome import robust
 from llamatune_torch.engine.qmc import allowed_sobol
 from llamatune_torch.engine.surrogate import fit_gp
+from llamatune_torch.parameters import Number
 from llamatune_torch.past import LEAST, PastStudy, fit_into
 from llamatune_torch.rules import name_of_rule
 from llamatune_torch.space import SearchSpace
@@ -332,11 +333,17 @@ def _moves(
     target = torch.tensor([math.log(here[name]) for name in names], dtype=torch.float64)
     with_sizes = [s for s, k in enumerate(known) if k]
     optima = torch.stack([_best_place(sources, s, torch.cat([places, studies[s].X])) for s in with_sizes])
-    for j in range(optima.shape[1]):
+    for j in _movable(sources.features.cube.space):
         slope = _slope(logs, optima[:, j])
         if slope is not None:
             moves[with_sizes, j] = ((target - logs) @ slope).clamp(-FARTHEST, FARTHEST)
     return moves
+
+
+def _movable(space: SearchSpace) -> list[int]:
+    """The columns of plain numbers: labels, special values and the middle of what is inactive have no other place."""
+    plain = [isinstance(parameter, Number) and not parameter.special for parameter in space]
+    return [j for j, name in enumerate(space.names) if plain[j] and not space.conditions[name]]
 
 
 def _best_place(sources: Sources, s: int, X: Tensor) -> Tensor:

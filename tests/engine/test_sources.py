@@ -75,6 +75,18 @@ def test_optima_move_with_sizes_only_where_sizes_tell() -> None:
     assert errors["another"] == errors["unknown"]
 
 
+def test_only_plain_numbers_move() -> None:
+    space = SearchSpace(
+        {
+            "method": ["full", "lora"],
+            "lr": Real(1e-5, 1e-1, prior="log-uniform"),
+            "decay": Real(1e-3, 1e-1, special=[0.0]),
+            "rank": Real(1, 64, when={"method": "lora"}),
+        }
+    )
+    assert module._movable(space) == [1]
+
+
 def test_studies_agree_as_far_as_they_predict_each_other() -> None:
     alike = fitted(SPACE, old(loss(3e-3)), old(loss(3e-3), seed=1)).agreement
     apart = fitted(SPACE, old(loss(1e-1)), old(loss(1e-5), seed=1)).agreement
