@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from test_transfer import SPACE, loss, old
 
-from llamatune_torch import SearchSpace
+from llamatune_torch import Real, SearchSpace
 from llamatune_torch.engine import sources as module
 from llamatune_torch.engine.features import Features
 from llamatune_torch.engine.kernel import ProductKernel
@@ -80,7 +80,7 @@ def test_only_plain_numbers_move() -> None:
         {
             "method": ["full", "lora"],
             "lr": Real(1e-5, 1e-1, prior="log-uniform"),
-            "decay": Real(1e-3, 1e-1, special=[0.0]),
+            "decay": Real(1e-3, 1e-1, prior="log-uniform", special=[0.0]),
             "rank": Real(1, 64, when={"method": "lora"}),
         }
     )
