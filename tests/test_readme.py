@@ -52,7 +52,7 @@ def with_its_marks(code: str) -> Any:
     return pytest.param(code, marks=marks, id=code.split("\n", 1)[0][:50])
 
 
-@pytest.mark.parametrize("code", map(with_its_marks, PROGRAMS))
+@pytest.mark.parametrize("code", [with_its_marks(code) for code in PROGRAMS])
 def test_program_runs(code: str, tmp_path: Path) -> None:
     if "submitit" in code and importlib.util.find_spec("submitit") is None:
         pytest.skip("the extra `slurm` is not installed")
