@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
-from torch import Tensor
 
 from llamatune_torch import Categorical, Integer, Real, SearchSpace, Study, Trial, TrialState
 from llamatune_torch.parameter_base import as_json, compact
 from llamatune_torch.parameters import MAX_INTEGER, Parameter
 from llamatune_torch.study import Goal
 from llamatune_torch.trial import Direction, Origin
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 JSON_SCALARS: SearchStrategy[Any] = st.one_of(
     st.none(),
@@ -261,6 +262,8 @@ def plain_space(dim: int, categorical: Sequence[int] = ()) -> SearchSpace:
 
 def halton(n: int, dim: int) -> Tensor:
     """Well-spread points that do not come from the code under test; ``n x dim``, float64."""
+    import torch  # processes of tests import this module, and need no more of it
+
     columns = []
     for base in (2, 3, 5, 7, 11, 13)[:dim]:
         column = []

@@ -102,8 +102,11 @@ def make_place(kind: str, folder: Path) -> Place:
     return Place(folder, variables)
 
 
-# The first is in all of the others.
-@pytest.fixture(params=[pytest.param(PLACES[0], marks=pytest.mark.slow), *PLACES[1:]])
+# In each place warnings are errors, and another user cannot write to HOME.
+COVERED = ("warnings are errors", "HOME cannot be written")
+
+
+@pytest.fixture(params=[pytest.param(kind, marks=[pytest.mark.slow] * (kind in COVERED)) for kind in PLACES])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     (tmp_path / "spec.py").write_text(SPEC, encoding="utf-8")
     return make_place(request.param, tmp_path)

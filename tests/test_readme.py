@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,13 @@ def my_trainer(params):
 """
 
 
-@pytest.mark.parametrize("code", PROGRAMS, ids=[code.split("\n", 1)[0][:50] for code in PROGRAMS])
+def with_its_marks(code: str) -> Any:
+    """The one for Slurm is slow; `examples/parallel.py` runs there each time, by the same few lines."""
+    marks = [pytest.mark.slow] if "submitit" in code else []
+    return pytest.param(code, marks=marks, id=code.split("\n", 1)[0][:50])
+
+
+@pytest.mark.parametrize("code", [with_its_marks(code) for code in PROGRAMS])
 def test_program_runs(code: str, tmp_path: Path) -> None:
     if "submitit" in code and importlib.util.find_spec("submitit") is None:
         pytest.skip("the extra `slurm` is not installed")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from llamatune_torch import (
     ExecutorError,
@@ -75,9 +74,9 @@ def test_auto_means_the_gpus_this_process_may_use(monkeypatch: pytest.MonkeyPatc
     assert make_runner(gpus="auto").capacity == 2
     assert make_runner(gpus="auto", n_workers=3).capacity == 3
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
     assert gpu_ids("auto") == ["0", "1", "2"]
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(SettingsError, match="gpus='auto' found no CUDA device"):
         gpu_ids("auto")
 
@@ -260,6 +259,8 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def test_eight_workers_get_points_that_are_far_apart() -> None:
     """Also where the acquisition has one sharp peak, onto which each of them would go alone."""
+    import torch  # the processes of other tests import this module, and need none of it
+
     space = {"x": Real(0, 1), "y": Real(0, 1)}
     optimizer = LlamaTune(space, max_evals=60, seed=1)
     for _ in range(12):
