@@ -8,6 +8,7 @@
     ├── ParamsError            (ValueError)   parameters that are not in the space: unknown, missing, outside
     ├── SettingsError          (ValueError)   a knob out of its range
     │   ├── ConstraintError                   a limit that is none, or on an outcome that nobody reports
+    │   ├── PastError                         a past study of which nothing can be used
     │   └── ObjectiveError                    one of several objectives is none, or is reported by nobody
     ├── SpecError              (ValueError)   what the command line is to run cannot be loaded
     ├── OutputError                           a command has nowhere to write its result
