@@ -41,12 +41,12 @@ import sklearn_problems
 import torch
 from scores import CHECKPOINTS, Run, Scores, evaluations_ratio, median_curve, tables
 
-from llamatune_torch import LlamaTune, Outcome, problems
+from llamatune_torch import LlamaTune, Outcome, large, problems
 from llamatune_torch.problems import Problem
 from llamatune_torch.space import Params
 
 RESULTS = Path(__file__).parent / "results" / "regret.jsonl"
-PROBLEMS = {problem.name: problem for problem in (*problems.ALL, *landscapes.ALL, *sklearn_problems.ALL)}
+PROBLEMS = {problem.name: problem for problem in (*problems.ALL, *landscapes.ALL, *large.ALL, *sklearn_problems.ALL)}
 LIMIT = 900
 FAILURES = (MemoryError, FloatingPointError)  # what a problem raises where training would fail
 

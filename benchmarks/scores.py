@@ -23,7 +23,7 @@ from typing import Any
 
 Run = dict[str, Any]
 
-CHECKPOINTS = (10, 20, 30, 50)
+CHECKPOINTS = (10, 20, 30, 50, 100)
 CAP = 3.0
 
 

@@ -48,6 +48,7 @@ RECORDS = [
     "settings",
     "problems",
     "families",
+    "large",
 ]
 
 # From the ground up: a room may import from its own and from those below. Rooms on one floor do not know each other.
