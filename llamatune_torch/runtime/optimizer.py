@@ -61,8 +61,8 @@ class LlamaTune(Search):
         past: older studies to learn from, such as ``[load_study("sqlite:///small.db")]``: of smaller models, of other
             data, with other ranges or another metric. They choose the first trials, and are left out once own trials
             contradict them. Snapshots are stored with the study, so that they need not be given again.
-        context: sizes that tell this study from those, such as ``{"parameters": 1.2e9, "tokens": 2e10}``: where past
-            studies have the same ones, optima move with them.
+        context: sizes that tell this study from those, such as ``{"parameters": 1.2e9, "tokens": 2e10}``: where three
+            past studies or more have the same ones, optima move with them.
         callbacks: functions, called as ``callback(optimizer, trial)`` after each finished trial; and instances of
             :class:`Listener`, which also hear of started trials and of reports. They may call ``stop()``.
         progress: whether a progress bar is drawn on a terminal.
