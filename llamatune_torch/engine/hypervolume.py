@@ -21,7 +21,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from botorch.acquisition.multi_objective.logei import qLogNoisyExpectedHypervolumeImprovement
+from botorch.acquisition.multi_objective import logei
 from botorch.models.model import ModelList
 from botorch.sampling import SobolQMCNormalSampler
 from botorch.sampling.list_sampler import ListSampler
@@ -39,6 +39,10 @@ from llamatune_torch.engine.qmc import normal_samples
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 from llamatune_torch.errors import ObjectiveError
 from llamatune_torch.study import Study
+
+# Where ninja is installed, BoTorch would compile a C++ kernel for the processor at hand in the middle of a search, into
+# a cache that some users may not write. Advice is to be the same on all machines.
+logei._load_attempted = True
 
 MARGIN = 0.1  # of the front's width, by which an inferred reference point lies below its worst values
 FAR = 10.0  # root mean square distances of the better half from the median: no outcome counts as worse than this
@@ -93,7 +97,7 @@ def hypervolume_improvement(objectives: Objectives, X_pending: Tensor, num_sampl
     samplers = (
         SobolQMCNormalSampler(torch.Size([num_samples]), seed=seed + j) for j in range(len(objectives.surrogates))
     )
-    acquisition = qLogNoisyExpectedHypervolumeImprovement(
+    acquisition = logei.qLogNoisyExpectedHypervolumeImprovement(
         ModelList(*(surrogate.prediction() for surrogate in objectives.surrogates)),
         objectives.reference,
         objectives.X[may_be_on_front(objectives, seed)],
