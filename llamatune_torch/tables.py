@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,13 +16,15 @@ from llamatune_torch.errors import ParamsError, SettingsError
 from llamatune_torch.parameter_base import Comparison, Parameter, compact, meets
 from llamatune_torch.parameters import Categorical, Integer
 from llamatune_torch.space import SearchSpace
-from llamatune_torch.text import from_cell, printable, to_cell
+from llamatune_torch.text import from_cell, printable, quote, to_cell
 from llamatune_torch.trial import Cause, Trial, TrialState, cause_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame as DataFrame
 
 
+#: Words that YAML does not take for a text.
+_YAML_WORDS = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
 #: Characters of a cell that a notebook shows: a reason may be a page long.
 MAX_CELL = 200
 
@@ -83,6 +86,57 @@ def html_table(trials: Sequence[Trial], value: str = "value") -> str:
 
 def _html(cell: str) -> str:
     return html.escape(cell if len(cell) <= MAX_CELL else f"{cell[:MAX_CELL]}...")
+
+
+def arguments(params: Mapping[str, Any], flags: bool = False) -> str:
+    """Parameters for a shell, as ``HfArgumentParser`` reads them: ``--learning_rate 3e-05 --fp16 True``.
+
+    A list or dict is its JSON. What is ``None`` is left out: that is how to leave something unset on a command line.
+
+    Args:
+        params: the parameters.
+        flags: whether a boolean is ``--fp16`` or absent, as ``action="store_true"`` wants it.
+    """
+    given = {name: value for name, value in params.items() if value is not None and not (flags and value is False)}
+    return " ".join(
+        quote(f"--{name}") if flags and value is True else _pair(name, str(plain(value)))
+        for name, value in given.items()
+    )
+
+
+def _pair(name: str, value: str) -> str:
+    if value.startswith("-"):  # argparse takes -1e-05 for an option, unless an equals sign ties it to its name
+        return quote(f"--{name}={value}")
+    return f"{quote(f'--{name}')} {quote(value)}"
+
+
+def to_yaml(params: Mapping[str, Any]) -> str:
+    """Parameters as YAML, one a line; lists and dicts as JSON, which is YAML too.
+
+    Example:
+        >>> print(to_yaml({"learning_rate": 3e-05, "method": "lora"}))
+        learning_rate: 3.0e-05
+        method: "lora"
+    """
+    return "\n".join(f"{_as_key(name)}: {_as_yaml(value)}" for name, value in params.items())
+
+
+def _as_key(name: str) -> str:
+    is_plain = name.isascii() and name.isidentifier() and name.lower() not in _YAML_WORDS
+    return name if is_plain else _as_yaml(name)
+
+
+def _as_yaml(value: Any) -> str:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return ".nan" if math.isnan(value) else f"{'-' if value < 0 else ''}.inf"
+        text = repr(value)
+        return text.replace("e", ".0e") if "e" in text and "." not in text else text  # else PyYAML reads a text
+    if isinstance(value, list):
+        return f"[{', '.join(map(_as_yaml, value))}]"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_as_yaml(name)}: {_as_yaml(each)}" for name, each in value.items()) + "}"
+    return printable(json.dumps(value, ensure_ascii=False))  # both escape as YAML does
 
 
 def to_row(trial: Trial, names: Sequence[str], missing: float | None = None) -> dict[str, Any]:

@@ -19,8 +19,7 @@ from llamatune_torch.parameter_base import compact
 from llamatune_torch.storage.reader import Reader, Snapshot
 from llamatune_torch.storage.serialization import to_strict
 from llamatune_torch.study import Study
-from llamatune_torch.tables import cells, plain, show_value, trials_table
-from llamatune_torch.text import quote
+from llamatune_torch.tables import arguments, cells, show_value, trials_table
 from llamatune_torch.trial import Trial
 
 if TYPE_CHECKING:
@@ -72,28 +71,6 @@ def best(options: Namespace) -> int:
 def _on_front(study: Study, trial: Trial) -> dict[str, Any]:
     others = {each.name: trial.outcomes[each.name] for each in study.goal.others}
     return {"trial": trial.number, study.metric: trial.value, **others, "params": trial.params}
-
-
-def arguments(params: Mapping[str, Any], flags: bool = False) -> str:
-    """Parameters for a shell, as ``HfArgumentParser`` reads them: ``--learning_rate 3e-05 --fp16 True``.
-
-    A list or dict is its JSON. What is ``None`` is left out: that is how to leave something unset on a command line.
-
-    Args:
-        params: the parameters.
-        flags: whether a boolean is ``--fp16`` or absent, as ``action="store_true"`` wants it.
-    """
-    given = {name: value for name, value in params.items() if value is not None and not (flags and value is False)}
-    return " ".join(
-        quote(f"--{name}") if flags and value is True else _pair(name, str(plain(value)))
-        for name, value in given.items()
-    )
-
-
-def _pair(name: str, value: str) -> str:
-    if value.startswith("-"):  # argparse takes -1e-05 for an option, unless an equals sign ties it to its name
-        return quote(f"--{name}={value}")
-    return f"{quote(f'--{name}')} {quote(value)}"
 
 
 def trials(options: Namespace) -> int:

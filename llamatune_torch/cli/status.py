@@ -21,7 +21,7 @@ from llamatune_torch.cli.results import console
 from llamatune_torch.storage.reader import Reader, Snapshot
 from llamatune_torch.storage.serialization import to_strict
 from llamatune_torch.tables import show_params
-from llamatune_torch.text import printable
+from llamatune_torch.text import duration, printable
 from llamatune_torch.trial import Trial, TrialState
 
 #: Workers give a sign of life every ten seconds at least (unless ``grace`` is very long): after three it shows.
@@ -194,15 +194,3 @@ def _failures_table(stored: Snapshot) -> Table:
     for reason, count in stored.study.failures_by_reason().items():
         table.add_row(str(count), printable(reason), f"trial {last[reason]}")
     return table
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: ``45 s``, ``12 min``, ``2 h 05 min``, ``3 d 4 h``."""
-    minutes = round(seconds / 60)
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
