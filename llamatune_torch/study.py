@@ -25,6 +25,8 @@ from llamatune_torch.text import printable
 from llamatune_torch.trial import Cause, Direction, Trial, TrialState
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llamatune_torch.tables import DataFrame
 
 
@@ -320,6 +322,40 @@ class Study:
     def dataframe(self) -> DataFrame:
         """:meth:`rows` as a table, nan where a parameter was inactive; needs pandas (``report``)."""
         return to_dataframe(self.trials, self.space.names)
+
+    def report(self, path: str | Path, *, name: str = "study", live: bool = False, settings: Any = None) -> None:
+        """Writes all that the study tells as one page of HTML (``insight/report.py``); needs the extra ``report``.
+
+        Args:
+            path: the file, which is replaced.
+            name: the study's name, for the title.
+            live: whether the page loads itself again from time to time.
+            settings: the knobs of the engine (``Settings``), for its seed and its device.
+
+        Example:
+            >>> study.report("report.html")
+        """
+        from llamatune_torch.insight.report import write_page
+
+        write_page(self, path, name=name, live=live, settings=settings)
+
+    def plot(self, kind: str, ax: Any = None, **options: Any) -> Any:
+        """Draws one of the page's figures on matplotlib's axes (``insight/plots/plot.py``); needs ``report`` too.
+
+        Args:
+            kind: "history", "importance", "effects", "pairs", "parallel", "curves", "calibration" or "pareto".
+            ax: the axes to draw on; by default new ones.
+            **options: ``near=True`` for what matters near the best; ``insight``, if it is known already.
+
+        Returns:
+            The axes; of "effects" and "pairs", which have several, the figure.
+
+        Example:
+            >>> study.plot("importance").figure.savefig("importance.pdf")
+        """
+        from llamatune_torch.insight.plots.plot import plot
+
+        return plot(self, kind, ax, **options)
 
     def summary(self) -> str:
         """The study in a few lines of plain text: counts, failures by reason, the best, its parameters."""

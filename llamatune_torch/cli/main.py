@@ -52,6 +52,7 @@ _PLAIN = (
     "extend",
     "grace",
     "retries",
+    "report",
 )
 #: The options that stand for arguments of ``LlamaTune``, ``optimize`` and ``tune``.
 FLAGS = {
@@ -230,6 +231,7 @@ def _add_searches(command: Any) -> None:
         )
         search.add_argument("--grace", metavar="S", type=float, help="seconds of silence after which a worker is lost")
         search.add_argument("--retries", metavar="N", type=int, help="how often at most lost trials run again")
+        search.add_argument("--report", metavar="FILE", help="a page of HTML that shows the study as it goes on")
         search.add_argument("--trainer", action="store_true", default=None, help="the function returns a Trainer")
         where = each.add_argument_group("where trials run")
         where.add_argument("--workers", metavar="N", type=int, help="how many processes of this machine run trials")
@@ -266,6 +268,17 @@ def _add_looks(command: Any) -> None:
 
     best.add_argument(
         "--confidence", action="store_true", help="that, and how sure it is: its interval, its chance to beat others"
+    )
+
+    report = command("report", "report", "one page of HTML that shows all that the study tells")
+    report.add_argument("-o", "--output", metavar="FILE", default="report.html", help="where to write it (%(default)s)")
+    report.add_argument(
+        "--watch",
+        metavar="S",
+        nargs="?",
+        type=_positive(float),
+        const=10.0,
+        help="write it again when something has changed, at most every S seconds (10), until the study is finished",
     )
 
     trials = command("trials", "results", "all trials, or all about one of them")

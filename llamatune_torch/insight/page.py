@@ -97,7 +97,7 @@ def answer(insight: Insight) -> Answer:
     try:
         trial = study.best_trial if progress.winner is None else study.trials[progress.winner]
     except NoCompletedTrialError as error:
-        return Answer("–", "", None, (), (), "", "", str(error))
+        return Answer("-", "", None, (), (), "", "", str(error))
     texts = []
     confirmed = study.confirmed()
     if confirmed is not None and confirmed.trial.number == trial.number:
@@ -213,7 +213,7 @@ def _progress(insight: Insight) -> Section:
     if not steps:
         return Section("progress", "Progress", missing="no trial has completed")
     rows = [
-        [str(i), str(s.trial), f"{s.value:.5g}", f"{s.best:.5g}", "–" if s.random is None else _bounds(s.random)]
+        [str(i), str(s.trial), f"{s.value:.5g}", f"{s.best:.5g}", "-" if s.random is None else _bounds(s.random)]
         for i, s in enumerate(steps, 1)
     ]
     table = Table(("completed", "trial", study.metric, "best so far", "random search (90 %)"), _few(rows))
@@ -272,7 +272,7 @@ def _importance(insight: Insight) -> Section:
     texts += [f"Among the best third: {insight.missing['near']}."] if "near" in insight.missing else []
     tables = []
     if insight.interactions:
-        rows = [[" and ".join(each.names), *_percents(each.share), each.given or "–"] for each in insight.interactions]
+        rows = [[" and ".join(each.names), *_percents(each.share), each.given or "-"] for each in insight.interactions]
         header = ("pair", "explains beyond each alone", "interval", "given")
         tables.append(Table(header, rows[:NUM_BARS], caption="Interactions"))
     return Section("importance", "Importance", texts, pictures, tables)
@@ -283,7 +283,7 @@ def _why(insight: Insight, name: str) -> str:
 
 
 def _shares_table(shares: Sequence[Importance]) -> Table:
-    rows = [[s.name, *_percents(s.first), *_percents(s.total), s.given or "–"] for s in shares]
+    rows = [[s.name, *_percents(s.first), *_percents(s.total), s.given or "-"] for s in shares]
     return Table(("parameter", "alone", "interval", "in total", "interval", "given"), rows)
 
 
@@ -374,7 +374,7 @@ def _limits(insight: Insight) -> list[Section]:
         rows = []
         for limit in study.constraints:
             kept = sum(limit.is_kept(trial.outcomes) for trial in study.completed)
-            found = "–" if best is None else f"{limit.value_in(best.outcomes):.4g}"
+            found = "-" if best is None else f"{limit.value_in(best.outcomes):.4g}"
             rows.append([str(limit), found, "yes" if limit in binding else "no", f"{kept} of {len(study.completed)}"])
         tables.append(Table(("limit", "in the best trial", "binds", "kept by"), rows, caption="Limits"))
     if study.failed:
@@ -382,7 +382,7 @@ def _limits(insight: Insight) -> list[Section]:
         rows = []
         for reason, count in study.failures_by_reason().items():
             _, seconds = insight.progress.failures.get(reason, (count, math.nan))
-            spent = "–" if math.isnan(seconds) else duration(seconds)
+            spent = "-" if math.isnan(seconds) else duration(seconds)
             rows.append([reason[:MAX_CELL], str(count), spent, str(last[reason].number)])
             errors.append(
                 (f"{reason[:MAX_CELL]} (trial {last[reason].number})", (last[reason].error or "")[-MAX_ERROR:])
@@ -465,7 +465,7 @@ def _outcomes(study: Study) -> list[str]:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.5g}"
+    return "-" if value is None else f"{value:.5g}"
 
 
 def _environment() -> Section:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Never, Unpack
 
 from llamatune_torch.constraints import Constraints, Estimate, read_constraints
@@ -17,6 +18,7 @@ from llamatune_torch.rules import Rule
 from llamatune_torch.runtime.evaluation import Evaluate, OnParams, can_pause
 from llamatune_torch.runtime.events import Callback, check_callbacks
 from llamatune_torch.runtime.loop import OnOutcome, run_loop
+from llamatune_torch.runtime.page import LivePage
 from llamatune_torch.runtime.runners import Executor, Gpus, InlineRunner, Runner, make_runner
 from llamatune_torch.runtime.search import Search
 from llamatune_torch.runtime.torchrun import TorchrunRunner, rank, world_size
@@ -66,6 +68,8 @@ class LlamaTune(Search):
         callbacks: functions, called as ``callback(optimizer, trial)`` after each finished trial; and instances of
             :class:`Listener`, which also hear of started trials and of reports. They may call ``stop()``.
         progress: whether a progress bar is drawn on a terminal.
+        report: a file, such as "report.html", in which one page shows all that the study tells (``Study.report``),
+            written again while it runs, and in the end; or a :class:`LivePage`. Needs the extra ``report``.
         settings: all knobs of the engine in one record, instead of one by one.
         **knobs: any field of ``Settings`` (``acquisition``, ``xi``, ``kappa``, ``n_initial``, ``seed``, ``device`` and
             more), of ``Limits`` (``timeout``, ``max_failures``) and of ``Place`` (``storage``, ``name``, ``extend``,
@@ -100,6 +104,7 @@ class LlamaTune(Search):
         context: Mapping[str, float] | None = None,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
+        report: str | Path | LivePage | None = None,
         settings: Settings | None = None,
         **knobs: Unpack[Knobs],
     ) -> None:
@@ -110,6 +115,7 @@ class LlamaTune(Search):
         if model_eval_fn is not None and not callable(model_eval_fn):
             raise SettingsError(f"model_eval_fn must be callable, but got {model_eval_fn!r}")
         check_callbacks(callbacks)
+        page = report if report is None or isinstance(report, LivePage) else LivePage(report)
         if groups.settings.num_reserved >= groups.limits.max_evals:
             raise SettingsError(
                 f"confirm={groups.settings.confirm} keeps {groups.settings.num_reserved} evaluations, so that "
@@ -128,6 +134,8 @@ class LlamaTune(Search):
         )
         store, settings = _open(groups, study)
         super().__init__(store, settings, groups.limits, callbacks, progress)
+        #: The page that shows the search while it runs, if there is one.
+        self.page = page
         self.can_pause = can_pause(model_eval_fn)
         if estimates and not self.study.estimates and rank() == 0:
             self.estimate(_estimated(self.study, estimates, self.settings.seed))
@@ -213,11 +221,23 @@ class LlamaTune(Search):
             if runner.rank > 0:
                 runner.follow(evaluate)
                 return self.study
-        run_loop(self, evaluate, runner, on_outcome)
+        self._run(evaluate, runner, on_outcome)
         if self.study.constraints and self.study.feasible and not self.interrupted:
             for relaxation in self.relaxations():
                 logger.info("%s", relaxation)
         return self.study
+
+    def _run(self, evaluate: Evaluate, runner: Runner, on_outcome: OnOutcome) -> None:
+        """Runs the loop, and keeps the page up to date meanwhile."""
+        if self.page is None:
+            run_loop(self, evaluate, runner, on_outcome)
+            return
+        self.callbacks.append(self.page)  # after all others, which have more to do
+        try:
+            run_loop(self, evaluate, runner, on_outcome)
+        finally:
+            self.callbacks.remove(self.page)
+            self.page.end(self)
 
 
 class Arguments(Knobs, total=False):
@@ -233,6 +253,7 @@ class Arguments(Knobs, total=False):
     context: Mapping[str, float] | None
     callbacks: Sequence[Callback]
     progress: bool
+    report: str | Path | LivePage | None
     settings: Settings | None
 
 

@@ -265,7 +265,7 @@ class Search:
         """
         from llamatune_torch.engine.recommend import recommend
 
-        with self._computing(self.study):
+        with self.computing(self.study):
             return recommend(self.study, self.settings)
 
     def recommendation(self) -> Recommendation:
@@ -276,7 +276,7 @@ class Search:
         """
         from llamatune_torch.engine.recommend import explain
 
-        with self._computing(self.study):
+        with self.computing(self.study):
             return explain(self.study, self.settings)
 
     def relaxations(self) -> list[Relaxation]:
@@ -287,7 +287,7 @@ class Search:
         """
         from llamatune_torch.engine.relaxing import relaxations
 
-        with self._computing(self.study):
+        with self.computing(self.study):
             return relaxations(self.study, self.settings)
 
     def hypervolume_trace(self) -> list[float]:
@@ -388,11 +388,11 @@ class Search:
             left = min(left, affordable(study, self.limits.max_cost))
         elif isinstance(strategy, Full):
             left = math.inf  # of a study in memory, people may ask for more than the loop would
-        with self._computing(study):
+        with self.computing(study):
             return decide(study, self.settings, strategy, n, left)
 
     @contextmanager
-    def _computing(self, study: Study) -> Iterator[None]:
+    def computing(self, study: Study) -> Iterator[None]:
         """One suggestion at a time, in one thread."""
         from llamatune_torch.engine.data import choose_device
 

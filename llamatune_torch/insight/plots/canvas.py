@@ -52,8 +52,8 @@ PAPER = Palette("#20242b", "#667080", "#d5d9e0", "#3155c6", "#c2571a", "#ffffff"
 PAGE = Palette("#010203", "#010204", "#010205", "#010206", "#010207", "#010208")
 _VARIABLES = dict(zip(PAGE, ("currentColor", *(f"var(--{name})" for name in PAGE._fields[1:])), strict=True))
 
-#: Whatever the user has set besides stays out of the page.
-_SETTINGS: dict[str, Any] = {
+#: Whatever the user has set besides stays out of the page. (The type of the keys is a list of all names there are.)
+_SETTINGS: dict[Any, Any] = {
     "font.size": 10.0,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -138,7 +138,7 @@ class Canvas:
     def say(self, text: str) -> None:
         """Writes why there is nothing to see."""
         self.ax.set_axis_off()
-        middle = {"ha": "center", "va": "center", "wrap": True}
+        middle: dict[str, Any] = {"ha": "center", "va": "center", "wrap": True}
         shown = printable(text).replace("$", r"\$")
         self.ax.text(0.5, 0.5, shown, color=self.palette.muted, transform=self.ax.transAxes, **middle)
 
@@ -235,7 +235,7 @@ def _with_titles(body: str, gid: str, told: Sequence[tuple[int, str]]) -> str:
     marks = list(re.finditer(r"<use\b[^>]*/>", group)) or list(re.finditer(r"<path\b[^>]*/>", group))
     if len(marks) != len(told):
         return body
-    styles = {found[0] for mark in marks if (found := re.search(r' style="[^"]*"', mark[0]))}
+    styles = {style for mark in marks for style in re.findall(r' style="[^"]*"', mark[0])}
     style = styles.pop() if len(styles) == 1 else ""  # once for all marks, which inherit it
     parts, last = [], 0
     for mark, (number, title) in zip(marks, told, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -120,7 +121,7 @@ def draw_surface(canvas: Canvas, study: Study, surface: Surface) -> None:
 def _cells(places: Sequence[float]) -> list[tuple[int, float, float]]:
     """The cell around each of several positions on the unit interval: its number, and where it begins and ends."""
     order = sorted(range(len(places)), key=lambda i: places[i])
-    middles = [(places[a] + places[b]) / 2 for a, b in zip(order, order[1:], strict=False)]
+    middles = [(places[a] + places[b]) / 2 for a, b in pairwise(order)]
     return [(i, low, high) for i, low, high in zip(order, [0.0, *middles], [*middles, 1.0], strict=True)]
 
 

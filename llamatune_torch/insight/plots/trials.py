@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from llamatune_torch.curve import Curve
 from llamatune_torch.insight.plots.canvas import Canvas, Style
@@ -162,7 +162,7 @@ def draw_parallel(canvas: Canvas, study: Study, most: int = 150) -> None:
         styles.append(Style(colour, *((2.4, 1.0) if rank == 0 else (1.3, 0.7) if rank <= front else (1.0, 0.2))))
     canvas.lines(lines, [(t.number, f"trial {t.number}: {t.value:.5g}") for t in ordered], styles)
     canvas.ax.vlines(range(len(names) + 1), -0.04, 1.04, color=ink.line, linewidth=0.9, zorder=0)
-    beside = {"fontsize": 8, "color": ink.muted, "va": "center", "clip_on": False}
+    beside: dict[str, Any] = {"fontsize": 8, "color": ink.muted, "va": "center", "clip_on": False}
     for i, ruler in enumerate(rulers):
         for place, text in zip(*ruler.ticks(9), strict=True):
             canvas.ax.text(i - 0.05, place, text, ha="right", **beside)
