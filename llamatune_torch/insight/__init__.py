@@ -1,1 +1,1 @@
-"""What a study knows: explanations as plain records, figures that draw them, a page that shows them."""
+"""Insight: what a study knows, as plain records, figures that draw them, and a page that shows them."""

@@ -1,23 +1,180 @@
-"""What a study tells about itself."""
+"""Explanation of a study, from its record alone: the same study always tells the same.
+
+    study -> data -> the search's surrogate   -> trust, progress
+                  -> a sum of terms           -> importance, interactions, effects
+
+Over the whole space the terms are those of all trials. Near the best they are those of the better half, over what the
+best third span: far away often one parameter alone decides, and hides all else.
+"""
 
 from __future__ import annotations
 
-from llamatune_torch.insight.records import Insight, Progress, Step
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llamatune_torch.engine.data import TrainingData, signed_values, training_data, with_own_modes
+from llamatune_torch.engine.filling import knows_nothing
+from llamatune_torch.engine.hypervolume import tame
+from llamatune_torch.engine.outcome import restore, standardize
+from llamatune_torch.engine.suggest import fit_surrogate
+from llamatune_torch.insight.anova import draw_functions
+from llamatune_torch.insight.decompose import Decomposition
+from llamatune_torch.insight.effects import Scale, effect, failing_along, surface
+from llamatune_torch.insight.importance import rank_parameters
+from llamatune_torch.insight.progress import Foresight, look_back
+from llamatune_torch.insight.records import Effect, Importance, Insight, Interaction, Surface
+from llamatune_torch.insight.region import Region, axes_of
+from llamatune_torch.insight.trust import judge
+from llamatune_torch.seeds import derived_seed
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
 
+FEWEST = 8  # completed trials, from which something is said about parameters
+FEWEST_NEAR = 16  # completed trials, from which something is said about the better half
+MOST_USED = 200  # completed trials
+NUM_SURFACES = 3
 
+
+@with_own_modes
 def explain(study: Study, settings: Settings | None = None) -> Insight:
-    """Reads the progress of a study; a stand-in until the surrogate is asked."""
-    best, steps = float("nan"), list[Step]()
-    for trial in study.completed:
-        value = trial.value or 0.0
-        if study.is_feasible(trial) and (best != best or study.better(value, best)):
-            best = value
-        steps.append(Step(trial.number, value, best, None))
-    winner = study.best_trial.number if study.feasible else None
-    failures = {reason: (count, 0.0) for reason, count in study.failures_by_reason().items()}
-    progress = Progress(tuple(steps), winner, None, None, None, None, {}, study.saved, failures)
-    reason = "nothing is computed yet"
-    names = ("importance", "near", "interactions", "effects", "effects_near", "surfaces", "trust")
-    return Insight(study, progress, missing=dict.fromkeys(names, reason))
+    """Tells all that is known of ``study``.
+
+    Args:
+        study: any, also an empty one.
+        settings: the seed; by default that of ``Settings()``.
+
+    Example:
+        >>> insight = explain(tuner.study)
+        >>> insight.importance[0].name, insight.importance[0].total
+        ('learning_rate', Interval(value=0.83, low=0.71, high=0.93))
+    """
+    settings = settings or Settings()
+    n = len(study.completed)
+    if n < FEWEST:
+        why = f"{n} trials have completed: {FEWEST} tell something" if n else "no trial has completed"
+        everything = ("importance", "near", "interactions", "effects", "effects_near", "surfaces", "trust", "random")
+        return Insight(study, look_back(study, settings, None), missing=dict.fromkeys(everything, why))
+    missing: dict[str, str] = {}
+    data = training_data(study, torch.device("cpu"), [])
+    surrogate = fit_surrogate(data)
+    to_metric = _robust_to_metric(study, data)
+    foresight, trust = None, None
+    if bool((data.Y == data.Y[0]).all()):
+        missing |= dict.fromkeys(("trust", "random"), "all values are the same")
+    else:
+        trust = judge(study, data, surrogate, to_metric)
+        foresight = Foresight(study, data, surrogate, to_metric, settings)
+    if foresight is not None and knows_nothing(surrogate):
+        missing["random"] = "the values say nothing about parameters yet"
+        foresight = None
+    with torch.no_grad():
+        progress = look_back(study, settings, foresight)
+    whole = _look(study, data, settings, near=False)
+    if whole is None:
+        why = "all values are the same" if study.space.varied_columns else "all parameters are constants"
+        missing |= dict.fromkeys(("importance", "interactions", "effects", "surfaces"), why)
+    near = _look(study, data, settings, near=True) if n >= FEWEST_NEAR else None
+    if near is None:
+        why = f"{n} trials have completed: {FEWEST_NEAR} tell something" if n < FEWEST_NEAR else "the best are alike"
+        missing |= dict.fromkeys(("near", "effects_near"), why)
+    whole, near = whole or View(), near or View()
+    if not whole.interactions:
+        missing.setdefault("interactions", "there is one parameter")
+        missing.setdefault("surfaces", "there is one parameter")
+    return Insight(
+        study,
+        progress,
+        importance=whole.importance,
+        near=near.importance,
+        interactions=whole.interactions,
+        effects=whole.effects,
+        effects_near=near.effects,
+        surfaces=whole.surfaces,
+        trust=trust,
+        used=min(n, MOST_USED),
+        missing=missing,
+    )
+
+
+class View(NamedTuple):
+    """The parameters as seen in one region."""
+
+    importance: tuple[Importance, ...] = ()
+    interactions: tuple[Interaction, ...] = ()
+    effects: tuple[Effect, ...] = ()
+    surfaces: tuple[Surface, ...] = ()
+
+
+def _look(study: Study, data: TrainingData, settings: Settings, near: bool) -> View | None:
+    """The parts of a function in one region; ``None`` where nothing varies."""
+    Y = signed_values(study)[data.rows]
+    Y = Y.where(Y.isfinite(), Y[Y.isfinite()].min() if bool(Y.isfinite().any()) else 0.0)
+    X, best = data.X, Y.argsort(descending=True, stable=True)
+    region = Region(study.space)
+    if near:
+        region = Region(study.space, X[best[: len(Y) // 3]])
+        rows = best[: len(Y) // 2].sort().values
+    else:
+        rows = _choose(best, MOST_USED)
+    X, Y = X[rows], tame(Y[rows])
+    columns = [j for j in study.space.varied_columns if region.varies(j)]
+    if not columns or bool((Y == Y[0]).all()):
+        return None
+    # Parents of those that vary are looked at too: they say where others are active.
+    trials = axes_of(study.space, columns, X.T[columns], X.T[columns], region.cube.active(X).T[columns])
+    axes = region.axes(columns)
+    seed = derived_seed(settings.seed, len(study.trials), 16 + near)
+    found = Decomposition(region, columns, draw_functions(axes, trials, standardize(Y), seed))
+    to_metric = _linear_to_metric(study, Y)
+    importance: list[Importance] = []
+    interactions: list[Interaction] = []
+    effects: list[Effect] = []
+    surfaces: list[Surface] = []
+    for subset in found.subsets(seed):
+        parts = found.parts(subset)
+        alone, pairs = rank_parameters(found, subset, parts)
+        importance += alone
+        interactions += pairs
+        effects += [effect(found, subset, parts, k, to_metric) for k in subset.members]
+        if not near:
+            names = [study.space.names[j] for j in columns]
+            strongest = sorted(pairs, key=lambda pair: -pair.share.value)[:NUM_SURFACES]
+            places = [found.pairs.index((names.index(pair.names[0]), names.index(pair.names[1]))) for pair in strongest]
+            surfaces += [surface(found, subset, parts, p, to_metric) for p in places]
+    order = {each.name: -each.total.value for each in importance}
+    share = {each.names: -each.share.value for each in interactions}
+    return View(
+        tuple(sorted(importance, key=lambda each: order[each.name])),
+        tuple(sorted(interactions, key=lambda each: share[each.names])),
+        tuple(sorted(failing_along(data, region, effects, seed), key=lambda each: order[each.name])),
+        tuple(sorted(surfaces, key=lambda each: share[each.names])[:NUM_SURFACES]),
+    )
+
+
+def _choose(best: Tensor, most: int) -> Tensor:
+    """The rows of at most ``most`` trials: a third are the best, the others evenly spread over the record."""
+    n = len(best)
+    if n <= most:
+        return torch.arange(n)
+    top = best[: most // 3]
+    rest = best[most // 3 :].sort().values
+    spread = torch.linspace(0, len(rest) - 1, most - len(top), dtype=torch.float64).round().long()
+    return torch.cat([top, rest[spread]]).sort().values
+
+
+def _linear_to_metric(study: Study, Y: Tensor) -> Scale:
+    """From ``standardize(Y)`` to the metric."""
+    sign = 1.0 if study.direction == "maximize" else -1.0
+    mean, sd = Y.mean(), Y.std(correction=0)
+    return lambda values: sign * (mean + sd * values)
+
+
+def _robust_to_metric(study: Study, data: TrainingData) -> Scale:
+    """From the robust outcomes of ``data`` to the metric."""
+    sign = 1.0 if study.direction == "maximize" else -1.0
+    Y = signed_values(study)
+    if bool((data.Y == data.Y[0]).all()):
+        return lambda values: sign * Y[0].expand_as(values)
+    return lambda values: sign * restore(values, Y, data.Y, data.rows)

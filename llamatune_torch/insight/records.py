@@ -1,4 +1,4 @@
-"""What a study tells about itself, as plain records: no tensors, no drawing.
+"""Records of what a study tells about itself: plain numbers, no tensors, no drawing.
 
 Whatever is estimated comes with an interval. It holds the truth with a probability of ``COVERAGE``, as far as the
 surrogate can be trusted (:class:`Trust`). Values are in the metric's unit and direction.
@@ -93,7 +93,7 @@ class Surface(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What the surrogate expects of a trial that it was not shown, and what came out.
+    """The surrogate's word on a trial that it was not shown, and what came out.
 
     trial           its number
     value           that came out
@@ -109,7 +109,7 @@ class Prediction(NamedTuple):
 
 
 class Trust(NamedTuple):
-    """How well the surrogate predicts trials that it was not shown: leave-one-out (Rasmussen & Williams, 2006, 5.4.2).
+    """The surrogate's skill with trials that it was not shown: leave-one-out (Rasmussen & Williams, 2006, 5.4.2).
 
     inside_50, inside_90   the share of values inside the intervals of 50 % and 90 %
     rank_correlation       Spearman's, of expected and actual values; 0 where one of them does not vary
@@ -144,7 +144,7 @@ class Step(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """Where the search stands, and what going on may bring.
+    """The state of the search, and what going on may bring.
 
     steps             a completed trial each, in the order in which they finished
     winner            the number of the recommended trial; ``None`` if there is none
@@ -170,7 +170,7 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Insight:
-    """All that a study tells about itself; each part is empty where too little is known, and ``missing`` says why.
+    """The sum of what a study tells about itself. A part is empty where too little is known; ``missing`` says why.
 
     importance, near            of parameters, over the whole space and among the best third; the largest first
     interactions                of pairs of parameters over the whole space, the largest first
