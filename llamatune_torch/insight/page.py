@@ -26,6 +26,7 @@ from llamatune_torch.insight.plots.trials import (
     with_curves,
 )
 from llamatune_torch.insight.records import COVERAGE, Effect, Importance, Insight, Interval, Surface
+from llamatune_torch.space import Params
 from llamatune_torch.study import Study
 from llamatune_torch.tables import MAX_CELL, arguments, cells, show_value, to_yaml
 from llamatune_torch.text import duration
@@ -38,6 +39,9 @@ NUM_NEWEST = 50
 NUM_ROWS = 60
 #: Parameters whose effects near the best are drawn.
 NUM_NEAR = 6
+#: Interactions that are listed, and the share of the variance that they may have at least.
+NUM_INTERACTIONS = 8
+LEAST_SHARE = 0.015
 #: Pairs of parameters that are drawn.
 NUM_PAIRS = 6
 #: Characters of an error that are shown, the last ones.
@@ -115,7 +119,13 @@ def answer(insight: Insight) -> Answer:
     value = show_value(float(trial.value or 0.0)) if known is None else show_interval(known)[0]
     interval = "" if known is None else f"{COVERAGE:.0%} interval {show_interval(known)[1]}"
     params = [(name, show_value(given)) for name, given in trial.params.items()]
-    return Answer(value, interval, trial.number, texts, params, arguments(trial.params), to_yaml(trial.params))
+    return Answer(value, interval, trial.number, texts, params, _command(trial.params), to_yaml(trial.params))
+
+
+def _command(params: Params) -> str:
+    """Parameters as arguments of a command, one a line."""
+    each = [arguments({name: value}) for name, value in params.items()]
+    return " \\\n".join(text for text in each if text)
 
 
 def _sentence(text: str) -> str:
@@ -157,7 +167,7 @@ def outlook(insight: Insight) -> list[str]:
     texts = []
     if progress.gain is not None:
         value, bounds = show_interval(progress.gain)
-        cost = "" if progress.gain_cost is None else f", in about {duration(progress.gain_cost)}"
+        cost = "" if not progress.gain_cost or progress.gain_cost < 1 else f", in about {duration(progress.gain_cost)}"
         texts.append(f"Ten more evaluations are expected to improve on it by {value} at least ({bounds}){cost}.")
     if study.ended:
         texts.append(_sentence(f"The search has ended: {study.ended}"))
@@ -184,7 +194,7 @@ def sections(insight: Insight) -> list[Section]:
         ]
 
 
-_HALF = ((460, 270), (54, 14, 42, 12))
+_HALF = ((390, 235), (54, 12, 40, 10))
 _SMALL = ((230, 160), (42, 10, 24, 8))
 
 
@@ -216,11 +226,13 @@ def _progress(insight: Insight) -> Section:
         [str(i), str(s.trial), f"{s.value:.5g}", f"{s.best:.5g}", "-" if s.random is None else _bounds(s.random)]
         for i, s in enumerate(steps, 1)
     ]
-    table = Table(("completed", "trial", study.metric, "best so far", "random search (90 %)"), _few(rows))
+    table = Table(("completed", "trial", study.metric, "best so far", "random search (90%)"), _few(rows))
     alt = f"{study.metric} of {len(steps)} completed trials, and the best so far, which ends at {steps[-1].best:.5g}"
     draw = partial(draw_history, study=study, steps=steps)
     layout = ((720, 310), (58, 16, 42, 26))
-    note = "" if any(step.random for step in steps) else insight.missing.get("random", "")
+    note = "A mark on the edge lies off the scale."
+    if "random" in insight.missing:
+        note += f" What random search would have reached is left out: {insight.missing['random']}."
     return Section("progress", "Progress", pictures=[_picture(draw, "history", "", alt, "wide", layout, table, note)])
 
 
@@ -260,7 +272,7 @@ def _importance(insight: Insight) -> Section:
             given = [each for each in shares if each.given]
             note = "; ".join(f"* {each.name} only if {each.given}" for each in given[:NUM_BARS])
             alt = f"Importance {title.lower()}, the largest first: " + ", ".join(each.name for each in shares[:5])
-            layout = ((460, 64 + 22 * min(len(shares), NUM_BARS)), (116, 14, 26, 6))
+            layout = ((390, 40 + 19 * min(len(shares), NUM_BARS)), (104, 14, 22, 4))
             draw = partial(draw_importance, shares=shares)
             pictures.append(_picture(draw, name, title, alt, "half", layout, _shares_table(shares), note))
     if not pictures:
@@ -270,11 +282,13 @@ def _importance(insight: Insight) -> Section:
         f"The line is the interval of {COVERAGE:.0%} of the light bar."
     ]
     texts += [f"Among the best third: {insight.missing['near']}."] if "near" in insight.missing else []
-    tables = []
-    if insight.interactions:
-        rows = [[" and ".join(each.names), *_percents(each.share), each.given or "-"] for each in insight.interactions]
-        header = ("pair", "explains beyond each alone", "interval", "given")
-        tables.append(Table(header, rows[:NUM_BARS], caption="Interactions"))
+    rows = [
+        [" and ".join(each.names), *_percents(each.share), each.given or "always"]
+        for each in insight.interactions[:NUM_INTERACTIONS]
+        if each.share.high >= LEAST_SHARE
+    ]
+    header = ("pair", "explains beyond each alone", "interval", "active")
+    tables = [Table(header, rows, caption="Interactions")] if rows else []
     return Section("importance", "Importance", texts, pictures, tables)
 
 
@@ -283,8 +297,8 @@ def _why(insight: Insight, name: str) -> str:
 
 
 def _shares_table(shares: Sequence[Importance]) -> Table:
-    rows = [[s.name, *_percents(s.first), *_percents(s.total), s.given or "-"] for s in shares]
-    return Table(("parameter", "alone", "interval", "in total", "interval", "given"), rows)
+    rows = [[s.name, *_percents(s.first), *_percents(s.total), s.given or "always"] for s in shares]
+    return Table(("parameter", "alone", "interval", "in total", "interval", "active"), rows)
 
 
 def _percents(share: Interval) -> tuple[str, str]:
@@ -310,7 +324,7 @@ def _small_multiples(insight: Insight, effects: Sequence[Effect], name: str, whe
     pictures = []
     for i, effect in enumerate(effects):
         alt = f"Effect of {effect.name} on {study.metric}{where}"
-        draw = partial(draw_effect, study=study, effect=effect, scale=scale)
+        draw = partial(draw_effect, study=study, effect=effect, scale=scale, zoom=bool(where))
         note = f"if {effect.given}" if effect.given else ""
         table = _effect_table(effect, study.metric)
         pictures.append(_picture(draw, f"{name}{i}", f"{effect.name}{where}", alt, "small", _SMALL, table, note))
@@ -425,8 +439,8 @@ def _calibration(insight: Insight) -> Section:
     draw = partial(draw_calibration, study=insight.study, predictions=trust.predictions)
     picture = _picture(draw, "calibration", "Actual against expected", alt, "half", _HALF, table)
     facts = [
-        ["inside the intervals of 50 %", f"{trust.inside_50:.0%}"],
-        ["inside the intervals of 90 %", f"{trust.inside_90:.0%}"],
+        ["inside the intervals of 50%", f"{trust.inside_50:.0%}"],
+        ["inside the intervals of 90%", f"{trust.inside_90:.0%}"],
         ["rank correlation", f"{trust.rank_correlation:.2f}"],
         ["gain over a constant, nats a trial", f"{trust.log_density_gain:.2f}"],
         ["share of the variance that is a seed's luck", f"{trust.noise:.0%}"],

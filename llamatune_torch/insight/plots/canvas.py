@@ -86,18 +86,24 @@ class Canvas:
             spine.set_color(self.palette.line)
         self.ax.tick_params(length=0, pad=4, colors=self.palette.muted, labelsize=9)
 
-    def x(self, scale: Scale | Ruler, name: str = "", length: int = 10) -> None:
-        """Sets the horizontal axis."""
-        places, labels, ends = _ticks(scale, length)
-        self.ax.set_xlim(*ends)
+    def x(
+        self, scale: Scale | Ruler, name: str = "", length: int = 10, ends: tuple[float, float] | None = None
+    ) -> None:
+        """Sets the horizontal axis; of a parameter's, ``ends`` are where it begins and ends."""
+        places, labels, usual = _ticks(scale, length)
+        ends = usual if ends is None else ends
         self.ax.set_xticks(places, labels)
+        self.ax.set_xlim(*ends)  # after the ticks, which widen it
         self.ax.set_xlabel(name, color=self.palette.muted, fontsize=9)
 
-    def y(self, scale: Scale | Ruler, name: str = "", length: int = 16) -> None:
+    def y(
+        self, scale: Scale | Ruler, name: str = "", length: int = 16, ends: tuple[float, float] | None = None
+    ) -> None:
         """Sets the vertical axis, with lines across."""
-        places, labels, ends = _ticks(scale, length)
-        self.ax.set_ylim(*ends)
+        places, labels, usual = _ticks(scale, length)
+        ends = usual if ends is None else ends
         self.ax.set_yticks(places, labels)
+        self.ax.set_ylim(*ends)
         if isinstance(scale, Scale):
             self.ax.hlines(places, *self.ax.get_xlim(), color=self.palette.line, linewidth=0.6, zorder=0)
         self.ax.set_ylabel(name, color=self.palette.muted, fontsize=9)

@@ -16,7 +16,7 @@ from llamatune_torch.study import Study
 #: Parameters whose importance a figure shows at most.
 NUM_BARS = 20
 #: Levels of a surface.
-NUM_LEVELS = 7
+NUM_LEVELS = 10
 
 
 def draw_importance(canvas: Canvas, shares: Sequence[Importance]) -> None:
@@ -55,7 +55,7 @@ def range_of(effects: Sequence[Effect], study: Study) -> Scale:
     return Scale.around(ends, study.direction)
 
 
-def draw_effect(canvas: Canvas, study: Study, effect: Effect, scale: Scale | None = None) -> None:
+def draw_effect(canvas: Canvas, study: Study, effect: Effect, scale: Scale | None = None, zoom: bool = False) -> None:
     """Draws the mean along a parameter with its interval; special values as points, failures from below.
 
     Args:
@@ -63,15 +63,22 @@ def draw_effect(canvas: Canvas, study: Study, effect: Effect, scale: Scale | Non
         study: whose space has the parameter.
         effect: along the parameter.
         scale: the axis of the metric, if several figures share it.
+        zoom: True to show the values alone, instead of the whole range.
     """
     if not effect.values:
         return canvas.say("nothing is known of it")
-    ink, ruler = canvas.palette, Ruler(study.space[effect.name], 3)
+    ink, ruler = canvas.palette, Ruler(study.space[effect.name], 4)
     scale = scale or range_of([effect], study)
-    canvas.x(ruler, length=8)
-    canvas.y(scale)
-    canvas.divide(ruler)
     x = [ruler.place(value) for value in effect.values]
+    if zoom and effect.is_number:
+        pad = 0.04 * (max(x) - min(x)) or 0.02
+        shown = dict.fromkeys([effect.values[0], effect.values[len(x) // 2], effect.values[-1]])
+        canvas.ax.set_xticks([ruler.place(value) for value in shown], [label(value, 9) for value in shown])
+        canvas.ax.set_xlim(min(x) - pad, max(x) + pad)
+    else:
+        canvas.x(ruler, length=8)
+        canvas.divide(ruler)
+    canvas.y(scale)
     mean, low, high = ([scale.place(v) for v in column] for column in (effect.mean, effect.low, effect.high))
     if any(effect.failing):
         heights = [scale.low + 0.4 * (scale.high - scale.low) * _share(p) for p in effect.failing]
@@ -81,6 +88,8 @@ def draw_effect(canvas: Canvas, study: Study, effect: Effect, scale: Scale | Non
             canvas.ax.vlines(x, scale.low, heights, color=ink.warn, alpha=0.3, linewidth=9)
     start = effect.num_special if effect.is_number else len(x)
     order = sorted(range(start, len(x)), key=lambda i: x[i])
+    if len(order) == 1:  # a line of one point would not show
+        start, order = len(x), []
     if order:
         along = [x[i] for i in order]
         band = [low[i] for i in order], [high[i] for i in order]
@@ -100,8 +109,8 @@ def draw_surface(canvas: Canvas, study: Study, surface: Surface) -> None:
     heights = np.clip(heights, -1e100, 1e100)
     if not np.isfinite(heights).any():
         return canvas.say("nothing is known of them")
-    canvas.x(first, label(surface.names[0], 30))
-    canvas.y(second, label(surface.names[1], 30), length=8)
+    canvas.x(first, label(surface.names[0], 30), ends=(0.0, 1.0))
+    canvas.y(second, label(surface.names[1], 30), 8, ends=(0.0, 1.0))
     scale = Scale.around(heights.ravel().tolist(), study.direction, margin=0.0)
     good = (heights.clip(scale.low, scale.high) - scale.low) / (scale.high - scale.low)
     good = np.nan_to_num(1 - good if study.direction == "minimize" else good, nan=0.0)

@@ -78,7 +78,7 @@ def _several(insight: Insight, kind: str, near: bool) -> Figure:
     shared = range_of(effects, insight.study)
     for part, ax in zip(parts, axes, strict=False):
         if kind == "effects":
-            draw_effect(Canvas(ax), insight.study, part, shared)
+            draw_effect(Canvas(ax), insight.study, part, shared, near)
             ax.set_title(label(part.name, 30), fontsize=10)
         else:
             draw_surface(Canvas(ax), insight.study, part)

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Self
 
 from llamatune_torch.number import SPECIAL_SHARE, Number
 from llamatune_torch.parameter_base import Parameter
+from llamatune_torch.parameters import Integer
 from llamatune_torch.tables import show_value
 from llamatune_torch.text import printable
 from llamatune_torch.trial import Direction
@@ -41,14 +43,15 @@ class Scale:
 
     @property
     def labels(self) -> list[str]:
-        """The ticks as text, with as many digits as tell them apart."""
-        for digits in range(2, 9):
-            texts = [_short(tick, digits) for tick in self.ticks]
-            if len(set(texts)) == len(texts) and all(
-                _is_near(float(t), v) for t, v in zip(texts, self.ticks, strict=True)
-            ):
+        """The ticks as text, all with as many decimals as tell them apart."""
+        gaps = [b - a for a, b in pairwise(self.ticks)]
+        least, most = min(gaps, default=1.0), max(map(abs, self.ticks), default=0.0)
+        if not 1e-4 <= most < 1e6:
+            return [f"{tick:.3g}" for tick in self.ticks]
+        for decimals in range(9):
+            if all(abs(round(tick, decimals) - tick) <= 1e-3 * least for tick in self.ticks):
                 break
-        return texts if self.ticks else []
+        return [f"{tick:.{decimals}f}" for tick in self.ticks]
 
     def place(self, value: float) -> float:
         """The position of a value: its own, or the end that it lies beyond; nan for nan."""
@@ -76,18 +79,9 @@ class Scale:
         return cls(low - pad, high + pad, nice(low - pad, high + pad))
 
 
-def _short(value: float, digits: int) -> str:
-    text = f"{value:.{digits}g}"
-    return f"{value:.0f}" if "e" in text and 1 <= abs(value) < 1e6 else text
-
-
 def _width_of(ordered: Sequence[float]) -> float:
     """The distance between the quartiles."""
     return ordered[(3 * len(ordered)) // 4] - ordered[len(ordered) // 4]
-
-
-def _is_near(shown: float, value: float) -> bool:
-    return abs(shown - value) <= 1e-3 * max(abs(value), 1e-300)
 
 
 def nice(low: float, high: float, most: int = 5) -> tuple[float, ...]:
@@ -135,7 +129,7 @@ class Ruler:
         return SPECIAL_SHARE if self.num_special else None
 
     def ticks(self, length: int = MAX_LABEL) -> tuple[list[float], list[str]]:
-        """The positions that are named, and their labels."""
+        """The positions that are named, and their labels, of so many characters."""
         values = self._values()
         places = [self.place(value) for value in values]
         kept: list[int] = []
@@ -151,7 +145,7 @@ class Ruler:
             step = max(1, math.ceil(len(choices) / (2 * self.most)))
             return choices[::step]
         low, high = parameter.low, parameter.high
-        is_whole = isinstance(low, int)
+        is_whole = isinstance(parameter, Integer)
         if self._is_log:
             found = [value for value in _decades(low, high, self.most) if not is_whole or value == int(value)]
         else:
