@@ -162,7 +162,7 @@ def tiles(insight: Insight) -> list[tuple[str, str]]:
 
 
 def outlook(insight: Insight) -> list[str]:
-    """What going on may bring, why the search has ended, which past it has learnt from."""
+    """Sentences on what going on may bring, why the search has ended, and which past it has learnt from."""
     study, progress = insight.study, insight.progress
     texts = []
     if progress.gain is not None:

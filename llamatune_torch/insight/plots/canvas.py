@@ -266,7 +266,7 @@ def _tidy(tag: str, ids: dict[str, str]) -> str:
     tag = re.sub(r"\s+", " ", tag).replace("xlink:href", "href")
     tag = re.sub(r' id="([\w.-]+)"', lambda found: f' id="{ids[found[1]]}"' if found[1] in ids else "", tag)
     tag = re.sub(r'(href="#|url\(#)([\w.-]+)', lambda found: found[1] + ids[found[2]], tag)
-    tag = re.sub(r"font: ([\d.]+px)[^;\"]*", r"font-size: \1", tag)
+    tag = re.sub(r" font-family: [^;\"]*;| transform=\"rotate\(-?0 [^\"]*\"", "", tag)  # the page has its own font
     tag = _COLOURS.sub(lambda found: _VARIABLES[found[0]], tag)
     tag = re.sub(r' (d|x|y|transform)="([^"]*)"', lambda found: f' {found[1]}="{_coarse(*found.groups())}"', tag)
     return tag.replace(": ", ":").replace("; ", ";")
