@@ -435,6 +435,9 @@ def run(args: argparse.Namespace) -> None:
         f"{abs(tuned - default) * 100:.1f} points {'better' if tuned >= default else 'worse'}"
     )
     print(f"The tuned model is in {args.output_dir / 'best'}.")
+    page = args.output_dir / "report.html"
+    study.report(page, name="gpt2-cls")
+    print(f"What the study tells is on one page: {page}.")
     if embedded:
         print(
             "The real thing: python examples/gpt2_cls.py --model gpt2 --dataset ag_news "

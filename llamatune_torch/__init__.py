@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from llamatune_torch.runtime.evaluation import current_trial, report, should_pause
     from llamatune_torch.runtime.events import Listener
     from llamatune_torch.runtime.optimizer import LlamaTune
+    from llamatune_torch.runtime.page import LivePage
     from llamatune_torch.settings import Settings
     from llamatune_torch.space import SearchSpace
     from llamatune_torch.storage.reader import load_study
@@ -82,6 +83,7 @@ __all__ = [
     "Integer",
     "Linear",
     "Listener",
+    "LivePage",
     "LlamaTune",
     "LlamaTuneError",
     "LlamaTuneWarning",
@@ -134,6 +136,7 @@ _HOMES = {
     "Integer": "parameters",
     "Linear": "rules",
     "Listener": "runtime.events",
+    "LivePage": "runtime.page",
     "LlamaTune": "runtime.optimizer",
     "Objective": "objectives",
     "Outcome": "trial",

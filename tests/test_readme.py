@@ -83,7 +83,7 @@ def test_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     run = [command for command in commands() if not any("postgresql://" in word for word in command)]
-    assert {command[0] for command in run} == {"run", "status", "best", "trials", "export", "import"}
+    assert {command[0] for command in run} == {"run", "status", "best", "trials", "report", "export", "import"}
     assert [llamatune(command) for command in run] == [0] * len(run)
     assert len(load_study(f"sqlite:///{tmp_path}/llamatune.db", "copy").trials) == 16
 

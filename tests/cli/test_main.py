@@ -14,7 +14,7 @@ from llamatune_torch import LlamaTune, Outcome, Real
 from llamatune_torch.cli.main import FLAGS, STATES
 from llamatune_torch.trial import TrialState
 
-COMMANDS = ("run", "resume", "worker", "status", "best", "trials", "tell", "export", "import")
+COMMANDS = ("run", "resume", "worker", "status", "best", "trials", "report", "tell", "export", "import")
 
 
 def test_help_names_every_command() -> None:
