@@ -207,7 +207,9 @@ def _draw_given(
     missing = (Y - theta.constant).unsqueeze(-1) - features @ w - left.sqrt().unsqueeze(-1) * normal(n, NUM_FUNCTIONS)
     w = (w + features.mT @ torch.cholesky_solve(missing, root)) * sd.unsqueeze(-1)
     alone, paired = w.split([d * k, len(pairs) * NUM_PAIRED**2])
-    return Functions(terms, theta.constant, alone.view(d, k, -1), paired.view(len(pairs), NUM_PAIRED, NUM_PAIRED, -1))
+    return Functions(
+        terms, theta.constant, alone.view(d, k, -1), paired.view(len(pairs), NUM_PAIRED, NUM_PAIRED, NUM_FUNCTIONS)
+    )
 
 
 def hamiltonian(
