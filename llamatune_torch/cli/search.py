@@ -120,6 +120,8 @@ def _search(options: Namespace, spec: Spec, name: str, stored: Snapshot | None, 
     study = search(runner)
     if first:
         say(study.summary())
+        if tuner.page is not None:
+            say(f"the page of study {name!r} is {tuner.page.path}")
     if tuner.interrupted:
         raise KeyboardInterrupt
     return 0 if study.feasible else 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -78,9 +77,10 @@ def test_the_page_of_a_study_that_was_killed_tells_of_the_trial_that_runs(cli: C
 
 
 def test_a_run_writes_its_page(tmp_path: Path) -> None:
-    done = finish(start(tmp_path, "run", write_spec(tmp_path), "--report", "page.html"))
+    spec = write_spec(tmp_path)
+    done = finish(start(tmp_path, "run", spec, "--report", "page.html"))
     assert done.code == 0, done.err
-    assert "page.html" in done.err  # the log says where it is
+    assert done.out.splitlines()[-1] == f"the page of study {spec[:-3]!r} is {tmp_path}/page.html"
     assert f"<dt>trials</dt><dd>{len(load_study(f'sqlite:///{tmp_path}/llamatune.db').trials)}</dd>" in (
         (tmp_path / "page.html").read_text()
     )

@@ -414,6 +414,8 @@ def test_smoke_run_prints_the_whole_story_and_leaves_a_model(tmp_path: Path) -> 
     assert lines[-1].startswith("The real thing: python examples/gpt2_cls.py --model gpt2 --dataset ag_news")
     assert "Traceback" not in done.stderr
     assert "Warning" not in done.stderr
+    if "What the study tells is on one page" in done.stdout or importlib.util.find_spec("matplotlib"):
+        assert "<title>gpt2-cls · eval_accuracy</title>" in (tmp_path / "out" / "report.html").read_text()
     best = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out" / "best")
     assert best.config.num_labels == 8
 
