@@ -229,7 +229,7 @@ def _progress(insight: Insight) -> Section:
     table = Table(("completed", "trial", study.metric, "best so far", "random search (90%)"), _few(rows))
     alt = f"{study.metric} of {len(steps)} completed trials, and the best so far, which ends at {steps[-1].best:.5g}"
     draw = partial(draw_history, study=study, steps=steps)
-    layout = ((720, 310), (58, 16, 42, 26))
+    layout = ((720, 314), (58, 16, 42, 30))
     note = "A mark on the edge lies off the scale."
     if "random" in insight.missing:
         note += f" What random search would have reached is left out: {insight.missing['random']}."
@@ -371,7 +371,7 @@ def _parallel(study: Study) -> Section:
     if not study.completed:
         return Section(name, title, missing="no trial has completed")
     names = [each for each in study.space.names if study.space[each].size != 1] or study.space.names
-    width = min(max(480, 84 * (len(names) + 1)), 1400)
+    width = min(max(720, 84 * (len(names) + 1)), 1400)
     alt = f"Each completed trial as a line over {len(names)} parameters and {study.metric}"
     picture = _picture(
         partial(draw_parallel, study=study), "parallel", "", alt, "wide", ((width, 330), (34, 24, 58, 10))

@@ -52,6 +52,8 @@ PAPER = Palette("#20242b", "#667080", "#d5d9e0", "#3155c6", "#c2571a", "#ffffff"
 PAGE = Palette("#010203", "#010204", "#010205", "#010206", "#010207", "#010208")
 _VARIABLES = dict(zip(PAGE, ("currentColor", *(f"var(--{name})" for name in PAGE._fields[1:])), strict=True))
 
+#: The width of a character of a tick's label, in points.
+LETTER = 5.4
 #: Whatever the user has set besides stays out of the page. (The type of the keys is a list of all names there are.)
 _SETTINGS: dict[Any, Any] = {
     "font.size": 10.0,
@@ -90,7 +92,9 @@ class Canvas:
         self, scale: Scale | Ruler, name: str = "", length: int = 10, ends: tuple[float, float] | None = None
     ) -> None:
         """Sets the horizontal axis; of a parameter's, ``ends`` are where it begins and ends."""
-        places, labels, usual = _ticks(scale, length)
+        figure = self.ax.get_figure(root=True)
+        letter = LETTER * (figure.dpi / 72 if figure is not None else 1.0) / max(self.ax.bbox.width, 1.0)
+        places, labels, usual = _ticks(scale, length, letter)
         ends = usual if ends is None else ends
         self.ax.set_xticks(places, labels)
         self.ax.set_xlim(*ends)  # after the ticks, which widen it
@@ -135,7 +139,9 @@ class Canvas:
         """Fills boxes (left, right, low, high) with the accent, the more of it the larger ``alphas``."""
         corners = [[(a, c), (b, c), (b, d), (a, d)] for a, b, c, d in boxes]
         colours = [to_rgba(self.palette.accent, alpha) for alpha in alphas]
-        self.ax.add_collection(PolyCollection(corners, facecolors=colours, linewidths=0), autolim=False)
+        self.ax.add_collection(
+            PolyCollection(corners, facecolors=colours, linewidths=0, antialiaseds=False), autolim=False
+        )
 
     def legend(self, **where: Any) -> None:
         """Names what is drawn, without a frame."""
@@ -154,10 +160,12 @@ class Canvas:
         return gid
 
 
-def _ticks(scale: Scale | Ruler, length: int) -> tuple[list[float], list[str], tuple[float, float]]:
+def _ticks(
+    scale: Scale | Ruler, length: int, letter: float = 0.0
+) -> tuple[list[float], list[str], tuple[float, float]]:
     if isinstance(scale, Scale):
         return list(scale.ticks), scale.labels, (scale.low, scale.high)
-    return *scale.ticks(length), (-0.03, 1.03)
+    return *scale.ticks(length, letter), (-0.03, 1.03)
 
 
 #: Draws something on a canvas.

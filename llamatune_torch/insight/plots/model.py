@@ -73,7 +73,7 @@ def draw_effect(canvas: Canvas, study: Study, effect: Effect, scale: Scale | Non
     if zoom and effect.is_number:
         pad = 0.04 * (max(x) - min(x)) or 0.02
         shown = dict.fromkeys([effect.values[0], effect.values[len(x) // 2], effect.values[-1]])
-        canvas.ax.set_xticks([ruler.place(value) for value in shown], [label(value, 9) for value in shown])
+        canvas.ax.set_xticks([ruler.place(value) for value in shown], [label(_rounded(value), 9) for value in shown])
         canvas.ax.set_xlim(min(x) - pad, max(x) + pad)
     else:
         canvas.x(ruler, length=8)
@@ -100,6 +100,10 @@ def draw_effect(canvas: Canvas, study: Study, effect: Effect, scale: Scale | Non
         canvas.ax.plot(x[:start], mean[:start], "o", color=ink.accent, markersize=5, markeredgewidth=0)
     canvas.frame()
     return None
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.2g}") if isinstance(value, float) else value
 
 
 def draw_surface(canvas: Canvas, study: Study, surface: Surface) -> None:

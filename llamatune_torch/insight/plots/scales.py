@@ -128,15 +128,21 @@ class Ruler:
         """The position between special values and the range; ``None`` without special ones."""
         return SPECIAL_SHARE if self.num_special else None
 
-    def ticks(self, length: int = MAX_LABEL) -> tuple[list[float], list[str]]:
-        """The positions that are named, and their labels, of so many characters."""
-        values = self._values()
-        places = [self.place(value) for value in values]
-        kept: list[int] = []
-        for i, place in enumerate(places):  # none upon another
-            if all(abs(place - places[k]) >= 0.5 / (self.most + 1) for k in kept):
-                kept.append(i)
-        return [places[i] for i in kept], [label(values[i], length) for i in kept]
+    def ticks(self, length: int = MAX_LABEL, letter: float = 0.0) -> tuple[list[float], list[str]]:
+        """The positions that are named, and their labels, none upon another.
+
+        Args:
+            length: characters of a label at most.
+            letter: the width of a character, as a share of the axis, where labels stand side by side.
+        """
+        kept: list[tuple[float, str]] = []
+        for value in self._values():
+            place, text = self.place(value), label(value, length)
+            widths = [letter * (len(text) + len(other) + 2) / 2 for _, other in kept]
+            least = 0.5 / (self.most + 1)
+            if all(abs(place - at) >= max(least, width) for (at, _), width in zip(kept, widths, strict=True)):
+                kept.append((place, text))
+        return [place for place, _ in kept], [text for _, text in kept]
 
     def _values(self) -> list[Any]:
         parameter = self.parameter

@@ -73,7 +73,7 @@ def draw_history(canvas: Canvas, study: Study, steps: Sequence[Step]) -> None:
         canvas.ax.plot(at, values, color=ink.accent, linewidth=2, drawstyle="steps-post", label="best so far")
     canvas.frame()
     if known_best:
-        canvas.legend(loc="lower left", bbox_to_anchor=(0.0, 0.99), ncols=3, borderaxespad=0.2)
+        canvas.legend(loc="lower left", bbox_to_anchor=(0.0, 1.02), ncols=3, borderaxespad=0.2)
     return None
 
 
