@@ -48,6 +48,7 @@ SCALE = (math.log(0.5), 0.7)  # of a length scale, as a share of the range
 VARIANCE = (-1.0, 2.5)  # of a parameter's own variance, times the number of parameters
 PAIRED = (-0.3, 1.5)  # of ``w_i / v_i``: who matters alone mostly matters together with others
 NOISE = (-4.0, 1.5)
+REST = (-3.0, 1.5)
 
 
 class Theta(NamedTuple):
@@ -56,6 +57,7 @@ class Theta(NamedTuple):
     scales: Tensor
     variances: Tensor
     paired: Tensor
+    rest: Tensor
     noise: Tensor
     constant: Tensor
 
@@ -69,14 +71,14 @@ class Prior:
     def __init__(self, d: int) -> None:
         self.d = d
         each = [SCALE, (VARIANCE[0] - math.log(d), VARIANCE[1]), PAIRED]
-        rows = [prior for prior in each for _ in range(d)] + [NOISE, (0.0, 1.0)]
+        rows = [prior for prior in each for _ in range(d)] + [REST, NOISE, (0.0, 1.0)]
         self._mean, self._sd = torch.tensor(rows, dtype=torch.float64).unbind(dim=-1)
 
     def theta(self, z: Tensor) -> Theta:
         values = self._mean + self._sd * z
         logs, constant = values[:-1].exp(), values[-1]
-        scales, variances, shares = logs[:-1].split(self.d)
-        return Theta(scales, variances, variances * shares, logs[-1], constant)
+        scales, variances, shares = logs[:-2].split(self.d)
+        return Theta(scales, variances, variances * shares, logs[-2], logs[-1], constant)
 
 
 class Terms:
@@ -118,6 +120,10 @@ class Terms:
         shares, vectors = shares.flip(-1)[:, :NUM_WAVES].clamp_min(0), vectors.flip(-1)[..., :NUM_WAVES]
         missing = NUM_WAVES - shares.shape[-1]  # a quadrature of few values
         return torch.nn.functional.pad(shares, (0, missing)), torch.nn.functional.pad(vectors, (0, missing))
+
+    def rest(self, a: Axes) -> Tensor:
+        """The kernel of all that is no sum of terms, between all values of ``a``; ``n x n``."""
+        return self._base(a, a).log().sum(dim=0).exp()
 
     def waves(self, a: Axes) -> tuple[Tensor, Tensor]:
         """The eigenfunctions at the values of ``a``, ``d x n x NUM_WAVES``, and their shares of the variance."""
@@ -169,13 +175,14 @@ def draw_functions(axes: Axes, trials: Axes, Y: Tensor, seed: int) -> list[Funct
 
     def log_density(z: Tensor) -> Tensor:
         theta = prior.theta(z)
-        K = covariance(Terms(axes, theta.scales).between(some), theta)
+        terms = Terms(axes, theta.scales)
+        K = covariance(terms.between(some), theta) + theta.rest * terms.rest(some)
         root, failed = torch.linalg.cholesky_ex(K + (theta.noise + 1e-6) * torch.eye(len(rows), dtype=K.dtype))
         r: Tensor = torch.linalg.solve_triangular(root, (Y_some - theta.constant).unsqueeze(-1), upper=False)
         value: Tensor = -r.square().sum() / 2 - root.diagonal().log().sum() - z.square().sum() / 2
         return torch.where(failed == 0, value, -math.inf)
 
-    zs = hamiltonian(log_density, torch.zeros(3 * d + 2, dtype=torch.float64), NUM_BELIEFS, generator)
+    zs = hamiltonian(log_density, torch.zeros(3 * d + 3, dtype=torch.float64), NUM_BELIEFS, generator)
     pairs = list(combinations(range(d), 2))
     with torch.no_grad():
         return [_draw_given(axes, trials, Y, prior.theta(z), pairs, generator) for z in zs]
@@ -198,13 +205,15 @@ def _draw_given(
     exact = covariance(terms.between(trials), theta).diagonal()
     K = features @ features.mT
     left = (exact - K.diagonal()).clamp_min(0) + theta.noise + 1e-6  # with the eigenfunctions that are left out
-    root = torch.linalg.cholesky(K + left.diag())
+    rest = theta.rest * terms.rest(trials)
+    root = torch.linalg.cholesky(K + left.diag() + rest)
+    noise_root = torch.linalg.cholesky(left.diag() + rest)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     w = normal(len(sd), NUM_FUNCTIONS)
-    missing = (Y - theta.constant).unsqueeze(-1) - features @ w - left.sqrt().unsqueeze(-1) * normal(n, NUM_FUNCTIONS)
+    missing = (Y - theta.constant).unsqueeze(-1) - features @ w - noise_root @ normal(n, NUM_FUNCTIONS)
     w = (w + features.mT @ torch.cholesky_solve(missing, root)) * sd.unsqueeze(-1)
     alone, paired = w.split([d * k, len(pairs) * NUM_PAIRED**2])
     return Functions(terms, theta.constant, alone.view(d, k, -1), paired.view(len(pairs), NUM_PAIRED, NUM_PAIRED, -1))
