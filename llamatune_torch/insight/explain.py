@@ -20,7 +20,7 @@ from llamatune_torch.engine.outcome import restore, standardize
 from llamatune_torch.engine.suggest import fit_surrogate
 from llamatune_torch.insight.anova import draw_functions
 from llamatune_torch.insight.decompose import Decomposition
-from llamatune_torch.insight.effects import Scale, effect, failing_along, surface
+from llamatune_torch.insight.effects import Scale, effects_of, failing_along, surface
 from llamatune_torch.insight.importance import rank_parameters
 from llamatune_torch.insight.progress import Foresight, look_back
 from llamatune_torch.insight.records import Effect, Importance, Insight, Interaction, Surface
@@ -137,7 +137,7 @@ def _look(study: Study, data: TrainingData, settings: Settings, near: bool) -> V
         alone, pairs = rank_parameters(found, subset, parts)
         importance += alone
         interactions += pairs
-        effects += [effect(found, subset, parts, k, to_metric) for k in subset.members]
+        effects += effects_of(found, subset, parts, to_metric)
         if not near:
             names = [study.space.names[j] for j in columns]
             strongest = sorted(pairs, key=lambda pair: -pair.share.value)[:NUM_SURFACES]
