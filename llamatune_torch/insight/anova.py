@@ -1,18 +1,20 @@
 """A surrogate that is a sum: of what each parameter does alone, and of what each pair does besides.
 
-    y = c + sum_i f_i(x_i) + sum_ij f_ij(x_i, x_j) + e
+    y = c + sum_i f_i(x_i) + sum_ij f_ij(x_i, x_j) + g(x) + e
 
 The search's own surrogate (``engine/surrogate.py``) has one product kernel. It predicts well. But of thirty trials it
 takes what it has not seen for interactions of everything with everything. Most functions are sums of few terms, and
 this prior says so: the orthogonal additive kernel (Lu et al., 2022, arXiv:2206.09861; Durrande et al., 2013),
 
-    k(x, x') = sum_i v_i k_i(x_i, x'_i) + sum_ij w_i w_j k_i(x_i, x'_i) k_j(x_j, x'_j).
+    k(x, x') = sum_i v_i k_i(x_i, x'_i) + sum_ij w_i w_j k_i(x_i, x'_i) k_j(x_j, x'_j) + r prod_i m_i(x_i, x'_i).
 
 ``k_i`` has mean zero under the distribution of ``x_i``, and variance one. So each term has mean zero over each of its
 parameters; the terms are orthogonal, and their variances add up: the Sobol indices in closed form (``importance.py``).
 
 ``k_i`` is a Matern-5/2 between ordinary values, made so, and knows two of different kinds for nothing else: special
-values and choices are kinds of their own. Where a parameter is inactive, its terms are zero.
+values and choices are kinds of their own. Where a parameter is inactive, its terms are zero. ``m_i`` is the same before
+it was centred; what it explains belongs to no term, as noise does not: a search tries the same place again and again,
+and what it sees there is no news of elsewhere.
 
 Which length scales ``l_i`` and variances ``v_i``, ``w_i`` are plausible is most of what thirty trials leave open. So
 they are drawn from their posterior by Hamiltonian Monte Carlo (Neal, 2011, "MCMC using Hamiltonian dynamics"). Then
@@ -37,9 +39,11 @@ NUM_WAVES = 10  # eigenfunctions of a parameter, in its own term
 NUM_PAIRED = 6  # of them, in the term of a pair
 NUM_BELIEFS = 16  # draws of the hyperparameters
 NUM_FUNCTIONS = 16  # of each of them
-MOST_FITTED = 100  # trials that the hyperparameters are drawn for
-WARM_UP, BETWEEN, LEAPS = 30, 2, 5  # trajectories before the first draw, from one to the next, and steps of one
+MOST_FITTED = 60  # trials that the hyperparameters are drawn for
+WARM_UP, BETWEEN, LEAPS = 25, 2, 5  # trajectories before the first draw, from one to the next, and steps of one
 ACCEPTED = 0.8  # the share of trajectories at which the step aims (Neal, 2011, section 5.4.4)
+NUM_SCALES = 9  # length scales, for which kernels are computed
+JITTER = 1e-6
 LEAST = 1e-9  # variance of a kernel
 TINY_SHARE = 1e-8  # of an eigenfunction: it is left out
 
@@ -48,6 +52,12 @@ SCALE = (math.log(0.5), 0.7)  # of a length scale, as a share of the range
 VARIANCE = (-1.0, 2.5)  # of a parameter's own variance, times the number of parameters
 PAIRED = (-0.3, 1.5)  # of ``w_i / v_i``: who matters alone mostly matters together with others
 NOISE = (-4.0, 1.5)
+REST = (-3.0, 1.5)  # of the variance of what is no sum of terms
+
+# The share of the trials that each set of functions is drawn from, chosen at random. No function is quite what a prior
+# says; that shows in what different trials say, and widens the intervals as it should (Huggins and Miller, 2023,
+# "Reproducible model selection using bagged posteriors").
+BAG = 0.7
 
 
 class Theta(NamedTuple):
@@ -56,6 +66,7 @@ class Theta(NamedTuple):
     scales: Tensor
     variances: Tensor
     paired: Tensor
+    rest: Tensor
     noise: Tensor
     constant: Tensor
 
@@ -63,20 +74,20 @@ class Theta(NamedTuple):
 class Prior:
     """The prior of the hyperparameters: independent normal ones of their logarithms, a standard one of the constant.
 
-    They are known by ``z``, ``3 d + 2`` standard normal numbers.
+    They are known by ``z``, ``3 d + 3`` standard normal numbers.
     """
 
     def __init__(self, d: int) -> None:
         self.d = d
         each = [SCALE, (VARIANCE[0] - math.log(d), VARIANCE[1]), PAIRED]
-        rows = [prior for prior in each for _ in range(d)] + [NOISE, (0.0, 1.0)]
-        self._mean, self._sd = torch.tensor(rows, dtype=torch.float64).unbind(dim=-1)
+        rows = [prior for prior in each for _ in range(d)] + [REST, NOISE, (0.0, 1.0)]
+        self._mean, self.sd = torch.tensor(rows, dtype=torch.float64).unbind(dim=-1)
 
     def theta(self, z: Tensor) -> Theta:
-        values = self._mean + self._sd * z
+        values = self._mean + self.sd * z
         logs, constant = values[:-1].exp(), values[-1]
-        scales, variances, shares = logs[:-1].split(self.d)
-        return Theta(scales, variances, variances * shares, logs[-1], constant)
+        scales, variances, shares = logs[:-2].split(self.d)
+        return Theta(scales, variances, variances * shares, logs[-2], logs[-1], constant)
 
 
 class Terms:
@@ -132,10 +143,75 @@ class Terms:
 
 def covariance(K: Tensor, theta: Theta) -> Tensor:
     """The sum of all terms, from the ``k_i`` between ``n`` trials (``d x n x n``)."""
-    paired = K * theta.paired[:, None, None]
-    return (K * theta.variances[:, None, None]).sum(dim=0) + (
-        paired.sum(dim=0).square() - paired.square().sum(dim=0)
-    ) / 2
+    alone, paired = K * theta.variances[:, None, None], K * theta.paired[:, None, None]
+    return alone.sum(dim=0) + (paired.sum(dim=0).square() - paired.square().sum(dim=0)) / 2
+
+
+class Likelihood:
+    """The log posterior of the hyperparameters and its slope, of which a chain asks some hundred times.
+
+    The kernels of ``NUM_SCALES`` length scales are computed once. Those between are mixtures of their neighbours.
+
+    Args:
+        axes: the quadrature along each of ``d`` parameters.
+        trials: the parameters of ``n`` trials.
+        Y: their outcomes.
+        prior: of the hyperparameters.
+    """
+
+    def __init__(self, axes: Axes, trials: Axes, Y: Tensor, prior: Prior) -> None:
+        self.Y, self.prior, self.d = Y, prior, len(axes.weights)
+        self._logs = SCALE[0] + 3 * SCALE[1] * torch.linspace(-1, 1, NUM_SCALES, dtype=torch.float64)
+        scales = self._logs.exp().unsqueeze(-1).expand(-1, self.d)
+        self._tables = torch.stack([Terms(axes, each).between(trials) for each in scales])  # NUM_SCALES x d x n x n
+        self._rest = rest_between(trials)
+        self._identity = torch.eye(len(Y), dtype=torch.float64)
+
+    def __call__(self, z: Tensor) -> tuple[float, Tensor]:
+        """The log posterior density of ``z``, up to a constant, and its slope; ``-inf`` where it cannot be computed.
+
+        With ``W = (a a' - K^-1) / 2`` and ``a = K^-1 (Y - c)`` the slope in a hyperparameter is ``tr(W dK)``
+        (Rasmussen & Williams, 2006, eq. 5.9).
+        """
+        theta = self.prior.theta(z)
+        at = (theta.scales.log() - self._logs[0]) / (self._logs[1] - self._logs[0])
+        below = at.floor().clamp(0, NUM_SCALES - 2).long()
+        share = (at - below).clamp(0, 1)
+        every = torch.arange(self.d)
+        low, change = self._tables[below, every], self._tables[below + 1, every] - self._tables[below, every]
+        K = low + share[:, None, None] * change
+        v, w = theta.variances[:, None, None], theta.paired[:, None, None]
+        weighted = w * K
+        others = weighted.sum(dim=0) - weighted  # of each parameter
+        alone = (v * K).sum(dim=0)
+        total = alone + (weighted * others).sum(dim=0) / 2 + theta.rest * self._rest
+        root, failed = torch.linalg.cholesky_ex(total + (theta.noise + JITTER) * self._identity)
+        if int(failed):
+            return -math.inf, torch.zeros_like(z)
+        r = (self.Y - theta.constant).unsqueeze(-1)
+        a = torch.cholesky_solve(r, root)
+        value = -(r * a).sum() / 2 - root.diagonal().log().sum() - z.square().sum() / 2
+        W = (a @ a.mT - torch.cholesky_inverse(root)) / 2
+        of_variances = torch.einsum("ij,dij->d", W, K)
+        of_paired = torch.einsum("ij,dij,dij->d", W, K, others)
+        inside = (at > 0) & (at < NUM_SCALES - 1)
+        of_share = v[:, 0, 0] * torch.einsum("ij,dij->d", W, change)
+        of_share = of_share + w[:, 0, 0] * torch.einsum("ij,dij,dij->d", W, change, others)
+        slope = torch.cat(
+            [
+                of_share * inside / (self._logs[1] - self._logs[0]),
+                of_variances * theta.variances + of_paired * theta.paired,
+                of_paired * theta.paired,
+                torch.stack([(W * self._rest).sum() * theta.rest, W.trace() * theta.noise, a.sum()]),
+            ]
+        )
+        return float(value), self.prior.sd * slope - z
+
+
+def rest_between(a: Axes) -> Tensor:
+    """The kernel of what is no sum of terms, between all values of ``a``; ``n x n``."""
+    r2 = (a.places.unsqueeze(-1) - a.places.unsqueeze(-2)).div(math.exp(SCALE[0])).square()
+    return ((a.kinds.unsqueeze(-1) == a.kinds.unsqueeze(-2)) * (1 + matern(r2)) / 2).prod(dim=0)
 
 
 class Functions(NamedTuple):
@@ -167,18 +243,16 @@ def draw_functions(axes: Axes, trials: Axes, Y: Tensor, seed: int) -> list[Funct
     rows = torch.linspace(0, n - 1, min(n, MOST_FITTED), dtype=torch.float64).round().long()
     some, Y_some, prior = trials.rows(rows), Y[rows], Prior(d)
 
-    def log_density(z: Tensor) -> Tensor:
-        theta = prior.theta(z)
-        K = covariance(Terms(axes, theta.scales).between(some), theta)
-        root, failed = torch.linalg.cholesky_ex(K + (theta.noise + 1e-6) * torch.eye(len(rows), dtype=K.dtype))
-        r: Tensor = torch.linalg.solve_triangular(root, (Y_some - theta.constant).unsqueeze(-1), upper=False)
-        value: Tensor = -r.square().sum() / 2 - root.diagonal().log().sum() - z.square().sum() / 2
-        return torch.where(failed == 0, value, -math.inf)
-
-    zs = hamiltonian(log_density, torch.zeros(3 * d + 2, dtype=torch.float64), NUM_BELIEFS, generator)
+    chain = hamiltonian(
+        Likelihood(axes, some, Y_some, prior), torch.zeros(3 * d + 3, dtype=torch.float64), NUM_BELIEFS, generator
+    )
     pairs = list(combinations(range(d), 2))
     with torch.no_grad():
-        return [_draw_given(axes, trials, Y, prior.theta(z), pairs, generator) for z in zs]
+        found, m = [], max(2, round(BAG * n))
+        for z in chain:
+            bag = torch.randperm(n, generator=generator)[:m].sort().values
+            found.append(_draw_given(axes, trials.rows(bag), Y[bag], prior.theta(z), pairs, generator))
+        return found
 
 
 def _draw_given(
@@ -197,14 +271,16 @@ def _draw_given(
     features = torch.cat([waves.transpose(0, 1).reshape(n, -1), products.transpose(0, 1).reshape(n, -1)], dim=-1) * sd
     exact = covariance(terms.between(trials), theta).diagonal()
     K = features @ features.mT
-    left = (exact - K.diagonal()).clamp_min(0) + theta.noise + 1e-6  # with the eigenfunctions that are left out
-    root = torch.linalg.cholesky(K + left.diag())
+    left = (exact - K.diagonal()).clamp_min(0) + theta.noise + JITTER  # with the eigenfunctions that are left out
+    rest = theta.rest * rest_between(trials)
+    root = torch.linalg.cholesky(K + left.diag() + rest)
+    noise_root = torch.linalg.cholesky(left.diag() + rest)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
     w = normal(len(sd), NUM_FUNCTIONS)
-    missing = (Y - theta.constant).unsqueeze(-1) - features @ w - left.sqrt().unsqueeze(-1) * normal(n, NUM_FUNCTIONS)
+    missing = (Y - theta.constant).unsqueeze(-1) - features @ w - noise_root @ normal(n, NUM_FUNCTIONS)
     w = (w + features.mT @ torch.cholesky_solve(missing, root)) * sd.unsqueeze(-1)
     alone, paired = w.split([d * k, len(pairs) * NUM_PAIRED**2])
     return Functions(
@@ -213,26 +289,17 @@ def _draw_given(
 
 
 def hamiltonian(
-    log_density: Callable[[Tensor], Tensor], z: Tensor, num: int, generator: torch.Generator
+    log_density: Callable[[Tensor], tuple[float, Tensor]], z: Tensor, num: int, generator: torch.Generator
 ) -> list[Tensor]:
     """``num`` draws from a density, by Hamiltonian Monte Carlo; the step is learnt before the first of them.
 
     Args:
-        log_density: up to a constant; differentiable. Where it cannot be computed it counts as zero.
+        log_density: up to a constant, and its slope; ``-inf`` where there is nothing.
         z: where to begin.
         num: how many draws.
         generator: of all that is random.
     """
-
-    def slope_at(z: Tensor) -> tuple[float, Tensor]:
-        z = z.clone().requires_grad_()
-        value = log_density(z)
-        if not bool(value.isfinite()):
-            return -math.inf, torch.zeros_like(z)
-        (slope,) = torch.autograd.grad(value, z)
-        return (value.item(), slope) if bool(slope.isfinite().all()) else (-math.inf, torch.zeros_like(z))
-
-    value, slope = slope_at(z)
+    value, slope = log_density(z)
     step, drawn = 0.15, []
     for i in range(WARM_UP + num * BETWEEN):
         momentum = torch.randn(len(z), generator=generator, dtype=torch.float64)
@@ -242,7 +309,7 @@ def hamiltonian(
         for _ in range(LEAPS):
             momentum = momentum + length / 2 * at_slope
             at = at + length * momentum
-            at_value, at_slope = slope_at(at)
+            at_value, at_slope = log_density(at)
             if at_value == -math.inf:
                 break
             momentum = momentum + length / 2 * at_slope

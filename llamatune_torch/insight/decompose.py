@@ -11,7 +11,7 @@ A conditional parameter is looked at where it is active, "given method = lora": 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
@@ -122,8 +122,8 @@ class Decomposition:
         mean = torch.einsum("pms,pm->ps", along_first, W[first])
         paired = paired - along_first.unsqueeze(2) - along_second.unsqueeze(1) + mean[:, None, None]
         weight = both[:, None, None]
-        alone = alone.index_add(0, torch.tensor(first, dtype=torch.long), weight * along_first)
-        alone = alone.index_add(0, torch.tensor(second, dtype=torch.long), weight * along_second)
+        alone = alone.index_add(0, self._places(first), weight * along_first)
+        alone = alone.index_add(0, self._places(second), weight * along_second)
         own = torch.einsum("dms,dm->ds", alone, W)
         often = subset.active.diagonal().unsqueeze(-1)
         level = functions.constant + (often * own).sum(dim=0) - (both.unsqueeze(-1) * mean).sum(dim=0)
@@ -134,44 +134,63 @@ class Decomposition:
             both.unsqueeze(-1) * torch.einsum("pmns,pm,pn->ps", paired.square(), W[first], W[second]),
         )
 
-    def along(self, subset: Subset, parts: Parts, k: int, u: Tensor) -> Tensor:
-        """The functions at coordinates ``u`` (``g``) of parameter ``k``, on average over all others; ``g x S``."""
-        return self._curves(subset, [k], [u])[0] + parts.level
+    def along(self, subset: Subset, parts: Parts, us: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """The functions along parameters, on average over all others.
 
-    def _curves(self, subset: Subset, ks: list[int], us: list[Tensor]) -> list[Tensor]:
+        Args:
+            subset: where.
+            parts: of the subset.
+            us: for the place of each parameter its coordinates, ``g``.
+
+        Returns:
+            ``g x S`` for each.
+        """
+        return {k: curve + parts.level for k, curve in self._curves(subset, us).items()}
+
+    def _curves(self, subset: Subset, us: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The terms of single parameters at given coordinates, less their means; ``g x S`` for each."""
-        curves: list[list[Tensor]] = [[] for _ in ks]
-        for functions, waves in zip(self._functions, self._waves, strict=True):
-            mean_waves = torch.einsum("dmk,dm->dk", waves[..., :NUM_PAIRED], subset.weights)
-            for curve, k, u in zip(curves, ks, us, strict=True):
-                at = torch.cat([u, self.coordinates[k]])
-                own = self._waves_at(functions, k, at)
-                value = own @ functions.alone[k]
-                for p, (i, j) in enumerate(self.pairs):
-                    if k in (i, j):
-                        other = j if k == i else i
-                        pair = functions.paired[p] if k == i else functions.paired[p].transpose(0, 1)
-                        inner = torch.einsum("kls,l->ks", pair, mean_waves[other])
-                        value = value + subset.active[i, j] * (own[:, :NUM_PAIRED] @ inner)
-                mean = (subset.weights[k].unsqueeze(-1) * value[len(u) :]).sum(dim=0)
-                curve.append(value[: len(u)] - mean)
-        return [torch.cat(curve, dim=-1) for curve in curves]
+        curves: dict[int, list[Tensor]] = {k: [] for k in us}
+        axes = self._axes_at(us)
+        for functions, waves, own in zip(self._functions, self._waves, self._own_weights(subset), strict=True):
+            at, _ = functions.terms.waves(axes)
+            for k, u in us.items():
+                mean = subset.weights[k] @ (waves[k] @ own[k])
+                curves[k].append(at[k, : len(u)] @ own[k] - mean)
+        return {k: torch.cat(curve, dim=-1) for k, curve in curves.items()}
 
-    def _waves_at(self, functions: Functions, k: int, u: Tensor) -> Tensor:
-        """The eigenfunctions of parameter ``k`` at coordinates ``u`` (``g``); ``g x NUM_WAVES``."""
-        U = torch.zeros(len(self.columns), len(u), dtype=torch.float64)
-        U[k] = u
-        return functions.terms.waves(self._axes(U))[0][k]
+    def _axes_at(self, us: Mapping[int, Tensor]) -> Axes:
+        """Axes of given coordinates; short rows are filled up."""
+        U = torch.zeros(len(self.columns), max(map(len, us.values())), dtype=torch.float64)
+        for k, u in us.items():
+            U[k, : len(u)] = u
+        return self._axes(U)
+
+    def _own_weights(self, subset: Subset) -> list[Tensor]:
+        """The weights of eigenfunctions in what parameters do alone, ``d x NUM_WAVES x s`` for each belief."""
+        first, second = self._first, self._second
+        both = subset.active[first, second][:, None, None]
+        found = []
+        for functions, waves in zip(self._functions, self._waves, strict=True):
+            mean = torch.einsum("dmk,dm->dk", waves[..., :NUM_PAIRED], subset.weights)
+            own = functions.alone.clone()
+            few = own[:, :NUM_PAIRED]
+            few.index_add_(0, self._places(first), both * torch.einsum("pkls,pl->pks", functions.paired, mean[second]))
+            few.index_add_(0, self._places(second), both * torch.einsum("pkls,pk->pls", functions.paired, mean[first]))
+            found.append(own)
+        return found
+
+    @staticmethod
+    def _places(places: list[int]) -> Tensor:
+        return torch.tensor(places, dtype=torch.long)
 
     def across(self, subset: Subset, parts: Parts, p: int, u: Tensor, v: Tensor) -> Tensor:
         """The functions at all pairs of coordinates ``u`` (``g``) and ``v`` (``h``) of pair ``p``; ``g x h x S``."""
         i, j = self.pairs[p]
-        alone = self._curves(subset, [i, j], [u, v])
+        alone, axes = self._curves(subset, {i: u, j: v}), self._axes_at({i: u, j: v})
         found = []
         for functions, waves in zip(self._functions, self._waves, strict=True):
-            W = subset.weights
-            left, right = (self._waves_at(functions, k, at)[:, :NUM_PAIRED] for k, at in ((i, u), (j, v)))
-            left = left - W[i] @ waves[i][:, :NUM_PAIRED]
-            right = right - W[j] @ waves[j][:, :NUM_PAIRED]
+            at = functions.terms.waves(axes)[0][..., :NUM_PAIRED]
+            left = at[i, : len(u)] - subset.weights[i] @ waves[i][:, :NUM_PAIRED]
+            right = at[j, : len(v)] - subset.weights[j] @ waves[j][:, :NUM_PAIRED]
             found.append(torch.einsum("gk,kls,hl->ghs", left, functions.paired[p], right))
-        return torch.cat(found, dim=-1) + alone[0].unsqueeze(1) + alone[1].unsqueeze(0) + parts.level
+        return torch.cat(found, dim=-1) + alone[i].unsqueeze(1) + alone[j].unsqueeze(0) + parts.level

@@ -24,24 +24,29 @@ NUM_OTHERS = 64  # settings of the other parameters, over which failures are ave
 Scale = Callable[[Tensor], Tensor]  # from standardised outcomes to the metric
 
 
-def effect(found: Decomposition, subset: Subset, parts: Parts, k: int, to_metric: Scale) -> Effect:
-    """The metric along parameter ``k`` of ``found``, where the condition of ``subset`` holds."""
-    j, space = found.columns[k], found.region.space
-    u = found.region.along(j, NUM_ALONG)
-    curves = to_metric(found.along(subset, parts, k, u))
-    parameter = space.parameters[space.names[j]]
-    mean, low, high = (each.tolist() for each in as_interval(curves))
-    return Effect(
-        name=space.names[j],
-        values=_values(found.region, j, u),
-        mean=tuple(mean),
-        low=tuple(low),
-        high=tuple(high),
-        is_number=isinstance(parameter, Number),
-        is_log=is_log(parameter),
-        given=subset.given,
-        num_special=int((found.region.is_point(u, j) & parameter.ordered).sum()),
-    )
+def effects_of(found: Decomposition, subset: Subset, parts: Parts, to_metric: Scale) -> list[Effect]:
+    """The metric along each parameter of ``subset``, where its condition holds."""
+    space = found.region.space
+    us = {k: found.region.along(found.columns[k], NUM_ALONG) for k in subset.members}
+    effects = []
+    for k, curves in found.along(subset, parts, us).items():
+        j = found.columns[k]
+        parameter = space.parameters[space.names[j]]
+        mean, low, high = (each.tolist() for each in as_interval(to_metric(curves)))
+        effects.append(
+            Effect(
+                name=space.names[j],
+                values=_values(found.region, j, us[k]),
+                mean=tuple(mean),
+                low=tuple(low),
+                high=tuple(high),
+                is_number=isinstance(parameter, Number),
+                is_log=is_log(parameter),
+                given=subset.given,
+                num_special=int((found.region.is_point(us[k], j) & parameter.ordered).sum()),
+            )
+        )
+    return effects
 
 
 def surface(found: Decomposition, subset: Subset, parts: Parts, p: int, to_metric: Scale) -> Surface:

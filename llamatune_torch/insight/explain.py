@@ -16,12 +16,11 @@ from torch import Tensor
 
 from llamatune_torch.engine.data import TrainingData, signed_values, training_data, with_own_modes
 from llamatune_torch.engine.filling import knows_nothing
-from llamatune_torch.engine.hypervolume import tame
 from llamatune_torch.engine.outcome import restore, standardize
 from llamatune_torch.engine.suggest import fit_surrogate
 from llamatune_torch.insight.anova import draw_functions
 from llamatune_torch.insight.decompose import Decomposition
-from llamatune_torch.insight.effects import Scale, effect, failing_along, surface
+from llamatune_torch.insight.effects import Scale, effects_of, failing_along, surface
 from llamatune_torch.insight.importance import rank_parameters
 from llamatune_torch.insight.progress import Foresight, look_back
 from llamatune_torch.insight.records import Effect, Importance, Insight, Interaction, Surface
@@ -35,6 +34,7 @@ FEWEST = 8  # completed trials, from which something is said about parameters
 FEWEST_NEAR = 16  # completed trials, from which something is said about the better half
 MOST_USED = 200  # completed trials
 NUM_SURFACES = 3
+FAR_OUT = 100.0  # quartile distances from the median
 
 
 @with_own_modes
@@ -118,7 +118,7 @@ def _look(study: Study, data: TrainingData, settings: Settings, near: bool) -> V
         rows = best[: len(Y) // 2].sort().values
     else:
         rows = _choose(best, MOST_USED)
-    X, Y = X[rows], tame(Y[rows])
+    X, Y = X[rows], fence(Y[rows])
     columns = [j for j in study.space.varied_columns if region.varies(j)]
     if not columns or bool((Y == Y[0]).all()):
         return None
@@ -137,7 +137,7 @@ def _look(study: Study, data: TrainingData, settings: Settings, near: bool) -> V
         alone, pairs = rank_parameters(found, subset, parts)
         importance += alone
         interactions += pairs
-        effects += [effect(found, subset, parts, k, to_metric) for k in subset.members]
+        effects += effects_of(found, subset, parts, to_metric)
         if not near:
             names = [study.space.names[j] for j in columns]
             strongest = sorted(pairs, key=lambda pair: -pair.share.value)[:NUM_SURFACES]
@@ -151,6 +151,16 @@ def _look(study: Study, data: TrainingData, settings: Settings, near: bool) -> V
         tuple(sorted(failing_along(data, region, effects, seed), key=lambda each: order[each.name])),
         tuple(sorted(surfaces, key=lambda each: share[each.names])[:NUM_SURFACES]),
     )
+
+
+def fence(Y: Tensor) -> Tensor:
+    """Outcomes (``n``, larger is better), none of which is more than ``FAR_OUT`` quartile distances below the median.
+
+    A loss of 1e4 would be all that anything tells about. Chance accuracy is a part of the metric, and stays.
+    """
+    low, middle, high = torch.quantile(Y, torch.tensor([0.25, 0.5, 0.75], dtype=Y.dtype))
+    reach = FAR_OUT * torch.maximum(high - low, Y.max() - middle)
+    return Y.clamp_min(middle - reach) if reach > 0 else Y
 
 
 def _choose(best: Tensor, most: int) -> Tensor:
