@@ -94,7 +94,7 @@ class Region:
             even = (torch.arange(NUM_EVEN, dtype=torch.float64) + 0.5) / NUM_EVEN
             placed = even if self._spans is None else self._spans[j].place(even)
             u, counts = torch.unique(torch.from_numpy(parameter.snap(placed.numpy())), return_counts=True)
-            return u, counts / counts.sum()
+            return u, counts.to(u) / counts.sum()
         at, weights = (torch.from_numpy(x) for x in np.polynomial.legendre.leggauss(NUM_NODES))
         at, weights = (at + 1) / 2, weights / 2
         if self._spans is None:

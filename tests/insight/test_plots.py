@@ -206,6 +206,11 @@ def test_the_ticks_of_a_parameter_are_round_and_special_values_come_first() -> N
     assert Ruler(Categorical(["adamw", "lion"])).ticks() == ([0.25, 0.75], ["adamw", "lion"])
 
 
+def test_a_range_of_many_decades_begins_and_ends_with_values_of_its_own() -> None:
+    parameter = Integer(9, 2**37, special=[9, 2718166, 2**37])  # 0 is a round number near 9, but not in the range
+    assert all(0 <= place <= 1 for place in Ruler(parameter).ticks()[0])
+
+
 def test_labels_are_short_plain_and_no_formulas() -> None:
     assert label("a" * 50) == "a" * 17 + "…"
     assert label("$x$") == r"\$x\$"

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from insights import EVIL, insight_of, plain_study, studies
+from strategies import make_study
 
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 pytest.importorskip("jinja2", reason="the extra `report` is not installed")
@@ -29,6 +30,7 @@ from browser import NEEDS_BROWSER, ask_page, open_page
 
 from llamatune_torch import Categorical, Constraint, Integer, Real, SearchSpace, Study, Trial, TrialState
 from llamatune_torch.curve import Curve
+from llamatune_torch.insight.explain import explain
 from llamatune_torch.insight.page import show_interval
 from llamatune_torch.insight.records import Insight, Interval
 from llamatune_torch.insight.report import render
@@ -216,6 +218,24 @@ def test_the_page_of_every_study_is_made_without_a_warning(study: Study, name: s
         page = Reader(render(insight_of(study), name=name))
     assert page.open == []
     assert page.scripts == 1
+
+
+ALONE = {
+    "a number": Real(0, 1),
+    "powers": Integer(1, 64, powers_of=2),
+    "choices": Categorical(["adamw", "lion", "sgd"]),
+    "special values": Real(1e-4, 1e-1, prior="log-uniform", special=[0.0]),
+}
+
+
+@pytest.mark.parametrize("kind", ALONE)
+def test_of_one_parameter_all_is_told_but_pairs(kind: str) -> None:
+    space = SearchSpace({"x": ALONE[kind]})
+    tried = [space.decode([(0.05 + 0.618 * i) % 1.0]) for i in range(20)]
+    study = make_study(space, [(params, math.sin(i)) for i, params in enumerate(tried)])
+    page = Reader(render(explain(study)))
+    assert "Left out: there is one parameter" in page.shown
+    assert page.shown.count("Left out") == 1
 
 
 # --- Safety ----------------------------------------------------------------------------------------------------------

@@ -155,7 +155,7 @@ class Ruler:
         if self._is_log:
             found = [value for value in _decades(low, high, self.most) if not is_whole or value == int(value)]
         else:
-            found = list(nice(low, high, self.most))
+            found = [min(max(value, low), high) for value in nice(low, high, self.most)]
         if is_whole:
             found = parameter.decode([self.place(int(value)) for value in found if value == int(value)])
         if len(found) < 2:
