@@ -373,7 +373,7 @@ class Study:
         value = self.confirmed() or f"{best.value:.6g}"
         lines.append(f"best {self.metric} ({self.direction}): {value} in trial {best.number}")
         lines += [f"  {name} = {show_value(value)}" for name, value in best.params.items()]
-        lines += [f"  ({key}: {note})" for key, note in best.notes.items()]
+        lines += [f"  ({key}: {note})" for key, note in best.notes.items() if key != "why"]
         lines.append(self.compare_with_default())
         lines += [f"limit {self._how_kept(limit)}" for limit in self.constraints]
         lines += self.describe_front() if self.goal.others else []

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llamatune_torch.engine.cube import Cube
 from llamatune_torch.engine.features import Features
-from llamatune_torch.engine.outcome import robust, standardize, steepness
+from llamatune_torch.engine.outcome import restore, robust, standardize, steepness
 from llamatune_torch.engine.thinning import keep, without
 from llamatune_torch.space import Params
 from llamatune_torch.study import Study
@@ -127,6 +127,15 @@ def signed_values(study: Study) -> Tensor:
     """The values of completed trials. Their sign is turned to "larger is better" here and nowhere else."""
     sign = 1.0 if study.direction == "maximize" else -1.0
     return torch.tensor([sign * float(t.value or 0.0) for t in study.completed], dtype=torch.float64)
+
+
+def in_the_metric(study: Study, data: TrainingData, values: Tensor) -> Tensor:
+    """Robust values (any shape, in the unit of ``data.Y``) in the unit and the direction of the metric."""
+    sign = 1.0 if study.direction == "maximize" else -1.0
+    Y = signed_values(study).to(data.Y)
+    if bool((data.Y == data.Y[0]).all()):
+        return sign * Y[0].expand_as(values)
+    return sign * restore(values, Y, data.Y, data.rows)
 
 
 def signed_objectives(study: Study) -> Tensor:

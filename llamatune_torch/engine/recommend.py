@@ -26,9 +26,8 @@ from torch import Tensor
 
 from llamatune_torch.engine.acquisition import posterior_mean
 from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.data import TrainingData, choose_device, signed_values, training_data, with_own_modes
+from llamatune_torch.engine.data import TrainingData, choose_device, in_the_metric, training_data, with_own_modes
 from llamatune_torch.engine.kernel import LogNormal, ProductKernel
-from llamatune_torch.engine.outcome import restore
 from llamatune_torch.engine.suggest import fit_surrogate
 from llamatune_torch.engine.surrogate import fit_gp
 from llamatune_torch.settings import Settings
@@ -140,7 +139,7 @@ def explain(study: Study, settings: Settings | None = None) -> Recommendation:
     half = NormalDist().inv_cdf((1 + COVERAGE) / 2) * beliefs.covariance[:, 0, 0].add(beliefs.noise).sqrt()
     middle, best = beliefs.mean[:, 0], int(beliefs.evidence.argmax())
     robust = torch.stack([middle[best], (middle - half).min(), (middle + half).max()])
-    mean, *ends = _in_the_metric(study, data, robust)
+    mean, *ends = in_the_metric(study, data, robust).tolist()
     confirmed = study.confirmed()
     if confirmed is not None and math.isfinite(confirmed.low):
         mean, ends = confirmed.mean, [confirmed.low, confirmed.high]
@@ -199,11 +198,3 @@ def find_default(study: Study) -> Trial | None:
         if same and study.trials[trial.first].origin == "initial":
             return trial
     return None
-
-
-def _in_the_metric(study: Study, data: TrainingData, values: Tensor) -> list[float]:
-    """Robust values in the unit and the direction of the metric."""
-    if bool((data.Y == data.Y[0]).all()):
-        return [float(study.best_value)] * len(values)
-    sign = 1.0 if study.direction == "maximize" else -1.0
-    return (sign * restore(values, signed_values(study).to(data.Y), data.Y, data.rows)).tolist()

@@ -26,6 +26,7 @@ from llamatune_torch.engine.kernel import ProductKernel
 from llamatune_torch.engine.stagnation import exploration, is_stuck
 from llamatune_torch.engine.surrogate import Surrogate, fit_gp
 from llamatune_torch.engine.transfer import Past, consult, is_heard, notes_of
+from llamatune_torch.engine.why import say_why
 from llamatune_torch.seeds import derived_seed
 from llamatune_torch.settings import Settings
 from llamatune_torch.study import Study
@@ -85,7 +86,8 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
         else:
             acquisition = make_acquisition(settings, surrogate, data.baseline, data.X_pending, further, seed)
         x = maximize(acquisition, space, incumbents, data.tried, settings.num_restarts, settings.num_screened, seed)
-        suggestions.append(Suggestion(space.decode(x), "surrogate", notes_of(past)))
+        why = {"why": say_why(study, data, surrogate, acquisition, x)}
+        suggestions.append(Suggestion(space.decode(x), "surrogate", notes_of(past) | why))
         data = data.with_pending(x)
     return suggestions
 

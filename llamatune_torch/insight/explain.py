@@ -9,14 +9,15 @@ best third span: far away often one parameter alone decides, and hides all else.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from llamatune_torch.engine.data import TrainingData, signed_values, training_data, with_own_modes
+from llamatune_torch.engine.data import TrainingData, in_the_metric, signed_values, training_data, with_own_modes
 from llamatune_torch.engine.filling import knows_nothing
-from llamatune_torch.engine.outcome import restore, standardize
+from llamatune_torch.engine.outcome import standardize
 from llamatune_torch.engine.suggest import fit_surrogate
 from llamatune_torch.insight.anova import draw_functions
 from llamatune_torch.insight.decompose import Decomposition
@@ -59,7 +60,7 @@ def explain(study: Study, settings: Settings | None = None) -> Insight:
     missing: dict[str, str] = {}
     data = training_data(study, torch.device("cpu"), [])
     surrogate = fit_surrogate(data)
-    to_metric = _robust_to_metric(study, data)
+    to_metric = partial(in_the_metric, study, data)
     foresight, trust = None, None
     if bool((data.Y == data.Y[0]).all()):
         missing |= dict.fromkeys(("trust", "random"), "all values are the same")
@@ -179,12 +180,3 @@ def _linear_to_metric(study: Study, Y: Tensor) -> Scale:
     sign = 1.0 if study.direction == "maximize" else -1.0
     mean, sd = Y.mean(), Y.std(correction=0)
     return lambda values: sign * (mean + sd * values)
-
-
-def _robust_to_metric(study: Study, data: TrainingData) -> Scale:
-    """From the robust outcomes of ``data`` to the metric."""
-    sign = 1.0 if study.direction == "maximize" else -1.0
-    Y = signed_values(study)
-    if bool((data.Y == data.Y[0]).all()):
-        return lambda values: sign * Y[0].expand_as(values)
-    return lambda values: sign * restore(values, Y, data.Y, data.rows)
