@@ -101,6 +101,8 @@ class Decomposition:
         """Sets the weights of those values to zero with which the parameter ``name`` is inactive."""
         space = self.region.space
         for parent, values in space.conditions[name].items():
+            if space.names.index(parent) not in self.columns:  # it has one value here
+                continue
             k = self.columns.index(space.names.index(parent))
             kept = holds(space.parameters[parent], self.coordinates[k].numpy(), values)
             weights[k] *= torch.from_numpy(kept)

@@ -134,6 +134,7 @@ class Region:
         else:
             least = SPECIAL_SHARE if parameter.special else 0.0
             even = parameter.snap(np.linspace(least, 1, most))
+            even = even[parameter.special_of(even) < 0]  # a bound may be special
             u = torch.from_numpy(np.concatenate([parameter.encode(list(parameter.special)), even]))
         return u if self._spans is None else u[self._spans[j].holds(u, self.is_point(u, j))]
 
