@@ -52,7 +52,7 @@ def _share(value: float) -> float:
 def range_of(effects: Sequence[Effect], study: Study) -> Scale:
     """The axis of the metric that a number of effects share."""
     ends = [bound for effect in effects for bound in (*effect.mean, *effect.low, *effect.high)]
-    return Scale.around(ends, study.direction)
+    return Scale.around(ends, study.direction, most=4)
 
 
 def draw_effect(canvas: Canvas, study: Study, effect: Effect, scale: Scale | None = None, zoom: bool = False) -> None:

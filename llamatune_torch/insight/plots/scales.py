@@ -62,8 +62,10 @@ class Scale:
         return self.low <= value <= self.high
 
     @classmethod
-    def around(cls, values: Iterable[float], direction: Direction | None = None, margin: float = 0.06) -> Self:
-        """The scale that holds the values; with a direction, without bad ones that would hide all others."""
+    def around(
+        cls, values: Iterable[float], direction: Direction | None = None, margin: float = 0.06, most: int = 5
+    ) -> Self:
+        """The scale that holds the values, with ``most`` ticks; with a direction, without bad ones that hide others."""
         finite = sorted(min(max(value, -HUGE), HUGE) for value in values if math.isfinite(value))
         low, high = (finite[0], finite[-1]) if finite else (0.0, 1.0)
         if direction is not None and finite:
@@ -76,7 +78,7 @@ class Scale:
         if high - low < least:
             low, high = low - least / 2, high + least / 2
         pad = margin * (high - low)
-        return cls(low - pad, high + pad, nice(low - pad, high + pad))
+        return cls(low - pad, high + pad, nice(low - pad, high + pad, most))
 
 
 def _width_of(ordered: Sequence[float]) -> float:
