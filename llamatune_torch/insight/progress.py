@@ -66,10 +66,14 @@ class Foresight:
 
         A random run is better than ``y`` with the probability ``p(y)``, its luck included. The best of ``k`` is not
         with ``(1 - p(y))^k``. ``None`` where it is likelier that none of them works.
+
+        Where nothing is known, a surrogate expects what the average trial has, and a search has tried good places. So
+        this flatters random search in spaces of many parameters (Hartmann-6), rather than the search.
         """
         X = sobol(Cube(self.study.space), NUM_RANDOM, self.seed).to(self.data.X)
         posterior = self.surrogate.posterior(X, observation_noise=True)
-        mean, sd = posterior.mean.squeeze(-1), posterior.variance.squeeze(-1).sqrt()
+        sd = posterior.variance.squeeze(-1).sqrt()
+        mean = posterior.mean.squeeze(-1)
         low, high = float((mean - 6 * sd).min()), float((mean + 6 * sd).max())
         y = torch.linspace(low, high, 512, dtype=mean.dtype, device=mean.device)
         below = torch.special.ndtr((y - mean.unsqueeze(-1)) / sd.unsqueeze(-1))

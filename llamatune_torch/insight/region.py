@@ -129,14 +129,17 @@ class Region:
     def along(self, j: int, most: int) -> Tensor:
         """Coordinates along parameter ``j``: special values first, then all choices, or ``most`` places of a range."""
         parameter = self.space.parameters[self.space.names[j]]
+        span = None if self._spans is None else self._spans[j]
         if parameter.size is not None and (parameter.size <= most or not parameter.ordered):
             u = torch.from_numpy(parameter.coordinate(np.arange(parameter.size)))
-        else:
-            least = SPECIAL_SHARE if parameter.special else 0.0
-            even = parameter.snap(np.linspace(least, 1, most))
-            even = even[parameter.special_of(even) < 0]  # a bound may be special
-            u = torch.from_numpy(np.concatenate([parameter.encode(list(parameter.special)), even]))
-        return u if self._spans is None else u[self._spans[j].holds(u, self.is_point(u, j))]
+            return u if span is None else u[span.holds(u, self.is_point(u, j))]
+        special = torch.from_numpy(parameter.encode(list(parameter.special)))
+        low, high = SPECIAL_SHARE if parameter.special else 0.0, 1.0
+        if span is not None:
+            special = special[torch.isin(special, span.points.to(special))]
+            low, high, most = span.low, span.high, most if span.share < 1 else 0
+        even = torch.from_numpy(parameter.snap(np.linspace(low, high, most)))
+        return torch.cat([special, torch.unique(even[~self.is_point(even, j)])])  # a bound may be special
 
 
 def given(space: SearchSpace, name: str) -> str:

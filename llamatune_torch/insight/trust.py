@@ -20,10 +20,7 @@ RANKS = ((0.8, "good"), (0.5, "usable"), (0.2, "rough"))  # least rank correlati
 
 @torch.no_grad()
 def judge(study: Study, data: TrainingData, surrogate: Surrogate, to_metric: Scale) -> Trust:
-    """Leaves out each trial in turn, with the hyperparameters of all.
-
-    With ``a = K^-1 (Y - c)`` the prediction of ``y_i`` from the others has the mean ``y_i - a_i / (K^-1)_ii`` and the
-    variance ``1 / (K^-1)_ii`` (Rasmussen & Williams, 2006, eq. 5.12), noise included.
+    """Leaves out each trial in turn, and says how well the others predict it.
 
     Args:
         study: the record.
@@ -31,10 +28,7 @@ def judge(study: Study, data: TrainingData, surrogate: Surrogate, to_metric: Sca
         surrogate: fitted to ``data``.
         to_metric: from robust outcomes to the metric.
     """
-    given = surrogate.predictor()
-    precision = given.inverse_root.square().sum(dim=0)
-    Y = data.Y
-    mean, sd = Y - given.weights[:, 0] / precision, precision.rsqrt()
+    Y, (mean, sd) = data.Y, leave_one_out(data, surrogate)
     z = (Y - mean).abs() / sd
     inside = [float((z <= NormalDist().inv_cdf((1 + share) / 2)).double().mean()) for share in (HALF, MOST)]
     correlation = rank_correlation(mean, Y)
@@ -52,6 +46,17 @@ def judge(study: Study, data: TrainingData, surrogate: Surrogate, to_metric: Sca
     noise = float(surrogate.noise)
     verdict = _verdict(inside[1], correlation, gain)
     return Trust(inside[0], inside[1], correlation, gain, min(noise, 1.0), predictions, verdict)
+
+
+def leave_one_out(data: TrainingData, surrogate: Surrogate) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each outcome given all others, noise included; ``n`` each.
+
+    With ``a = K^-1 (Y - c)`` they are ``y_i - a_i / (K^-1)_ii`` and ``(K^-1)_ii^(-1/2)`` (Rasmussen & Williams, 2006,
+    eq. 5.12). The hyperparameters are those of all trials.
+    """
+    given = surrogate.predictor()
+    precision = given.inverse_root.square().sum(dim=0)
+    return data.Y - given.weights[:, 0] / precision, precision.rsqrt()
 
 
 def _log_normal(Y: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
