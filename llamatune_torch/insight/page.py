@@ -408,7 +408,9 @@ def _limits(insight: Insight) -> list[Section]:
 def _front(study: Study) -> list[Section]:
     if not study.goal.others:
         return []
-    front, pictures = study.pareto(), []
+    front, pictures = study.pareto(), list[Picture]()
+    if not front:
+        return [Section("front", "Pareto front", missing="no feasible trial has measured all objectives")]
     for k, other in enumerate(study.goal.others, 1):
         alt = f"{study.metric} and {other.name} of all trials; {len(front)} of them are on the front"
         draw = partial(draw_front, study=study, other=k)
@@ -419,7 +421,7 @@ def _front(study: Study) -> list[Section]:
         for t in front[:NUM_BEST]
     ]
     table = Table(("trial", *names, "parameters"), rows, [t.number for t in front[:NUM_BEST]], "On the front")
-    return [Section("front", "Pareto front", [], pictures, [table] if rows else [])]
+    return [Section("front", "Pareto front", [], pictures, [table])]
 
 
 def _params(trial: Trial) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from llamatune_torch.errors import SettingsError
 from llamatune_torch.insight.explain import explain
-from llamatune_torch.insight.plots.canvas import Axes, Canvas, Figure, new_axes, new_grid
+from llamatune_torch.insight.plots.canvas import PAPER, Axes, Canvas, Figure, new_axes, new_grid
 from llamatune_torch.insight.plots.model import draw_effect, draw_importance, draw_surface, range_of
 from llamatune_torch.insight.plots.scales import label
 from llamatune_torch.insight.plots.trials import (
@@ -80,6 +80,7 @@ def _several(insight: Insight, kind: str, near: bool) -> Figure:
         if kind == "effects":
             draw_effect(Canvas(ax), insight.study, part, shared, near)
             ax.set_title(label(part.name, 30), fontsize=10)
+            ax.set_ylabel(label(insight.study.metric, 24), color=PAPER.muted, fontsize=9)
         else:
             draw_surface(Canvas(ax), insight.study, part)
     return figure
