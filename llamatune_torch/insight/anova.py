@@ -173,6 +173,8 @@ class Likelihood:
         With ``W = (a a' - K^-1) / 2`` and ``a = K^-1 (Y - c)`` the slope in a hyperparameter is ``tr(W dK)``
         (Rasmussen & Williams, 2006, eq. 5.9).
         """
+        if not bool(z.isfinite().all()):
+            return -math.inf, torch.zeros_like(z)
         theta = self.prior.theta(z)
         at = (theta.scales.log() - self._logs[0]) / (self._logs[1] - self._logs[0])
         below = at.floor().clamp(0, NUM_SCALES - 2).long()

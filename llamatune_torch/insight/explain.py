@@ -33,7 +33,7 @@ from llamatune_torch.study import Study
 
 FEWEST = 8  # completed trials, from which something is said about parameters
 FEWEST_NEAR = 16  # completed trials, from which something is said about the better half
-MOST_USED = 200  # completed trials
+MOST_USED = 200  # trials that have completed, and as many that have failed
 NUM_SURFACES = 3
 FAR_OUT = 100.0  # quartile distances from the median
 
@@ -58,7 +58,7 @@ def explain(study: Study, settings: Settings | None = None) -> Insight:
         everything = ("importance", "near", "interactions", "effects", "effects_near", "surfaces", "trust", "random")
         return Insight(study, look_back(study, settings, None), missing=dict.fromkeys(everything, why))
     missing: dict[str, str] = {}
-    data = training_data(study, torch.device("cpu"), [])
+    data = _thin(training_data(study, torch.device("cpu"), []))
     surrogate = fit_surrogate(data)
     to_metric = partial(in_the_metric, study, data)
     foresight, trust = None, None
@@ -117,9 +117,9 @@ def _look(study: Study, data: TrainingData, settings: Settings, near: bool) -> V
     if near:
         region = Region(study.space, X[best[: len(Y) // 3]])
         rows = best[: len(Y) // 2].sort().values
-    else:
-        rows = _choose(best, MOST_USED)
-    X, Y = X[rows], fence(Y[rows])
+        X, Y = X[rows], Y[rows]
+    scale = Y.abs().max().clamp_min(1e-300)  # squares of a perplexity of 1e200 overflow
+    Y = fence(Y / scale)
     columns = [j for j in study.space.varied_columns if region.varies(j)]
     if not columns or bool((Y == Y[0]).all()):
         return None
@@ -128,7 +128,7 @@ def _look(study: Study, data: TrainingData, settings: Settings, near: bool) -> V
     axes = region.axes(columns)
     seed = derived_seed(settings.seed, len(study.trials), 16 + near)
     found = Decomposition(region, columns, draw_functions(axes, trials, standardize(Y), seed))
-    to_metric = _linear_to_metric(study, Y)
+    to_metric = _linear_to_metric(study, Y, scale)
     importance: list[Importance] = []
     interactions: list[Interaction] = []
     effects: list[Effect] = []
@@ -164,19 +164,31 @@ def fence(Y: Tensor) -> Tensor:
     return Y.clamp_min(middle - reach) if reach > 0 else Y
 
 
-def _choose(best: Tensor, most: int) -> Tensor:
-    """The rows of at most ``most`` trials: a third are the best, the others evenly spread over the record."""
-    n = len(best)
-    if n <= most:
-        return torch.arange(n)
-    top = best[: most // 3]
-    rest = best[most // 3 :].sort().values
-    spread = torch.linspace(0, len(rest) - 1, most - len(top), dtype=torch.float64).round().long()
-    return torch.cat([top, rest[spread]]).sort().values
+def _thin(data: TrainingData) -> TrainingData:
+    """The same with at most ``MOST_USED`` trials of either kind: a third are the best, the others evenly spread."""
+    best = data.Y.argsort(descending=True, stable=True)
+    top = best[: MOST_USED // 3]
+    rest = best[MOST_USED // 3 :].sort().values
+    kept = torch.cat([top, rest[_spread(len(rest), MOST_USED - len(top))]]).sort().values
+    failed = _spread(len(data.X_failed), MOST_USED)
+    return data._replace(
+        X=data.X[kept],
+        Y=standardize(data.Y[kept]),
+        X_failed=data.X_failed[failed],
+        rows=data.rows[kept],
+        feasible=data.feasible[kept],
+        is_error=data.is_error[failed],
+        known_noise=None if data.known_noise is None else data.known_noise[kept],
+    )
 
 
-def _linear_to_metric(study: Study, Y: Tensor) -> Scale:
-    """From ``standardize(Y)`` to the metric."""
+def _spread(n: int, most: int) -> Tensor:
+    """At most so many of ``n`` rows, evenly spread."""
+    return torch.linspace(0, n - 1, min(n, most), dtype=torch.float64).round().long()
+
+
+def _linear_to_metric(study: Study, Y: Tensor, scale: Tensor) -> Scale:
+    """From ``standardize(Y)`` to the metric, of which ``Y`` is a share ``1 / scale``."""
     sign = 1.0 if study.direction == "maximize" else -1.0
     mean, sd = Y.mean(), Y.std(correction=0)
-    return lambda values: sign * (mean + sd * values)
+    return lambda values: sign * scale * (mean + sd * values)

@@ -79,14 +79,14 @@ class Foresight:
         below = torch.special.ndtr((y - mean.unsqueeze(-1)) / sd.unsqueeze(-1))
         share = 1 - (self.works(X).unsqueeze(-1) * (1 - below)).mean(dim=0)  # of runs that are no better than y
         tail = (1 - COVERAGE) / 2
-        found: list[Interval | None] = []
-        for k in counts:
-            levels = share.new_tensor([tail, 0.5, 1 - tail]) ** (1 / k)
-            places = torch.searchsorted(share.contiguous(), levels).clamp_max(len(y) - 1)
-            ends = self.to_metric(y[places]).tolist()
-            known = float(share[0]) < float(levels[1])
-            found.append(Interval(ends[1], min(ends), max(ends)) if known else None)
-        return found
+        levels = share.new_tensor([tail, 0.5, 1 - tail]) ** (1 / share.new_tensor(counts).unsqueeze(-1))
+        places = torch.searchsorted(share.contiguous(), levels).clamp_max(len(y) - 1)
+        bounds = self.to_metric(y[places]).tolist()
+        known = (share[0] < levels[:, 1]).tolist()
+        return [
+            Interval(ends[1], min(ends), max(ends)) if likely else None
+            for ends, likely in zip(bounds, known, strict=True)
+        ]
 
     def is_best(self, winner: Trial) -> float:
         """The probability that the winner is, on average over seeds, the best of all that were tried."""
