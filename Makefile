@@ -3,6 +3,7 @@
 #   make demo     GPT-2 tuned on real text, about 3 minutes on 2 cores
 #   make test     lint, types and tests, about 14 minutes on 2 cores
 #   make test-all the slow tests as well
+#   make docs     the documents as a site, in build/site
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ export TOKENIZERS_PARALLELISM ?= false
 # Two processes: more would want more memory than a small machine has.
 PYTEST := HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
-.PHONY: demo test test-all test-slow lint types setup clean
+.PHONY: demo test test-all test-slow docs lint types setup clean
 
 demo: setup
 	$(BIN)/python examples/gpt2_cls.py --strategy full
@@ -29,6 +30,9 @@ test-all: lint types
 # Only those; MINUTES=15 skips what has not begun by then.
 test-slow: setup
 	$(PYTEST) -m slow $(if $(MINUTES),--minutes $(MINUTES))
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 lint: setup
 	$(BIN)/ruff check .

@@ -311,11 +311,13 @@ def test_a_notebook_shows_a_study_as_a_table_and_a_search_as_a_line(tmp_path: Pa
 
 # --- The README and the examples everywhere -----------------------------------------------------
 
-SNIPPETS = [
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [
     code
-    for code in re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.MULTILINE | re.DOTALL)
-    if "__main__" not in code
+    for page in PAGES
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
 ]
+SNIPPETS = [code for code in dict.fromkeys(BLOCKS) if "__main__" not in code]
 MY_TRAINER = """
 from pathlib import Path
 from tiny import tiny_trainer

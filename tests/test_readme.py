@@ -1,4 +1,4 @@
-"""Whatever the README shows is true: its Python runs, its commands exist, its files are there."""
+"""Whatever the README and the documents show is true: Python runs, commands exist, files are there."""
 
 from __future__ import annotations
 
@@ -19,9 +19,14 @@ from llamatune_torch.cli.main import main as llamatune
 from llamatune_torch.cli.main import parser
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
-PYTHON = [code for language, code in BLOCKS if language == "python"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCKS = [
+    (page, language, code)
+    for page in PAGES
+    for language, code in re.findall(r"^```(\w+)\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+]
+# Some stand on two pages.
+PYTHON = list(dict.fromkeys(code for _, language, code in BLOCKS if language == "python"))
 # Those that start processes, which import them: they must be files.
 PROGRAMS = [code for code in PYTHON if "__main__" in code]
 SNIPPETS = [code for code in PYTHON if code not in PROGRAMS]
@@ -71,9 +76,11 @@ def test_program_runs(code: str, tmp_path: Path) -> None:
     assert "1 trials (1 complete)" in run.stdout, run.stdout + run.stderr
 
 
-def commands() -> list[list[str]]:
-    """The arguments of each ``llamatune ...`` that is shown, in order."""
-    shown = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+def commands(*pages: Path) -> list[list[str]]:
+    """The arguments of each ``llamatune ...`` that these pages show, in order."""
+    shown = [
+        line for page, language, code in BLOCKS if language == "sh" and page in pages for line in code.splitlines()
+    ]
     return [shlex.split(line, comments=True)[1:] for line in shown if line.startswith("llamatune ")]
 
 
@@ -82,32 +89,34 @@ def test_commands_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.Mo
     shutil.copy(ROOT / "examples" / "spec.py", tmp_path / "examples")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    run = [command for command in commands() if not any("postgresql://" in word for word in command)]
+    run = commands(ROOT / "docs" / "guides" / "durable.md")
     assert {command[0] for command in run} == {"run", "status", "best", "trials", "report", "export", "import"}
     assert [llamatune(command) for command in run] == [0] * len(run)
     assert len(load_study(f"sqlite:///{tmp_path}/llamatune.db", "copy").trials) == 16
 
 
 def test_commands_that_need_a_cluster_are_well_formed() -> None:
-    needing = [command for command in commands() if any("postgresql://" in word for word in command)]
+    needing = [command for command in commands(*PAGES) if any("postgresql://" in word for word in command)]
     assert [command[0] for command in needing] == ["worker"]
-    for command in needing:
+    for command in commands(*PAGES):
         parser().parse_args(command)
 
 
 def test_make_commands_are_targets_of_the_makefile() -> None:
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     shown = {
-        target for language, code in BLOCKS if language == "sh" for target in re.findall(r"^make (\w+)", code, re.M)
+        target for _, language, code in BLOCKS if language == "sh" for target in re.findall(r"^make (\w+)", code, re.M)
     }
     assert {"demo", "test"} <= shown <= targets
 
 
-def test_every_file_named_in_the_readme_exists() -> None:
-    linked = re.findall(r"\]\((?!http)([^)#]+)\)", README)
-    in_commands = [path for _, code in BLOCKS for path in re.findall(r"python (\S+\.py)", code)]
-    assert linked
-    missing = [path for path in linked + in_commands if not (ROOT / path).exists()]
+@pytest.mark.parametrize("page", PAGES, ids=[page.relative_to(ROOT).as_posix() for page in PAGES])
+def test_every_file_named_exists(page: Path) -> None:
+    text = page.read_text()
+    linked = [page.parent / path for path in re.findall(r"\]\((?!http)([^)#]+)\)", text)]
+    named = re.findall(r"`((?:llamatune_torch|benchmarks|tests|examples)/[\w/.]+\.\w+)`", text)
+    in_commands = [path for of, _, code in BLOCKS if of == page for path in re.findall(r"python (\S+\.py)", code)]
+    missing = [path for path in (*linked, *(ROOT / path for path in [*named, *in_commands])) if not path.exists()]
     assert not missing
 
 
