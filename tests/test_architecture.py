@@ -23,6 +23,7 @@ RECORDS = [
     "errors",
     "files",
     "text",
+    "versions",
     "hints",
     "parameter_base",
     "categorical",

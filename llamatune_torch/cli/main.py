@@ -8,6 +8,7 @@ Exit codes: 0, 1 failed, 2 usage, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -17,7 +18,7 @@ from importlib import import_module
 from typing import Any, get_args
 
 from llamatune_torch import __version__
-from llamatune_torch.cli.output import discard_output, say_beside, standard_output
+from llamatune_torch.cli.output import discard_output, say, say_beside, standard_output
 from llamatune_torch.errors import (
     LlamaTuneError,
     LlamaTuneWarning,
@@ -28,6 +29,7 @@ from llamatune_torch.errors import (
 )
 from llamatune_torch.hints import OTHER_NAMES
 from llamatune_torch.settings import StoppingName, StrategyName, as_seconds
+from llamatune_torch.versions import installed
 
 # As of TrialState, whose module loads NumPy: --help is to show at once.
 STATES = ("running", "paused", "complete", "stopped", "failed", "lost")
@@ -80,6 +82,10 @@ _TARGET = "spec.py, spec.py:function, or module:function"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; its exit code."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words == ["--version", "--json"]:
+        say(json.dumps(installed(), indent=2))
+        return 0
     root = parser()
     options, unknown = root.parse_known_args(arguments)
     if unknown:
@@ -145,7 +151,9 @@ def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     plain = argparse.RawDescriptionHelpFormatter
     root = argparse.ArgumentParser(prog="llamatune", description=_ABOUT, formatter_class=plain)
-    root.add_argument("--version", action="version", version=__version__)
+    root.add_argument(
+        "--version", action="version", version=__version__, help="with --json, of all that matters to a fault"
+    )
     commands = root.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, module: str, about: str) -> argparse.ArgumentParser:

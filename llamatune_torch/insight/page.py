@@ -6,13 +6,11 @@ What is not known is left out, with the reason. Of very many trials some are dra
 from __future__ import annotations
 
 import math
-import platform
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from llamatune_torch.errors import NoCompletedTrialError
 from llamatune_torch.insight.plots.canvas import Draw, house_style, svg
@@ -31,6 +29,7 @@ from llamatune_torch.study import Study
 from llamatune_torch.tables import MAX_CELL, arguments, cells, show_value, to_yaml
 from llamatune_torch.text import duration
 from llamatune_torch.trial import Trial, TrialState
+from llamatune_torch.versions import installed
 
 #: Trials that are listed: the best ones, and the newest of the others.
 NUM_BEST = 200
@@ -46,7 +45,6 @@ LEAST_SHARE = 0.015
 NUM_PAIRS = 6
 #: Characters of an error that are shown, the last ones.
 MAX_ERROR = 1_500
-_PACKAGES = ("llamatune-torch", "torch", "gpytorch", "botorch", "numpy", "scipy", "transformers", "matplotlib")
 
 
 class Table(NamedTuple):
@@ -485,14 +483,5 @@ def _number(value: float | None) -> str:
 
 
 def _environment() -> Section:
-    rows = [["Python", platform.python_version()], ["system", f"{platform.system()} {platform.machine()}"]]
-    rows += [[name, found] for name, found in _versions(_PACKAGES)]
+    rows = [[name, found] for name, found in installed().items()]
     return Section("environment", "Made with", tables=[Table(("package", "version"), rows)])
-
-
-def _versions(names: Iterable[str]) -> Iterable[tuple[str, Any]]:
-    for name in names:
-        try:
-            yield name, version(name)
-        except PackageNotFoundError:
-            continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -51,7 +52,12 @@ def test_the_script_is_installed() -> None:
 
 
 def test_the_version(cli: Cli) -> None:
-    assert cli("--version").out.strip() == importlib.metadata.version("llamatune-torch")
+    own = importlib.metadata.version("llamatune-torch")
+    assert cli("--version").out.strip() == own
+    told = json.loads(cli("--version", "--json").out)
+    assert told["llamatune-torch"] == own
+    assert told["torch"] == importlib.metadata.version("torch")
+    assert {"python", "system", "numpy"} <= set(told)
 
 
 def one_study(folder: Path) -> LlamaTune:
