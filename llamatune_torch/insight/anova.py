@@ -37,9 +37,10 @@ from llamatune_torch.insight.region import Axes
 
 NUM_WAVES = 10  # eigenfunctions of a parameter, in its own term
 NUM_PAIRED = 6  # of them, in the term of a pair
-NUM_BELIEFS = 16  # draws of the hyperparameters
+NEGLIGIBLE = 1e-4  # share of the variance: the term of such a pair is left to the noise
+NUM_BELIEFS = 12  # draws of the hyperparameters
 NUM_FUNCTIONS = 16  # of each of them
-MOST_FITTED = 60  # trials that the hyperparameters are drawn for
+MOST_FITTED = 50  # trials that the hyperparameters are drawn for
 WARM_UP, BETWEEN, LEAPS = 25, 2, 5  # trajectories before the first draw, from one to the next, and steps of one
 ACCEPTED = 0.8  # the share of trajectories at which the step aims (Neal, 2011, section 5.4.4)
 NUM_SCALES = 9  # length scales, for which kernels are computed
@@ -264,13 +265,17 @@ def _draw_given(
     waves, shares = terms.waves(trials)
     n, (d, k) = len(Y), shares.shape
     alone_sd = (theta.variances.unsqueeze(-1) * shares).sqrt()
-    first, second = ([pair[side] for pair in pairs] for side in (0, 1))
+    places = torch.tensor(pairs, dtype=torch.long).view(-1, 2)
+    strength = theta.paired[places].prod(dim=-1)
+    kept = strength > NEGLIGIBLE * (theta.variances.sum() + strength.sum())
+    first, second = places[kept].unbind(dim=-1)
     few = (theta.paired.unsqueeze(-1) * shares[:, :NUM_PAIRED]).sqrt()
     paired_sd = few[first].unsqueeze(-1) * few[second].unsqueeze(-2)
     few_waves = waves[..., :NUM_PAIRED]
-    products = few_waves[first].unsqueeze(-1) * few_waves[second].unsqueeze(-2)  # pairs x n x K x K
+    products = few_waves[first].unsqueeze(-1) * few_waves[second].unsqueeze(-2)  # kept pairs x n x K x K
     sd = torch.cat([alone_sd.flatten(), paired_sd.flatten()])
-    features = torch.cat([waves.transpose(0, 1).reshape(n, -1), products.transpose(0, 1).reshape(n, -1)], dim=-1) * sd
+    products = products.transpose(0, 1).reshape(n, len(first) * NUM_PAIRED**2)
+    features = torch.cat([waves.transpose(0, 1).reshape(n, d * k), products], dim=-1) * sd
     exact = covariance(terms.between(trials), theta).diagonal()
     K = features @ features.mT
     left = (exact - K.diagonal()).clamp_min(0) + theta.noise + JITTER  # with the eigenfunctions that are left out
@@ -284,10 +289,10 @@ def _draw_given(
     w = normal(len(sd), NUM_FUNCTIONS)
     missing = (Y - theta.constant).unsqueeze(-1) - features @ w - noise_root @ normal(n, NUM_FUNCTIONS)
     w = (w + features.mT @ torch.cholesky_solve(missing, root)) * sd.unsqueeze(-1)
-    alone, paired = w.split([d * k, len(pairs) * NUM_PAIRED**2])
-    return Functions(
-        terms, theta.constant, alone.view(d, k, -1), paired.view(len(pairs), NUM_PAIRED, NUM_PAIRED, NUM_FUNCTIONS)
-    )
+    alone, of_kept = w.split([d * k, len(first) * NUM_PAIRED**2])
+    paired = of_kept.new_zeros(len(pairs), NUM_PAIRED, NUM_PAIRED, NUM_FUNCTIONS)
+    paired[kept] = of_kept.view(len(first), NUM_PAIRED, NUM_PAIRED, NUM_FUNCTIONS)
+    return Functions(terms, theta.constant, alone.view(d, k, NUM_FUNCTIONS), paired)
 
 
 def hamiltonian(
