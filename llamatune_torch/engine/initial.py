@@ -34,7 +34,7 @@ NUM_COMPLETIONS = 4096
 # With so many parameters that vary, and without a default, the centre of the space takes the place of the sequence's
 # first point. A uniformly random optimum is at a squared distance of d / 12 from the centre, and of d / 6 from a random
 # point. In few dimensions a point of the sequence may be near all the same; in many, none is. So 15 is where a space is
-# taken for large: problems of 12 parameters and fewer are searched as before, those of 30 and 50 were better off for it
+# taken for large: problems of 12 parameters and fewer are searched as before, those of 30 to 60 were better off for it
 # (benchmarks/README.md, "Many parameters").
 CENTRED_FROM = 15
 
