@@ -12,6 +12,9 @@ logarithmic scales declared the way its documentation says; a failed run is told
                  run is told as CRASHED at the worst cost so far (with its default crash_cost, inf, the fit breaks)
     hebo         HEBO; a failed run is told as nan, which it leaves out. In a small space of choices alone (nmt_lora)
                  its evolution looks for new points almost for ever: that run ends by the time limit
+    saas-map     BoTorch's EnsembleMapSaasSingleTaskGP (Eriksson & Jankowiak, 2021, by MAP for four values of tau
+                 instead of NUTS) with qLogNoisyExpectedImprovement, its search also around the best. 10 Sobol points;
+                 integers and choices by their places in the unit cube, rounded; a failed run is left out
     skopt        Optimizer; it has no word for a failure: told as the worst cost so far
 
 The libraries are imported when they are used, so that one that is missing is missing alone.
@@ -313,6 +316,55 @@ class Skopt:
         return None
 
 
+class SaasMap:
+    """BoTorch's sparse axis-aligned subspaces, in the space's own unit cube."""
+
+    NUM_INITIAL = 10
+
+    def __init__(self, problem: Problem, evals: int, seed: int) -> None:
+        self.space, self.sign, self.seed = plain(problem.space), -minimized(problem), seed
+        self.X = torch.zeros(0, self.space.dim, dtype=torch.float64)
+        self.Y = torch.zeros(0, 1, dtype=torch.float64)
+        self.design = torch.quasirandom.SobolEngine(self.space.dim, scramble=True, seed=seed)
+        self.asked = self.X
+
+    def ask(self, q: int) -> list[Params]:
+        num_told = len(self.Y)
+        U = self.searched(q) if num_told >= self.NUM_INITIAL else self.design.draw(q, dtype=torch.float64)
+        self.asked = torch.from_numpy(self.space.snap(U.numpy()))
+        return self.space.decode_all(self.asked.numpy())
+
+    def searched(self, q: int) -> torch.Tensor:
+        from botorch.acquisition.logei import qLogNoisyExpectedImprovement
+        from botorch.fit import fit_gpytorch_mll
+        from botorch.models.map_saas import EnsembleMapSaasSingleTaskGP
+        from botorch.optim import optimize_acqf
+        from botorch.sampling import SobolQMCNormalSampler
+        from gpytorch.mlls import ExactMarginalLogLikelihood
+
+        d = self.space.dim
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            warnings.simplefilter("ignore")  # that a fit or a search for candidates has ended early
+            torch.manual_seed(self.seed + len(self.Y))  # both draw from the global generator
+            model = EnsembleMapSaasSingleTaskGP(self.X, self.Y)  # it standardises
+            fit_gpytorch_mll(ExactMarginalLogLikelihood(model.likelihood, model))
+            sampler = SobolQMCNormalSampler(torch.Size([64]), seed=self.seed)
+            value = qLogNoisyExpectedImprovement(model, self.X, sampler)
+            bounds = torch.tensor([[0.0] * d, [1.0] * d], dtype=torch.float64)
+            found, _ = optimize_acqf(
+                value, bounds, q, num_restarts=8, raw_samples=512, options={"sample_around_best": True, "maxiter": 100}
+            )
+        return found.detach()
+
+    def tell(self, values: list[Value]) -> None:
+        worked = torch.tensor([value is not None for value in values])
+        told = torch.tensor([[self.sign * value] for value in values if value is not None], dtype=torch.float64)
+        self.X, self.Y = torch.cat([self.X, self.asked[worked]]), torch.cat([self.Y, told.reshape(-1, 1)])
+
+    def recommended(self) -> None:
+        return None
+
+
 class WorstCost:
     """Costs (small is good) for libraries that want a number of every run: a failed one is as bad as the worst so far.
 
@@ -379,6 +431,7 @@ METHODS: dict[str, Callable[[Problem, int, int], Searcher]] = {
     "smac": Smac,
     "hebo": Hebo,
     "skopt": Skopt,
+    "saas-map": SaasMap,
 }
 
 # The distribution that a method is made of, for its version.
@@ -390,6 +443,7 @@ PACKAGES = {
     "smac": "smac",
     "hebo": "HEBO",
     "skopt": "scikit-optimize",
+    "saas-map": "botorch",
 }
 
 

@@ -81,6 +81,12 @@ class Cube:
         """``SearchSpace.snap``; shape ``... x d``."""
         return torch.from_numpy(self.space.snap(to_numpy(X))).to(X)
 
+    def centre(self) -> Tensor:
+        """The middle of all ranges and of the order of choices, with nothing special; shape ``d``."""
+        x = torch.full((self.dim,), 0.5, dtype=torch.float64)
+        x[self.special_columns] = (1 + SPECIAL_SHARE) / 2  # special values stand below the ordinary range
+        return self.snap(x)
+
     def resolved(self, X: Tensor) -> Tensor:
         """``SearchSpace.resolved``; shape ``... x d``."""
         return torch.from_numpy(self.space.resolved(to_numpy(X))).to(X)

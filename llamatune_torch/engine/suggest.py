@@ -40,11 +40,11 @@ def suggest(study: Study, settings: Settings | None = None, n: int = 1) -> list[
     """The next ``n`` sets of parameters to evaluate, all different, none done or running.
 
     The default and the user's initial points come first. A scrambled Sobol sequence follows until ``n_initial`` trials
-    are on record and one of them has completed. It goes on while outcomes say nothing about parameters
-    (``filling.py``). From then on it is the maximiser of the acquisition under the surrogate. If the search is stuck,
-    it is the point that is least known (``stagnation.py``). Of several objectives, the maximiser of the expected
-    hypervolume (``hypervolume.py``) is next. While no trial keeps the constraints, it is the point that most probably
-    does. A batch is chosen one by one, each point knowing those before it.
+    are on record and one of them has completed; in a large space its centre comes before it. It goes on while outcomes
+    say nothing about parameters (``filling.py``). From then on it is the maximiser of the acquisition under the
+    surrogate. If the search is stuck, it is the point that is least known (``stagnation.py``). Of several objectives,
+    the maximiser of the expected hypervolume (``hypervolume.py``) is next. While no trial keeps the constraints, it is
+    the point that most probably does. A batch is chosen one by one, each point knowing those before it.
 
     Raises:
         SpaceExhaustedError: a finite space has fewer than ``n`` points left.

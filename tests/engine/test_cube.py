@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -100,3 +101,18 @@ def test_in_torch_snapped_points_are_of_the_same_kind_and_at_the_same_place(data
             assert kind.tolist() == parameter.special_of(U.numpy()).tolist()
             ordinary = U[kind < 0]
             assert torch.allclose(0.25 + 0.75 * inner(ordinary), ordinary, rtol=0, atol=1e-15)
+
+
+def test_the_centre_is_in_the_middle_of_what_is_ordinary() -> None:
+    space = SearchSpace(
+        {
+            "lr": Real(1e-5, 1e-3, prior="log-uniform"),
+            "dropout": Real(0.0, 0.4, special=[0.0]),
+            "layers": Integer(1, 9),
+            "optimizer": ["adamw", "lion", "muon"],
+        }
+    )
+    params = Cube(space).decode(Cube(space).centre())
+    expected = {"lr": 1e-4, "dropout": 0.2, "layers": 5}
+    assert {name: params[name] for name in expected} == pytest.approx(expected)
+    assert params["optimizer"] == "lion"

@@ -10,9 +10,9 @@ import pytest
 from strategies import make_study, make_trial
 from test_suggest import LINE, MIXED, params_of, play, quick
 
-from llamatune_torch import Integer, Real, SearchSpace, SpaceExhaustedError, Study, Trial, TrialState
+from llamatune_torch import Categorical, Integer, Real, SearchSpace, SpaceExhaustedError, Study, Trial, TrialState
 from llamatune_torch.engine.cube import Cube
-from llamatune_torch.engine.initial import initial_suggestions, next_sobol_points
+from llamatune_torch.engine.initial import CENTRED_FROM, initial_suggestions, next_sobol_points
 from llamatune_torch.engine.qmc import quasi_random, sobol
 from llamatune_torch.engine.suggest import suggest
 from llamatune_torch.partial import validate_part
@@ -71,6 +71,33 @@ def test_an_initial_point_that_is_on_record_is_not_tried_again() -> None:
 def test_initial_points_that_differ_in_type_only_are_all_tried() -> None:
     study = make_study({"c": [1, True, 1.0, 2]}, initial_points=[{"c": 1}, {"c": True}, {"c": 1.0}])
     assert [repr(s.params["c"]) for s in suggest(study, quick(), 3)] == ["1", "True", "1.0"]
+
+
+def large(n: int = CENTRED_FROM, **options: Any) -> SearchSpace:
+    """``n`` parameters that vary, and one that does not."""
+    return SearchSpace({**{f"x{i}": Real(0.0, 1.0) for i in range(n)}, "constant": Categorical([7])}, **options)
+
+
+def test_a_large_space_is_tried_in_its_centre_first_and_then_as_ever() -> None:
+    found = initial_suggestions(Study(large()), quick(), 3)
+    assert found[0] == Suggestion({**{f"x{i}": 0.5 for i in range(CENTRED_FROM)}, "constant": 7}, "sobol")
+    assert [s.params for s in found[1:]] == Cube(large()).decode_all(sobol(Cube(large()), 3, 0)[1:])
+    one_by_one = play(Study(large()), lambda params: params["x0"], 3, quick())
+    assert [trial.params for trial in one_by_one.trials] == [s.params for s in found]
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        large(CENTRED_FROM - 1),
+        large(default={**{f"x{i}": 0.25 for i in range(CENTRED_FROM)}, "constant": 7}),
+        large(rule=lambda params: params["x0"] != params["x1"]),
+    ],
+    ids=["smaller", "with a default", "with a rule against its centre"],
+)
+def test_the_centre_is_left_out(space: SearchSpace) -> None:
+    found = [s.params for s in initial_suggestions(Study(space), quick(), 4) if s.origin == "sobol"]
+    assert found == Cube(space).decode_all(sobol(Cube(space), len(found), 0))
 
 
 def test_a_lost_trial_counts_for_nothing_but_its_sobol_point_is_not_drawn_twice() -> None:
