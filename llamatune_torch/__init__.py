@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         TrainerError,
         TrialStateError,
     )
+    from llamatune_torch.integrations.decoding.tune import tune_decoding
     from llamatune_torch.integrations.trainer.configs import lora_config, training_arguments
     from llamatune_torch.integrations.trainer.tune import tune
     from llamatune_torch.objectives import Objective
@@ -125,6 +126,7 @@ __all__ = [
     "should_pause",
     "training_arguments",
     "tune",
+    "tune_decoding",
 ]
 
 # Where each name lives; errors and warnings are all on one page.
@@ -154,6 +156,7 @@ _HOMES = {
     "should_pause": "runtime.evaluation",
     "training_arguments": "integrations.trainer.configs",
     "tune": "integrations.trainer.tune",
+    "tune_decoding": "integrations.decoding.tune",
 } | {name: "errors" for name in __all__ if name.endswith(("Error", "Warning"))}
 
 

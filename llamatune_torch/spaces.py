@@ -16,9 +16,10 @@ Names are those of ``TrainingArguments`` and of PEFT where these have one. Besid
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from llamatune_torch.categorical import Categorical
 from llamatune_torch.errors import SpaceError
 from llamatune_torch.parameter_base import describe
 from llamatune_torch.parameters import Integer, Real
@@ -234,6 +235,45 @@ def dpo(adapter: bool = False) -> SearchSpace:
     )
     others = [name for name in lora().names if name not in ("rank", "lora_dropout")]
     return space | lora().without(*others) if adapter else space
+
+
+def decoding(names: Collection[str] | None = None) -> SearchSpace:
+    """Decoding parameters: greedy, sampled or by beams, as far as what answers has them (``tune_decoding``).
+
+    - ``method``, where it can be chosen; elsewhere a ``temperature`` of 0 is greedy.
+    - ``temperature`` 0.1 .. 1.5, ``top_p`` 0.5 .. 1: common defaults are 0.7 and 0.9, greedy is this space's own.
+    - ``top_k`` 5 .. 100 or off, ``min_p`` 0.01 .. 0.3 or off (Nguyen et al., 2024, arXiv:2407.01082: 0.05 to 0.1).
+    - ``repetition_penalty`` 1 .. 1.5 (Keskar et al., 2019, arXiv:1909.05858: 1.2), ``frequency_penalty`` and
+      ``presence_penalty`` 0 .. 1.
+    - ``num_beams`` 2 .. 8.
+
+    The length of answers is no matter of taste: add ``max_tokens`` yourself.
+
+    Args:
+        names: of the parameters that there are; ``None`` for all but ``method`` and ``num_beams``.
+    """
+    known = {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "frequency_penalty", "presence_penalty"}
+    names = known if names is None else names
+    chosen = "method" in names
+    sampled = {"method": "sample"} if chosen else {"temperature": "> 0"}
+    parameters: dict[str, Any] = {
+        "method": Categorical(["greedy", "sample", "beam"]),
+        "temperature": Real(0.1, 1.5, when={"method": "sample"}) if chosen else Real(0.1, 1.5, special=[0.0]),
+        "top_p": Real(0.5, 1.0, when=sampled),
+        "top_k": Integer(5, 100, prior="log-uniform", special=[0], when=sampled),
+        "min_p": Real(0.01, 0.3, prior="log-uniform", special=[0.0], when=sampled),
+        "num_beams": Integer(2, 8, when={"method": "beam"}),
+        "repetition_penalty": Real(1.0, 1.5),
+        "frequency_penalty": Real(0.0, 1.0),
+        "presence_penalty": Real(0.0, 1.0),
+    }
+    own = {name: parameter for name, parameter in parameters.items() if name in names}
+    usual = {
+        "method": "greedy", "temperature": 0.0, "repetition_penalty": 1.0,
+        "frequency_penalty": 0.0, "presence_penalty": 0.0,
+    }  # fmt: skip
+    default = {name: value for name, value in usual.items() if name in own and not (name == "temperature" and chosen)}
+    return SearchSpace(own, default=default)
 
 
 #: The spaces that need no arguments, by the names that ``tune`` takes.

@@ -62,7 +62,13 @@ FLOORS = [
 ]
 
 # Houses within a room that do not know each other either.
-APART = ["integrations.trainer", "integrations.optuna", "integrations.ray", "integrations.trackers"]
+APART = [
+    "integrations.decoding",
+    "integrations.trainer",
+    "integrations.optuna",
+    "integrations.ray",
+    "integrations.trackers",
+]
 
 # The only imports that go up: a method of `Study` that is a door to what draws it, and imports it when it is called.
 UP = {("study", "insight.report"): "report", ("study", "insight.plots.plot"): "plot"}
