@@ -66,7 +66,7 @@ def _expected(study: Study, data: TrainingData, surrogate: Surrogate, x: Tensor)
 def _next_to(best: Trial, cube: Cube, x: Tensor) -> str:
     """The parameters that differ most from those of the best trial."""
     params = cube.decode(x)
-    distance = (x.cpu() - cube.encode(best.params)).abs()
+    distance = (x - cube.encode(best.params).to(x)).abs()
     names = [name for name in cube.space.names if name in params]
     far = [name for name in names if _differs(name, params, best, float(distance[cube.space.names.index(name)]))]
     far.sort(key=lambda name: -float(distance[cube.space.names.index(name)]))

@@ -186,7 +186,7 @@ def test_derived_seeds_differ_by_each_key_and_never_change() -> None:
 
 
 def test_minimising_the_negated_values_gives_the_same_advice(advice: list[Suggestion]) -> None:
-    assert suggest(explored("minimize", sign=-1.0), quick(), 2) == advice
+    assert [s[:2] for s in suggest(explored("minimize", sign=-1.0), quick(), 2)] == [s[:2] for s in advice]
 
 
 def test_the_study_is_left_as_it_was() -> None:

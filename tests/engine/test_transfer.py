@@ -80,7 +80,7 @@ def test_a_study_of_the_same_function_saves_most_of_the_search() -> None:
 def test_without_past_studies_advice_is_what_it_always_was() -> None:
     cold = search(loss(3e-3), 8)
     assert [t.params for t in search(loss(3e-3), 8, []).trials] == [t.params for t in cold.trials]
-    assert all(not trial.notes for trial in cold.trials)
+    assert all("past" not in trial.notes for trial in cold.trials)
 
 
 def upside_down(params: Params) -> float:
