@@ -1,7 +1,7 @@
 # Two commands for a fresh machine with python3 (3.11 or newer), pip and make; each sets up what it needs:
 #
 #   make demo     GPT-2 tuned on real text, about 3 minutes on 2 cores
-#   make test     lint, types and tests, about 14 minutes on 2 cores
+#   make test     lint, types and tests, about 15 minutes on 2 cores
 #   make test-all the slow tests as well
 #   make docs     the documents as a site, in build/site
 

@@ -22,7 +22,9 @@ if "torch" in ways or __name__ == "__main__":  # which asks the engine
     import torch
 if room:
     used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + room, used + room))
+    most = resource.getrlimit(resource.RLIMIT_AS)[1]  # in a child its parent's, which it cannot raise
+    limit = used + room if most == resource.RLIM_INFINITY else min(used + room, most)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 def evaluate(params):
     way, blocks, chain = params["way"], [], ()
