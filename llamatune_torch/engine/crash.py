@@ -40,7 +40,7 @@ LABEL_NOISE_PRIOR = LogNormal(-1.6, 0.5, MIN_NOISE)  # of the labels' noise vari
 
 # The power of P(works | x) in the acquisition. Expected improvement alone would weigh P once. But improvement runs out
 # as the search converges, while a wall of failures keeps its one chance in twenty. With a weight of one, many runs next
-# to a memory limit failed (a few seeds: benchmarks/README.md), and a failed run costs time and teaches little.
+# to a memory limit failed (a few seeds: benchmarks/TRIED.md), and a failed run costs time and teaches little.
 RISK_AVERSION = 10.0
 
 # The same for exceptions.

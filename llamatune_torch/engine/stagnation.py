@@ -7,7 +7,7 @@ that were chosen on its own advice. With estimated hyperparameters expected impr
 2011, JMLR 12:2879; Benassi et al., 2011, on deceptive first points).
 
 Bull's cure is to explore every now and then, regardless of the surrogate. So do Gutmann (2001, in cycles) and De Ath et
-al. (2021, at random). That costs a search that does well a good part of its evaluations (benchmarks/README.md). Here
+al. (2021, at random). That costs a search that does well a good part of its evaluations (benchmarks/TRIED.md). Here
 only a stuck search explores, one that shows all three signs: a length scale at the end of its range, the last few
 trials all near the best one, and none of them better beyond the noise. Its next point is the one about which the trials
 say least, by the length scales that are most probable before any outcome. The points after it are chosen as always.

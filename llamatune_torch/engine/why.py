@@ -42,7 +42,10 @@ def say_why(study: Study, data: TrainingData, surrogate: Surrogate, acquisition:
         x: a point of the unit cube.
     """
     parts = {name: float(log.exp()) for name, log in acquisition.parts(x.view(1, 1, -1)).items()}
-    said = [] if study.goal.others else [_expected(study, data, surrogate, x)]
+    said = []
+    if not study.goal.others:
+        middle, low, high = expect(study, data, surrogate, x)
+        said.append(f"expected {middle:.4g} ({low:.4g} to {high:.4g})")
     said += {"exploration": ["where least is known"], "hypervolume": ["to widen the Pareto front"]}.get(
         acquisition.factors[0].name, []
     )
@@ -56,11 +59,12 @@ def say_why(study: Study, data: TrainingData, surrogate: Surrogate, acquisition:
     return f"{', '.join(said)}; {_next_to(study.best_trial, Cube(study.space), x)}"
 
 
-def _expected(study: Study, data: TrainingData, surrogate: Surrogate, x: Tensor) -> str:
+def expect(study: Study, data: TrainingData, surrogate: Surrogate, x: Tensor) -> tuple[float, float, float]:
+    """The value expected of a run at ``x`` (shape ``d``), in the metric, and the bounds of its interval."""
     posterior = surrogate.posterior(x.unsqueeze(0), observation_noise=True)
     mean, half = posterior.mean.reshape(1), REACH * posterior.variance.reshape(1).sqrt()
     middle, *ends = in_the_metric(study, data, torch.cat([mean, mean - half, mean + half])).tolist()
-    return f"expected {middle:.4g} ({min(ends):.4g} to {max(ends):.4g})"
+    return middle, min(ends), max(ends)
 
 
 def _next_to(best: Trial, cube: Cube, x: Tensor) -> str:

@@ -78,7 +78,7 @@ class Decomposition:
         return axes_of(self.region.space, self.columns, U, self._weights, torch.ones_like(U))
 
     def subsets(self, seed: int) -> list[Subset]:
-        """The parameters by their conditions, those without one first; seldom active ones are left out."""
+        """The parameters by their conditions, those without one first; left out is what is never active."""
         space = self.region.space
         names = [space.names[j] for j in self.columns]
         groups: dict[str, list[int]] = {}

@@ -1,4 +1,4 @@
-"""Effects of parameters: the metric along it, on average over all others (partial dependence, Friedman, 2001)."""
+"""Effects of parameters: the metric along one, on average over all others (partial dependence, Friedman, 2001)."""
 
 from __future__ import annotations
 

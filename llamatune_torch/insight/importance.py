@@ -41,7 +41,7 @@ def rank_parameters(found: Decomposition, subset: Subset, parts: Parts) -> tuple
     pairs = [
         Interaction((names[i], names[j]), as_share(parts.paired[p] / V), subset.given)
         for p, (i, j) in enumerate(found.pairs)
-        if {i, j} <= set(range(len(names))) and _belongs(subset, i, j)
+        if _belongs(subset, i, j)
     ]
     return alone, pairs
 

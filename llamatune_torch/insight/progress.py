@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from llamatune_torch.engine.feasibility import limit_factors
 from llamatune_torch.engine.qmc import normal_samples, sobol
 from llamatune_torch.engine.recommend import recommend
 from llamatune_torch.engine.surrogate import Surrogate
+from llamatune_torch.engine.why import expect
 from llamatune_torch.errors import NoCompletedTrialError
 from llamatune_torch.insight.effects import Scale
 from llamatune_torch.insight.importance import as_interval
@@ -56,10 +57,10 @@ class Foresight:
 
     def works(self, X: Tensor) -> Tensor:
         """The probability that a run at each of ``X`` (``n x d``) works and keeps all limits; shape ``n``."""
-        ones = X.new_ones(len(X))
+        probability = X.new_ones(len(X))
         for factor in self._factors:
-            ones = ones * factor.log_value(X.unsqueeze(-2)).exp()
-        return ones
+            probability = probability * factor.log_value(X.unsqueeze(-2)).exp()
+        return probability
 
     def random_search(self, counts: list[int]) -> list[Interval | None]:
         """The best of so many random runs each: the median and the interval.
@@ -120,10 +121,7 @@ class Foresight:
     def value(self, winner: Trial) -> Interval:
         """The value of the winner: expected, and the interval of a run on a fresh seed."""
         x = Cube(self.study.space).encode(winner.params).to(self.data.X)
-        posterior = self.surrogate.posterior(x.unsqueeze(0), observation_noise=True)
-        mean, reach = posterior.mean.reshape(1), 1.645 * posterior.variance.reshape(1).sqrt()
-        middle, *ends = self.to_metric(torch.cat([mean, mean - reach, mean + reach])).tolist()
-        return Interval(middle, min(ends), max(ends))
+        return Interval(*expect(self.study, self.data, self.surrogate, x))
 
     def _draw(self, X: Tensor, num: int) -> Tensor:
         """Joint draws of average outcomes at ``X`` (``n x d``); ``n x num``."""
@@ -137,10 +135,10 @@ class Foresight:
 
 def look_back(study: Study, settings: Settings, foresight: Foresight | None) -> Progress:
     """Tells where the search stands; what needs a surrogate is left out without one."""
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     failures: dict[str, tuple[int, float]] = {}
     for trial in study.trials:
-        seconds[str(trial.state)] += trial.cost or 0.0  # type: ignore[assignment]  # a counter of seconds
+        seconds[str(trial.state)] += trial.cost or 0.0
     for trial in study.failed:
         n, spent = failures.get(trial.reason or "unknown", (0, 0.0))
         failures[trial.reason or "unknown"] = n + 1, spent + (trial.cost or 0.0)

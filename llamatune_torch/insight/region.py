@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llamatune_torch.engine.cube import Cube
+from llamatune_torch.engine.cube import Cube, inner
 from llamatune_torch.engine.qmc import quasi_random
 from llamatune_torch.parameter_base import Comparison
 from llamatune_torch.parameters import SPECIAL_SHARE
@@ -182,7 +182,7 @@ def axes_of(space: SearchSpace, columns: Sequence[int], U: Tensor, weights: Tens
             place = torch.full_like(u, 0.5)
         else:
             kind = torch.from_numpy(parameter.special_of(u.numpy()))
-            inside = ((u - SPECIAL_SHARE) / (1 - SPECIAL_SHARE)).clamp(0, 1) if parameter.special else u
+            inside = inner(u) if parameter.special else u
             place = torch.where(kind < 0, inside, 0.5)
         kinds.append(kind)
         places.append(place)

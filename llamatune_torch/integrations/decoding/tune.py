@@ -144,7 +144,8 @@ class _Run:
         self.tuner, self.backend, self.score = tuner, backend, score
         self.chosen, self.kept, self.seed, self.budget = chosen, kept, seed, budget
         self._first_answers: Sequence[str] | None = None
-        self._alike = 0
+        self._num_alike = 0  # settings that answered as the first one did
+        self._differs = False  # one has answered otherwise
 
     @property
     def spent(self) -> float:
@@ -171,13 +172,10 @@ class _Run:
                 break
             seen, until = len(trial.curve), max(len(trial.curve) + 1, round(trial.until * n))
             if self.spent and not self.affords(until - seen):
-                self._give_back(trial)
+                self.tuner.abandon(trial.number, "the tokens are spent")
                 break
             self._advance(trial, seen, min(until, n))
             self._check_any_works()
-
-    def _give_back(self, trial: Trial) -> None:
-        self.tuner.abandon(trial.number, "the tokens are spent")
 
     def _advance(self, trial: Trial, seen: int, until: int) -> None:
         """Lets a setting answer the prompts from ``seen`` to ``until``."""
@@ -246,8 +244,9 @@ class _Run:
         if self._first_answers is None:
             self._first_answers = texts
             return
-        self._alike = self._alike + 1 if list(texts) == list(self._first_answers)[: len(texts)] else -(10**9)
-        if self._alike == SUSPICIOUS:
+        self._differs = self._differs or list(texts) != list(self._first_answers)[: len(texts)]
+        self._num_alike += 1
+        if self._num_alike == SUSPICIOUS and not self._differs:
             warnings.warn(
                 f"the answers of {SUSPICIOUS + 1} different settings are the same, to the last of {trial.params}: "
                 "the backend seems to ignore its parameters",
